@@ -1,0 +1,41 @@
+"""The real catalogue on a laptop CPU.
+"""
+
+from fbjax.config import defaults
+
+
+def get_config():
+    config = defaults()
+
+    config.data.train = "../shared/data/catalogue/train-*.parquet"
+    config.data.validation = "../shared/data/catalogue/validation-*.parquet"
+    config.data.columns.text = ("title", "caption")
+    config.data.columns.category = "subcategory"
+    config.data.columns.group = "group"
+
+    config.patches.network = "mobilenet_v1"
+    config.patches.weights = "../shared/weights/mobilenet_v1_0.75_224.npz"
+    config.patches.geometry = "grid"
+    config.patches.image_size = 128  # the photographs are 60 x 80: a 4 x 4 grid loses little
+    config.patches.cached = True
+
+    config.model.pretrained = "minilm"
+    config.model.num_layers = 3
+    config.model.width, config.model.num_heads, config.model.mlp_width = 384, 12, 1536
+    config.model.text_tokens = 48
+    config.model.hidden_dropout = config.model.attention_dropout = 0.0  # about three epochs: nothing to regularise
+
+    config.tasks.mask_mismatched = False
+    config.tasks.easy_start, config.tasks.easy_end, config.tasks.easy_steps = 1.0, 0.0, 1000
+
+    config.adaptive.method = "fixed"
+    config.adaptive.fixed = (0.1, 0.1, 0.8)
+
+    config.train.batch_size = 16
+    config.train.num_steps = 5600
+    config.train.learning_rate = 2e-4
+    config.train.warmup_steps = 200
+    config.train.beta1, config.train.beta2, config.train.weight_decay = 0.9, 0.98, 0.01
+    config.train.save_every = 500
+    config.train.evaluate_products = 512
+    return config

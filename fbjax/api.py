@@ -1,0 +1,95 @@
+"""The trained model for notebooks and services: texts are strings; images are paths, encoded bytes or PIL images."""
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fbjax.data.pipeline import decode_image
+from fbjax.data.table import normalise_image
+from fbjax.evaluate import load_variables
+from fbjax.mesh import make_mesh
+from fbjax.scoring import Scorer
+from fbjax.workdir import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """``model.score(texts, images)`` and ``model.rank(query, candidates)``."""
+
+    run: Run
+    step: int
+    _scorer: Scorer
+    _variables: Any
+
+    @classmethod
+    def load(cls, workdir: str | Path, step: int | None = None) -> "Model":
+        """The best checkpoint in `workdir` by validation AUC, or that of `step`."""
+        run = Run.open(workdir)
+        mesh = make_mesh(run.config.mesh)
+        step, variables = load_variables(run, workdir, mesh, step)
+        return cls(run, step, Scorer(run.model, run.patches, mesh), {"patches": run.patches.params} | variables)
+
+    def score(self, texts: Sequence[str], images: Sequence) -> np.ndarray:
+        """Match scores [N] of each text with the image beside it: logit differences, above 0 where a match is likelier."""
+        if isinstance(texts, str) or len(texts) != len(images):
+            raise ValueError(f"score takes as many texts as images, in lists; got {len(texts)} and {len(images)}")
+        return self._score(texts, images, np.stack([np.arange(len(texts))] * 2, axis=1))
+
+    def rank(self, query, candidates: Sequence) -> list[tuple[int, float]]:
+        """(place in `candidates`, score), best first: one text against images, or one image against texts."""
+        if not len(candidates):
+            return []
+        places = np.arange(len(candidates))
+        if _is_image(candidates[0]):
+            scores = self._score([query], candidates, np.stack([np.zeros_like(places), places], axis=1))
+        else:
+            scores = self._score(candidates, [query], np.stack([places, np.zeros_like(places)], axis=1))
+        return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")]
+
+    def _score(self, texts: Sequence[str], images: Sequence, pairs: np.ndarray) -> np.ndarray:
+        if not len(pairs):
+            return np.empty(0, np.float32)
+        empty = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
+        if empty:
+            raise ValueError(f"text {empty[0]} is {texts[empty[0]]!r}: expected a string with words")
+        ids = self.run.vocabulary.encode(texts, self.run.config.model.text_tokens)
+        batch = self._scorer.batch_size
+        loaded = (
+            np.stack([self._pixels(image) for image in images[start : start + batch]])
+            for start in range(0, len(images), batch)
+        )
+        return self._scorer.score(self._variables, ids, self._scorer.embed_images(self._variables, loaded), pairs)
+
+    def _pixels(self, image) -> np.ndarray:
+        """uint8 [S, S, 3], by the path that prepared records take."""
+        size = self.run.config.patches.image_size
+        try:
+            return decode_image(normalise_image(_encoded(image), size), size)
+        except ValueError as error:
+            raise ValueError(f"{image if isinstance(image, str | Path) else 'image'}: {error}") from None
+
+
+def _is_image(value) -> bool:
+    """A path to a file, bytes or a PIL image; every other string is a text."""
+    if isinstance(value, str):
+        return len(value) < 4096 and "\n" not in value and Path(value).is_file()
+    return isinstance(value, bytes | Path | Image.Image)
+
+
+def _encoded(image) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, Image.Image):
+        out = io.BytesIO()
+        image.save(out, format="PNG")
+        return out.getvalue()
+    if isinstance(image, str | Path):
+        if not Path(image).is_file():
+            raise FileNotFoundError(f"no image file {image}")
+        return Path(image).read_bytes()
+    raise TypeError(f"an image is a path, encoded bytes or a PIL image, not {type(image).__name__}")

@@ -1,0 +1,101 @@
+"""Candidate lists: for each query its positive and the others it is ranked against; read, checked, drawn and hashed."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from fbjax.data.sampling import Partners
+
+DIRECTIONS = ("image_to_text", "text_to_image")
+FIELDS = ("direction", "query", "positive", "candidates")
+
+
+@dataclasses.dataclass(frozen=True)
+class CandidateList:
+    """One query by product id: its image against candidates' texts, or its text against candidates' images."""
+
+    direction: str
+    query: str
+    positive: str
+    candidates: tuple[str, ...]
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        return tuple(candidate for candidate in self.candidates if candidate != self.positive)
+
+
+def read_lists(path: str | Path, num_queries: int | None = None) -> tuple[list[CandidateList], str]:
+    """The lists of a JSONL file, the first `num_queries` a direction, and the SHA-256 of the whole file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no candidate lists at {path}")
+    lists = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if line.strip():
+            lists.append(_parse(line, f"{path} line {number}"))
+    if not lists:
+        raise ValueError(f"{path} holds no candidate list")
+    return _first(lists, num_queries), hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def draw_lists(records, num_others: int, num_queries: int, seed: int) -> tuple[list[CandidateList], str]:
+    """Lists drawn from prepared records, and the SHA-256 of their JSONL form.
+
+    Others are of the query's category and never of its group, distinct; a category too small for `num_others` gives a
+    shorter list, one with no other group none.
+    """
+    rng = np.random.default_rng(seed)
+    by_category = {code: np.flatnonzero(records.categories == code) for code in np.unique(records.categories)}
+    lists = []
+    for direction in DIRECTIONS:
+        drawn = 0
+        for row in rng.permutation(len(records)):
+            if drawn == num_queries:
+                break
+            pool = by_category[records.categories[row]]
+            pool = pool[records.groups[pool] != records.groups[row]]
+            if not len(pool):
+                continue
+            others = rng.choice(pool, min(num_others, len(pool)), replace=False)
+            query = str(records.ids[row])
+            lists.append(CandidateList(direction, query, query, (query, *(str(i) for i in records.ids[others]))))
+            drawn += 1
+    if not lists:
+        raise ValueError("no candidate list can be drawn: no category holds two groups")
+    return lists, hashlib.sha256("\n".join(json.dumps(dataclasses.asdict(x)) for x in lists).encode()).hexdigest()
+
+
+def any_category_negatives(lists: list[CandidateList], records, seed: int = 0) -> list[str]:
+    """For each list a product of any category and another group than its query's, seeded."""
+    rows = records.rows([x.query for x in lists])
+    partners = Partners(records.categories, records.groups)
+    uniform = np.random.default_rng(seed).random(len(rows))
+    return [str(i) for i in records.ids[partners.draw(rows, uniform, np.ones(len(rows), bool))]]
+
+
+def _parse(line: str, where: str) -> CandidateList:
+    try:
+        fields = json.loads(line)
+        parsed = CandidateList(
+            fields["direction"], str(fields["query"]), str(fields["positive"]), tuple(map(str, fields["candidates"]))
+        )
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{where} is no candidate list ({error!r}); it needs {', '.join(FIELDS)}") from None
+    if parsed.direction not in DIRECTIONS:
+        raise ValueError(f"{where}: direction {parsed.direction!r} is none of {', '.join(DIRECTIONS)}")
+    if parsed.candidates.count(parsed.positive) != 1 or len(set(parsed.candidates)) != len(parsed.candidates):
+        raise ValueError(f"{where}: candidates must be distinct and hold the positive {parsed.positive!r} once")
+    if len(parsed.candidates) < 2:
+        raise ValueError(f"{where}: a list needs at least one other candidate")
+    return parsed
+
+
+def _first(lists: list[CandidateList], num_queries: int | None) -> list[CandidateList]:
+    if num_queries is None:
+        return lists
+    if num_queries < 1:
+        raise ValueError(f"--queries {num_queries}: take at least 1")
+    return [x for direction in DIRECTIONS for x in [y for y in lists if y.direction == direction][:num_queries]]

@@ -1,0 +1,108 @@
+"""Checkpoints of the train state: the only file that knows Orbax.
+
+Written asynchronously into a temporary folder and renamed when whole, so that a kill leaves the one before. The last n are
+kept, and the best by validation AUC.
+"""
+
+import errno
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+BEST_METRIC = "auc"
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Checkpoints:
+    """The checkpoints under ``workdir/checkpoints``. Use as a context manager: leaving it waits for the last write."""
+
+    def __init__(self, workdir: str | Path, keep_last: int = 1, say: Callable[[str], None] = print):
+        self._folder = Path(workdir).absolute() / "checkpoints"
+        self._say = say
+        self._pending = None
+        policies = ocp.training.preservation_policies
+        keep = [
+            policies.LatestN(keep_last),
+            policies.BestN(get_metric_fn=lambda m: m[BEST_METRIC], n=1, keep_checkpoints_without_metrics=False),
+        ]
+        self._orbax = ocp.training.Checkpointer(
+            self._folder,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),  # the loop decides
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        try:
+            self.wait()
+        except OSError:
+            if kind is None:
+                raise
+        finally:
+            self._orbax.close()
+
+    def save(self, step: int, state, metrics: dict | None = None) -> None:
+        """Starts writing `state`; first waits for the write before it, and raises what went wrong there."""
+        self.wait()
+        try:
+            self._pending = self._orbax.save_async(step, state, metrics=metrics)
+        except Exception as error:
+            raise self._explained(error) from error
+
+    def wait(self) -> None:
+        """Until the last write is on disk; raises OSError where it failed."""
+        pending, self._pending = self._pending, None
+        try:
+            if pending is not None:
+                pending.result()
+        except Exception as error:
+            raise self._explained(error) from error
+
+    def steps(self) -> list[int]:
+        return sorted(checkpoint.step for checkpoint in self._orbax.checkpoints)
+
+    def restore_newest(self, abstract_state):
+        """(step, state) of the newest readable checkpoint, or None where there is none.
+
+        One that cannot be read is reported, renamed to ``unreadable-<step>`` and the one before is taken.
+        """
+        for step in reversed(self.steps()):
+            try:
+                return step, self._load(step, abstract_state)
+            except Exception as error:  # a damaged file surfaces as any of a dozen kinds
+                reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+                self._say(f"checkpoint {step} cannot be read ({reason}); falling back to the one before")
+                (self._folder / str(step)).rename(self._folder / f"unreadable-{step}")
+                self._orbax.reload()
+        return None
+
+    def restore(self, step: int, abstract_state):
+        """The state of one checkpoint, placed as `abstract_state` says."""
+        return self._load(step, abstract_state)
+
+    def best_step(self) -> int | None:
+        """The step with the highest validation AUC, or the newest where none was evaluated."""
+        scored = [(c.metrics[BEST_METRIC], c.step) for c in self._orbax.checkpoints if c.metrics]
+        return max(scored)[1] if scored else max(self.steps(), default=None)
+
+    def _load(self, step: int, abstract_state):
+        return self._orbax.load(step, abstract_state)
+
+    def _explained(self, error: Exception) -> OSError:
+        text = str(error)
+        if "No space left" in text or "RESOURCE_EXHAUSTED" in text or getattr(error, "errno", None) == errno.ENOSPC:
+            return OSError(
+                errno.ENOSPC, f"no space left for a checkpoint under {self._folder}: free some and run again to resume"
+            )
+        return OSError(f"cannot write a checkpoint under {self._folder}: {text.splitlines()[0] if text else error!r}")
+
+
+def abstract(state):
+    """Shapes, dtypes and shardings of `state`, to restore into."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

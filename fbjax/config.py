@@ -1,0 +1,262 @@
+"""Every setting, its default and its meaning: the only place where a default is written.
+
+A config file's ``get_config()`` takes `defaults()`, a mutable `ml_collections.ConfigDict`, changes what it needs and
+returns it; ``--config.field=value`` overrides it; `freeze` checks it as a whole. Past this module a config is frozen.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import types
+from pathlib import Path
+
+import ml_collections
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Which column of the product table holds what."""
+
+    id: str = "id"
+    text: tuple[str, ...] = ("title",)  # joined by a space
+    image: str = "image"  # {bytes, path} structs (Hugging Face convention), bytes, or a path
+    category: str = "category"  # negatives and candidates come from the same value
+    group: str = ""  # products never to be told apart (variants, duplicates); "": every product on its own
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    train: str = ""  # a table or a glob of tables: .parquet, .csv, .tsv, .jsonl
+    validation: str = ""  # the same for validation; "": hold out part of `train`
+    holdout: float = 0.05  # share of the groups held out where there is no validation table
+    image_root: str = ""  # folder that image paths are relative to; "": the table's folder
+    columns: Columns = Columns()
+    prepared: str = "prepared"  # folder for prepared records and cached features
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchConfig:
+    weights: str = ""  # path to the network's weights; networks without any ignore it
+    network: str = "pixels"  # pixels | mobilenet_v1
+    geometry: str = "isolated"  # isolated (the paper) | grid (cells of one pass's feature map)
+    image_size: int = 256  # pixels; every image is resized to image_size x image_size
+    patch_size: int = 32  # pixels; P = (image_size / patch_size)^2
+    enlarge_to: int = 32  # pixels; `isolated` resizes each patch to this before the network
+    trainable: bool = False  # train the network's weights along with FashionBERT
+    cached: bool = False  # run the (frozen) network once over all images and keep the features on disk
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    pretrained: str = ""  # a BERT to start from: "minilm", a folder, or a hub name; "": random weights
+    vocabulary: str = ""  # "": the pretrained BERT's; a path to vocab.txt; "train:8000": trained on the catalogue
+    num_layers: int = 12  # the pretrained BERT's first n
+    width: int = 768
+    num_heads: int = 12
+    mlp_width: int = 3072
+    text_tokens: int = 64  # T, [CLS] and [SEP] included
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    dtype: str = "float32"  # of matrix products: float32 | bfloat16; parameters stay float32
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    mlm_rate: float = 0.15  # share of text pieces masked, whole words at a time
+    mpm_rate: float = 0.10  # share of patches masked
+    mask_mismatched: bool = True  # MLM and MPM on mismatched pairs too (the release does; the paper is silent)
+    easy_start: float = 0.0  # share of partners from any category at step 0 ...
+    easy_end: float = 0.0  # ... falling linearly to this ...
+    easy_steps: int = 0  # ... over so many steps
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveConfig:
+    method: str = "gradient"  # gradient (the paper, Eq. 6) | loss_softmax (the release) | fixed
+    fixed: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)  # weights of `fixed`, in the order mlm, mpm, tia; sum 1
+    scaling: str = "share"  # of squared gradient norms n_i into [0, domain): share = n_i / sum n, squash = n_i / (1 + n_i)
+    domain: float = 2.7  # in (0, K): a domain of 1 holds the ratio of two weights under 3/2
+    stop_gradient: bool = False  # loss_softmax: hold the weights constant in the gradient (the release does not)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    batch_size: int = 64  # products in a global batch; each yields two pairs
+    num_steps: int = 100_000
+    learning_rate: float = 2e-5  # peak
+    warmup_steps: int = 5_000
+    beta1: float = 0.95
+    beta2: float = 0.999
+    weight_decay: float = 1e-4  # not on biases and LayerNorm
+    clip_norm: float = 1.0  # of the weighted gradient's global norm
+    seed: int = 0
+    log_every: int = 50  # steps
+    save_every: int = 1_000  # steps
+    evaluate_every: int = 1_000  # steps; a sample of the validation split
+    evaluate_products: int = 256  # products in that sample; its cost is held to 5 % of the wall time
+    keep_last: int = 2  # checkpoints; the best by validation AUC is kept besides
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    data: int = -1  # devices along each axis; one of them may be -1: all that are left
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    data: DataConfig = DataConfig()
+    patches: PatchConfig = PatchConfig()
+    model: ModelConfig = ModelConfig()
+    tasks: TaskConfig = TaskConfig()
+    adaptive: AdaptiveConfig = AdaptiveConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """All settings with their defaults, to be changed in a config file."""
+    return ml_collections.ConfigDict(dataclasses.asdict(Config()))
+
+
+def load(path: str | Path, overrides: list[str] = ()) -> Config:
+    """The config of a file's ``get_config()`` with ``section.field=value`` overrides applied, frozen and checked."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no config file {path}; the project's own are in configs/")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{path} has no get_config() function")
+    config = module.get_config()
+    for override in overrides:
+        _apply(config, override)
+    return freeze(config)
+
+
+def freeze(config: ml_collections.ConfigDict) -> Config:
+    """The frozen form of `config`; every setting that contradicts another is reported in one error."""
+    frozen = _build(Config, config.to_dict())
+    problems = _problems(frozen)
+    if problems:
+        raise ValueError("config:\n  " + "\n  ".join(problems))
+    return frozen
+
+
+def to_json(config: Config) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def from_json(text: str) -> Config:
+    return _build(Config, json.loads(text))
+
+
+def difference(stored: Config, given: Config) -> list[str]:
+    """One line for each setting in which two configs differ, except where data lies on disk."""
+    old, new = _flat(dataclasses.asdict(stored)), _flat(dataclasses.asdict(given))
+    return [
+        f"{name}: {old[name]!r} in the workdir, {new[name]!r} given"
+        for name in old
+        if old[name] != new[name] and not name.startswith(("mesh.", "data.prepared"))
+    ]
+
+
+def _build(cls, values: dict):
+    """An instance of the dataclass `cls` from nested dicts; lists become tuples."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = values.keys() - fields.keys()
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no setting {', '.join(sorted(unknown))} (there are: {', '.join(fields)})")
+    built = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(fields[name].type):
+            value = _build(fields[name].type, value)
+        elif isinstance(value, list | tuple):
+            value = tuple(value)
+        built[name] = value
+    return cls(**built)
+
+
+def _apply(config: ml_collections.ConfigDict, override: str) -> None:
+    """Sets one ``section.field=value``; the value is a Python literal, or the string itself where that is no literal."""
+    name, _, text = override.partition("=")
+    *parents, field = name.split(".")
+    node = config
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, ml_collections.ConfigDict) else None
+    if not isinstance(node, ml_collections.ConfigDict) or field not in node:
+        raise ValueError(f"no setting config.{name} (known: {', '.join(_flat(defaults().to_dict()))})")
+    current = node[field]
+    value = text
+    if not isinstance(current, str):
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+    if isinstance(current, float) and type(value) is int:
+        value = float(value)
+    if isinstance(current, tuple) and not isinstance(value, tuple):
+        value = tuple(value) if isinstance(value, list) else (value,)
+    if type(value) is not type(current):
+        raise ValueError(f"config.{name} takes a {type(current).__name__} such as {current!r}, not {text!r}")
+    node[field] = value
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
+
+
+def _problems(config: Config) -> list[str]:
+    """What contradicts what, in words that name the values and the remedy."""
+    patches, model, tasks, adaptive, train = (
+        config.patches,
+        config.model,
+        config.tasks,
+        config.adaptive,
+        config.train,
+    )
+    rules = types.MappingProxyType(
+        {
+            f"patches.geometry {patches.geometry!r} is unknown (use 'isolated' or 'grid')": patches.geometry
+            not in ("isolated", "grid"),
+            f"patches.patch_size {patches.patch_size} does not divide image_size {patches.image_size}": patches.patch_size
+            < 1
+            or patches.image_size % patches.patch_size,
+            "patches.cached and patches.trainable exclude each other (cached features never change)": patches.cached
+            and patches.trainable,
+            f"model.num_heads {model.num_heads} does not divide model.width {model.width}": model.width % model.num_heads,
+            f"model.text_tokens {model.text_tokens} is too short (use at least 8)": model.text_tokens < 8,
+            f"model.dtype {model.dtype!r} is unknown (use 'float32' or 'bfloat16')": model.dtype
+            not in ("float32", "bfloat16"),
+            "model.vocabulary is not set and there is no pretrained BERT to take it from "
+            "(use a path to vocab.txt, or 'train:8000' to train one on the catalogue)": not model.vocabulary
+            and not model.pretrained,
+            f"tasks rates must lie in (0, 1): mlm_rate {tasks.mlm_rate}, mpm_rate {tasks.mpm_rate}": not (
+                0 < tasks.mlm_rate < 1 and 0 < tasks.mpm_rate < 1
+            ),
+            f"tasks.easy_start {tasks.easy_start} and easy_end {tasks.easy_end} must lie in [0, 1]": not (
+                0 <= tasks.easy_start <= 1 and 0 <= tasks.easy_end <= 1
+            ),
+            f"adaptive.method {adaptive.method!r} is unknown (use 'gradient', 'loss_softmax' or 'fixed')": adaptive.method
+            not in ("gradient", "loss_softmax", "fixed"),
+            f"adaptive.scaling {adaptive.scaling!r} is unknown (use 'share' or 'squash')": adaptive.scaling
+            not in ("share", "squash"),
+            f"adaptive.domain {adaptive.domain} must lie in (0, 3), Eq. 6's domain for three tasks": not 0
+            < adaptive.domain
+            < 3,
+            f"adaptive.fixed {adaptive.fixed} must be three weights >= 0 that sum to 1": len(adaptive.fixed) != 3
+            or min(adaptive.fixed) < 0
+            or abs(sum(adaptive.fixed) - 1) > 1e-6,
+            f"train.warmup_steps {train.warmup_steps} must be below num_steps {train.num_steps}": train.warmup_steps
+            >= train.num_steps,
+            f"data.holdout {config.data.holdout} must lie in (0, 1) without a validation table": not config.data.validation
+            and not 0 < config.data.holdout < 1,
+        }
+    )
+    return [message for message, broken in rules.items() if broken]

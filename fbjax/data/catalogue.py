@@ -1,0 +1,283 @@
+"""Prepared records: a product table as a TFDS dataset of ArrayRecord files, built once, then read at random.
+
+A record is {id, group, category, pieces, word_ids, image}: WordPiece ids of the whole text, the word each piece belongs to,
+and the encoded image. Beside the records lie an index (id, group, category of every row) and a report of what was skipped.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+from fbjax.config import Columns, Config
+from fbjax.data import table
+from fbjax.data.vocabulary import Vocabulary
+
+REPORT, SKIPPED = "report.json", "skipped.jsonl"
+TOKENIZE_AT_ONCE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What records are made of. `splits` maps a split to a table or glob; `holdout` > 0 cuts "validation" off "train"."""
+
+    splits: tuple[tuple[str, str], ...]
+    columns: Columns
+    image_root: str
+    image_size: int
+    holdout: float = 0.0
+
+    @classmethod
+    def from_config(cls, config: Config) -> "Source":
+        """The train and validation tables of a config."""
+        data = config.data
+        if not data.train:
+            raise ValueError("config.data.train is not set: give it the path of a product table")
+        splits = (("train", data.train),) + ((("validation", data.validation),) if data.validation else ())
+        holdout = 0.0 if data.validation else data.holdout
+        return cls(splits, data.columns, data.image_root, config.patches.image_size, holdout)
+
+    @classmethod
+    def one_table(cls, pattern: str, config: Config) -> "Source":
+        """A table of its own to evaluate on, read with the config's columns."""
+        return cls((("validation", pattern),), config.data.columns, config.data.image_root, config.patches.image_size)
+
+    def files(self) -> dict[str, list[Path]]:
+        return {split: table.find_files(pattern) for split, pattern in self.splits}
+
+    def fingerprint(self, vocabulary: Vocabulary) -> str:
+        """Changes with any setting, the vocabulary, and any table's name, size or time of change.
+
+        Image files outside the tables are not looked at: delete the prepared folder where they changed.
+        """
+        stats = [
+            (split, file.name, file.stat().st_size, file.stat().st_mtime_ns)
+            for split, files in self.files().items()
+            for file in files
+        ]
+        settings = (stats, dataclasses.astuple(self.columns), self.image_root, self.image_size, self.holdout)
+        return hashlib.sha256(repr((settings, vocabulary.fingerprint)).encode()).hexdigest()[:12]
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """One prepared split. Rows are numbered as they stand in the table, what was skipped left out."""
+
+    ids: np.ndarray  # [N] str
+    groups: np.ndarray  # [N] int32 codes
+    categories: np.ndarray  # [N] int32 codes
+    num_pieces: np.ndarray  # [N] int32, [CLS] and [SEP] not counted
+    name: str  # folder-safe, unique to split and content
+    features: tfds.features.FeaturesDict
+    files: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def open(self) -> Callable[[Sequence[int]], list[bytes]]:
+        """A reader of serialized records by row."""
+        source = ArrayRecordDataSource(self.files)
+        return lambda rows: source.__getitems__([int(row) for row in rows])
+
+    def rows(self, ids: Sequence[str]) -> np.ndarray:
+        """The rows of `ids`; unknown ones in one error."""
+        place = {identity: row for row, identity in enumerate(self.ids)}
+        unknown = [identity for identity in dict.fromkeys(ids) if identity not in place]
+        if unknown:
+            shown = ", ".join(unknown[:5]) + (", .." if len(unknown) > 5 else "")
+            raise ValueError(
+                f"{len(unknown)} products are not in the data ({len(self)} products): {shown}; "
+                "is this the table that the lists were made for?"
+            )
+        return np.array([place[identity] for identity in ids], np.int64)
+
+
+def prepare(source: Source, vocabulary: Vocabulary, folder: str | Path, progress: Callable) -> dict[str, Records]:
+    """The prepared splits of `source`, made in `folder` unless they lie there already.
+
+    `progress(iterable, total, label)` wraps the rows while they are read. Raises ValueError on a missing column or where
+    nothing is usable.
+    """
+    files = source.files()
+    for split_files in files.values():
+        table.check_columns(split_files, source.columns)
+    name = f"v{source.fingerprint(vocabulary)}"
+    with _quiet_tfds():
+        builder = CatalogueBuilder(source, vocabulary, progress, config=name, data_dir=str(folder))
+    home = Path(builder.data_dir)
+    if not (home / REPORT).is_file():  # written last: without it the folder is unfinished
+        shutil.rmtree(home, ignore_errors=True)
+        with _quiet_tfds():
+            builder.download_and_prepare()
+        builder.write_index(home)
+    return {split: _open_records(builder, split) for split in json.loads((home / REPORT).read_text())["splits"]}
+
+
+def read_report(records: Records) -> dict:
+    """{"splits": {split: count}, "skipped": {reason: count}, ...} of the preparation that made `records`."""
+    return json.loads((Path(records.files[0]).parent / REPORT).read_text())
+
+
+class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
+    """Any product table as a TFDS dataset."""
+
+    name = "catalogue"
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, source: Source, vocabulary: Vocabulary, progress: Callable, *, config: str, data_dir: str):
+        self._source, self._vocabulary, self._progress = source, vocabulary, progress
+        self._index = collections.defaultdict(lambda: collections.defaultdict(list))
+        self._skipped: list[tuple[str, table.Skipped]] = []
+        self._group_split: dict[str, str] = {}
+        super().__init__(
+            data_dir=data_dir,
+            config=tfds.core.BuilderConfig(name=config),
+            file_format=tfds.core.FileFormat.ARRAY_RECORD,
+        )
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        pieces = tfds.features.Tensor(shape=(None,), dtype=np.int32)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="A product catalogue as FashionBERT reads it.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "id": tfds.features.Text(),
+                    "group": tfds.features.Text(),
+                    "category": tfds.features.Text(),
+                    "pieces": pieces,
+                    "word_ids": pieces,
+                    "image": tfds.features.Image(shape=(None, None, 3)),
+                }
+            ),
+            disable_shuffling=True,  # row numbers are the index of everything else
+        )
+
+    def _split_generators(self, dl_manager):
+        files = self._source.files()
+        if not self._source.holdout:
+            return {split: self._generate_examples(split, files[split], split) for split in files}
+        ((_, train),) = files.items()
+        return {split: self._generate_examples(split, train, split) for split in ("train", "validation")}
+
+    def _generate_examples(self, split: str, files: list[Path], wanted: str) -> Iterator[tuple[int, dict]]:
+        rows = table.read_products(files, self._source.columns, self._source.image_root, self._source.image_size)
+        batch: list[table.Product] = []
+        key = 0
+        for row in self._progress(rows, table.count_rows(files), f"preparing {split}"):
+            problem = row if isinstance(row, table.Skipped) else None
+            if problem is None and self._split_of(row.group, split) != wanted:
+                if self._source.holdout:
+                    continue  # belongs to the other split, by design
+                problem = table.Skipped("", row.id, f"group already in split {self._group_split[row.group]}")
+            if problem is not None:
+                self._skip(split, problem)
+                continue
+            batch.append(row)
+            if len(batch) == TOKENIZE_AT_ONCE:
+                for example in self._examples(split, batch):
+                    yield key, example
+                    key += 1
+                batch = []
+        for example in self._examples(split, batch):
+            yield key, example
+            key += 1
+        if not key:
+            raise ValueError(self._nothing_usable(split, files))
+
+    def _examples(self, split: str, products: list[table.Product]) -> Iterator[dict]:
+        index = self._index[split]
+        encoded = self._vocabulary.pieces([product.text for product in products]) if products else []
+        for product, (pieces, word_ids) in zip(products, encoded, strict=True):
+            if not pieces:
+                self._skip(split, table.Skipped("", product.id, "empty text"))
+                continue
+            index["ids"].append(product.id)
+            index["groups"].append(product.group)
+            index["categories"].append(product.category)
+            index["num_pieces"].append(len(pieces))
+            yield {
+                "id": product.id,
+                "group": product.group,
+                "category": product.category,
+                "pieces": np.array(pieces, np.int32),
+                "word_ids": np.array(word_ids, np.int32),
+                "image": io.BytesIO(product.image),
+            }
+
+    def _split_of(self, group: str, split: str) -> str:
+        """The one split a group belongs to: by its hash when held out, else the first split that it appears in."""
+        if self._source.holdout:
+            share = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) / 2**64
+            return "validation" if share < self._source.holdout else "train"
+        return self._group_split.setdefault(group, split)
+
+    def _skip(self, split: str, skipped: table.Skipped) -> None:
+        if self._source.holdout and split != "train":
+            return  # both splits read the same rows: count them once
+        self._skipped.append((split, skipped))
+
+    def _nothing_usable(self, split: str, files: list[Path]) -> str:
+        reasons = collections.Counter(skipped.reason for _, skipped in self._skipped)
+        why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "no rows"
+        columns = ", ".join(table.column_names(files[0]))
+        return f"nothing usable for split {split} in {', '.join(map(str, files))}: {why}; its columns are {columns}"
+
+    def write_index(self, home: Path) -> None:
+        """Index files, what was skipped, and the report, which marks the preparation as finished."""
+        for split, columns in self._index.items():
+            codes = {name: np.unique(columns[name], return_inverse=True)[1] for name in ("groups", "categories")}
+            np.savez(
+                home / f"index-{split}.npz",
+                ids=np.array(columns["ids"]),
+                num_pieces=np.array(columns["num_pieces"], np.int32),
+                **{name: code.astype(np.int32) for name, code in codes.items()},
+            )
+        with open(home / SKIPPED, "w") as stream:
+            for split, skipped in self._skipped:
+                stream.write(json.dumps({"split": split, **dataclasses.asdict(skipped)}) + "\n")
+        categories = {split: collections.Counter(columns["categories"]) for split, columns in self._index.items()}
+        report = {
+            "splits": {split: len(columns["ids"]) for split, columns in self._index.items()},
+            "groups": {split: len(set(columns["groups"])) for split, columns in self._index.items()},
+            "categories": {split: len(counts) for split, counts in categories.items()},
+            "skipped": dict(collections.Counter(skipped.reason for _, skipped in self._skipped).most_common()),
+        }
+        partial = home / (REPORT + ".partial")
+        partial.write_text(json.dumps(report, indent=2))
+        partial.rename(home / REPORT)
+
+
+def _open_records(builder: CatalogueBuilder, split: str) -> Records:
+    home = Path(builder.data_dir)
+    with np.load(home / f"index-{split}.npz") as index:
+        arrays = {name: index[name] for name in index.files}
+    return Records(
+        **arrays,
+        name=f"{builder.builder_config.name}-{split}",
+        features=builder.info.features,
+        files=tuple(str(path) for path in builder.info.splits[split].filepaths),
+    )
+
+
+@contextlib.contextmanager
+def _quiet_tfds():
+    """TFDS's own bars, logs and prints off; ours are shown."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)

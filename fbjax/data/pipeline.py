@@ -1,0 +1,123 @@
+"""tf.data from prepared records to batches of host arrays: parallel reading, decoding, batching, prefetching.
+
+What is read is decided by `sampling`; here only how. The step is the data position: the stream from step s on is the tail
+of the stream from 0.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from fbjax.batch import Batch
+from fbjax.config import Config
+from fbjax.data.catalogue import Records
+from fbjax.data.sampling import Sampler
+from fbjax.data.vocabulary import NO_WORD, Vocabulary
+
+tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
+PREFETCH = 4
+
+
+def train_batches(
+    records: Records,
+    sampler: Sampler,
+    vocabulary: Vocabulary,
+    config: Config,
+    *,
+    start: int,
+    features: np.ndarray | None = None,
+    process: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """Batches of host arrays for steps start, start + 1, .. num_steps - 1.
+
+    `features` [N, P, C]: cached patch features to send in place of images. `process`: (index, count); each process gets
+    its consecutive share of every global batch.
+    """
+    read = records.open()
+    rank, num_processes = process
+    share = sampler.batch_size // num_processes
+    num_tokens, size = config.model.text_tokens, config.patches.image_size
+
+    def look_up(step):
+        rows, partners = (x[rank * share : (rank + 1) * share] for x in sampler.batch(int(step)))
+        return rows, partners, np.array(read(rows), object), np.array(read(partners) if features is None else [b""] * share, object)
+
+    def fetch(step):
+        rows, partners, own, other = tf.numpy_function(look_up, [step], [tf.int64, tf.int64, tf.string, tf.string])
+        return tuple(tf.ensure_shape(x, [share]) for x in (rows, partners, own, other))
+
+    def parse(row, partner, own, other):
+        example = _deserialize(records, own)
+        ids, word_ids = _frame(example["pieces"], example["word_ids"], vocabulary, num_tokens)
+        if features is not None:
+            return row, ids, word_ids, row, partner
+        return row, ids, word_ids, _decode(example["image"], size), _decode(_deserialize(records, other)["image"], size)
+
+    def add_features(row, ids, word_ids, image, partner):
+        return row, ids, word_ids, _gather(features, image), _gather(features, partner)
+
+    dataset = tf.data.Dataset.range(start, config.train.num_steps).map(fetch, num_parallel_calls=2)
+    dataset = dataset.unbatch().map(parse, num_parallel_calls=tf.data.AUTOTUNE).batch(share, drop_remainder=True)
+    if features is not None:
+        dataset = dataset.map(add_features, num_parallel_calls=2)
+    for row, *rest in dataset.prefetch(PREFETCH).as_numpy_iterator():
+        yield Batch(row.astype(np.int32), *rest)
+
+
+def read_texts(records: Records, rows: np.ndarray, vocabulary: Vocabulary, num_tokens: int) -> np.ndarray:
+    """Framed piece ids of `rows`, int32 [len(rows), T]."""
+    serialized = tf.data.Dataset.from_tensor_slices(np.array(records.open()(rows), object))
+    dataset = serialized.map(lambda s: _deserialize(records, s)["pieces"], num_parallel_calls=tf.data.AUTOTUNE)
+    return np.stack([vocabulary.frame(pieces.tolist(), num_tokens) for pieces in dataset.as_numpy_iterator()])
+
+
+def read_images(records: Records, rows: np.ndarray, size: int, batch_size: int) -> Iterator[np.ndarray]:
+    """Images of `rows` in order, uint8 [batch_size, S, S, 3] each, the last batch shorter."""
+    read = records.open()
+    starts = tf.data.Dataset.range(0, len(rows), batch_size)
+
+    def fetch(start):
+        return tf.numpy_function(
+            lambda s: np.array(read(rows[s : s + batch_size]), object), [start], tf.string, stateful=False
+        )
+
+    dataset = starts.map(fetch, num_parallel_calls=2).unbatch()
+    dataset = dataset.map(
+        lambda s: _decode(_deserialize(records, tf.ensure_shape(s, []))["image"], size),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+    yield from dataset.batch(batch_size).prefetch(PREFETCH).as_numpy_iterator()
+
+
+def decode_image(encoded: bytes, size: int) -> np.ndarray:
+    """One JPEG or PNG as uint8 [S, S, 3], exactly as the pipelines decode it."""
+    return _decode(tf.constant(encoded), size).numpy()
+
+
+def _deserialize(records: Records, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+    return records.features.deserialize_example(serialized, decoders={"image": tfds.decode.SkipDecoding()})
+
+
+def _decode(encoded: tf.Tensor, size: int) -> tf.Tensor:
+    """Bilinear resize to S x S, antialiased when it shrinks; the aspect ratio is not kept, as in the paper."""
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    image.set_shape([None, None, 3])
+    image = tf.image.resize(image, [size, size], antialias=True)
+    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+
+
+def _frame(pieces: tf.Tensor, word_ids: tf.Tensor, vocabulary: Vocabulary, num_tokens: int):
+    """``[CLS] pieces [SEP] [PAD] ..`` and the word numbers, [T] each; the tf.data form of `Vocabulary.frame`."""
+    pieces, word_ids = pieces[: num_tokens - 2], word_ids[: num_tokens - 2]
+    ids = tf.concat([[vocabulary.cls_id], pieces, [vocabulary.sep_id]], axis=0)
+    ids = tf.pad(ids, [[0, num_tokens - tf.shape(ids)[0]]])
+    word_ids = tf.concat([[NO_WORD], word_ids], axis=0)
+    word_ids = tf.pad(word_ids, [[0, num_tokens - tf.shape(word_ids)[0]]], constant_values=NO_WORD)
+    return tf.ensure_shape(ids, [num_tokens]), tf.ensure_shape(word_ids, [num_tokens])
+
+
+def _gather(features: np.ndarray, rows: tf.Tensor) -> tf.Tensor:
+    gathered = tf.numpy_function(lambda r: np.asarray(features[r]), [rows], tf.as_dtype(features.dtype))
+    return tf.ensure_shape(gathered, [rows.shape[0], *features.shape[1:]])

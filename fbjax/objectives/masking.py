@@ -1,0 +1,57 @@
+"""Which pieces and patches are hidden, for one example at a time: pure functions of a key (section 3.4 of the paper)."""
+
+import jax
+import jax.numpy as jnp
+
+KEEP_MASK, KEEP_RANDOM = 0.8, 0.9  # BERT's 80 / 10 / 10
+
+
+def num_mlm_slots(text_tokens: int, rate: float) -> int:
+    """The most pieces of a text of T tokens that are ever masked."""
+    return max(1, round(rate * (text_tokens - 2)))
+
+
+def num_masked_patches(num_patches: int, rate: float) -> int:
+    return max(1, round(rate * num_patches))
+
+
+def choose_words(key: jax.Array, word_ids: jax.Array, rate: float) -> jax.Array:
+    """Whole words worth about `rate` of the pieces: ``word_ids [T] -> mask [T]`` (BERT's whole-word masking).
+
+    Words in random order; one is taken where all its pieces still fit into ``round(rate * pieces)``, at least 1.
+    """
+    num_tokens = len(word_ids)
+    real = word_ids >= 0
+    limit = jnp.maximum(1, jnp.round(rate * real.sum()))
+    lengths = jnp.zeros(num_tokens, jnp.int32).at[jnp.where(real, word_ids, num_tokens)].add(1, mode="drop")
+
+    def visit(taken, word):
+        fits = (taken + lengths[word] <= limit) & (lengths[word] > 0)
+        return taken + jnp.where(fits, lengths[word], 0), fits
+
+    order = jax.random.permutation(key, num_tokens)
+    _, fits = jax.lax.scan(visit, jnp.int32(0), order)
+    chosen = jnp.zeros(num_tokens, bool).at[order].set(fits)
+    return real & chosen[word_ids]
+
+
+def mask_text(
+    key: jax.Array, ids: jax.Array, word_ids: jax.Array, rate: float, mask_id: int, vocabulary_size: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Masked ids [T], and the masked positions [M] with their validity [M], M = `num_mlm_slots`.
+
+    Of the chosen pieces 80 % become [MASK], 10 % a random piece, 10 % stay.
+    """
+    key_words, key_kind, key_random = jax.random.split(key, 3)
+    mask = choose_words(key_words, word_ids, rate)
+    kind = jax.random.uniform(key_kind, ids.shape)
+    random_ids = jax.random.randint(key_random, ids.shape, 0, vocabulary_size)
+    replaced = jnp.where(kind < KEEP_MASK, mask_id, jnp.where(kind < KEEP_RANDOM, random_ids, ids))
+    num_slots = num_mlm_slots(len(ids), rate)
+    (positions,) = jnp.nonzero(mask, size=num_slots, fill_value=0)
+    return jnp.where(mask, replaced, ids), positions, jnp.arange(num_slots) < mask.sum()
+
+
+def choose_patches(key: jax.Array, num_patches: int, rate: float) -> jax.Array:
+    """Distinct patches to hide, [num_masked_patches] in rising order."""
+    return jnp.sort(jax.random.permutation(key, num_patches)[: num_masked_patches(num_patches, rate)])

@@ -1,0 +1,104 @@
+"""Match scores of (text, image) pairs: batched, jitted at a few static shapes, each image embedded once.
+
+Pairs are sorted by text length, so that a batch computes no more padding than its bucket has; only [CLS] leaves the last
+layer.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fbjax.data.vocabulary import PAD_ID
+from fbjax.mesh import by_example, put_batch, replicated
+from fbjax.model.fashionbert import FashionBert, match_score
+from fbjax.model.patches import PatchNetwork
+
+BUCKET = 16  # text lengths are rounded up to a multiple of this
+IN_FLIGHT = 4  # batches
+
+
+class Scorer:
+    """Scores with any parameters of one model: `variables` hold "fashionbert" and "patches"."""
+
+    def __init__(self, model: FashionBert, patches: PatchNetwork, mesh, pairs_per_batch: int = 64):
+        self._mesh = mesh
+        shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        self.batch_size = -(-pairs_per_batch // shards) * shards
+
+        def embed(variables, images):
+            features = patches.apply(variables["patches"], images)
+            return model.apply({"params": variables["fashionbert"]}, features, method="embed_image")
+
+        def score(variables, ids, image):
+            apply = partial(model.apply, {"params": variables["fashionbert"]})
+            text = apply(ids, method="embed_text")
+            cls = jnp.zeros((len(ids), 1), jnp.int32)
+            hidden = apply(text, ids != PAD_ID, image, cls, method="encode")
+            return match_score(apply(hidden[:, 0], method="tia_logits"))
+
+        across, whole = by_example(mesh), replicated(mesh)
+        self._embed = jax.jit(embed, in_shardings=(None, across), out_shardings=whole)
+        self._score = jax.jit(score, in_shardings=(None, across, across), out_shardings=whole)
+
+    def embed_images(self, variables: Any, batches: Iterable[np.ndarray]) -> np.ndarray:
+        """Image embeddings [I, P, D] of batches of at most `batch_size` images (or cached features)."""
+        embedded = []
+        for images in batches:
+            padded = _padded(images, self.batch_size)
+            embedded.append(np.asarray(self._embed(variables, put_batch(padded, self._mesh)))[: len(images)])
+        return np.concatenate(embedded)
+
+    def score(
+        self, variables: Any, ids: np.ndarray, images: np.ndarray, pairs: np.ndarray, progress: Callable | None = None
+    ) -> np.ndarray:
+        """Logit differences [N] of `pairs` [N, 2]: (row of ids [.., T], row of image embeddings [I, P, D])."""
+        scores = np.empty(len(pairs), np.float32)
+        batches = [
+            (length, members[start : start + self.batch_size])
+            for length, members in self._buckets(ids, pairs)
+            for start in range(0, len(members), self.batch_size)
+        ]
+        launched = []
+        for length, members in progress(batches, len(batches), "scoring") if progress else batches:
+            launched.append((members, self._launch(variables, ids, images, pairs[members], length)))
+            if len(launched) > IN_FLIGHT:  # the host prepares batches while the device computes
+                _collect(scores, launched.pop(0))
+        for item in launched:
+            _collect(scores, item)
+        return scores
+
+    def expected_seconds(self, variables: Any, ids: np.ndarray, images: np.ndarray, pairs: np.ndarray) -> float:
+        """How long `score` will take, from one timed batch of every shape (compiled first)."""
+        total = 0.0
+        for length, members in self._buckets(ids, pairs):
+            some = pairs[members[: self.batch_size]]
+            self._launch(variables, ids, images, some, length).block_until_ready()
+            start = time.perf_counter()
+            self._launch(variables, ids, images, some, length).block_until_ready()
+            total += (time.perf_counter() - start) * -(-len(members) // self.batch_size)
+        return total
+
+    def _buckets(self, ids: np.ndarray, pairs: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """(text length, members of `pairs`), one entry a static shape, shortest first."""
+        lengths = (ids != PAD_ID).sum(axis=1)
+        rounded = np.minimum(-(-lengths // BUCKET) * BUCKET, ids.shape[1])[pairs[:, 0]]
+        return [(int(length), np.flatnonzero(rounded == length)) for length in np.unique(rounded)]
+
+    def _launch(self, variables, ids, images, pairs, length) -> jax.Array:
+        batch = (ids[pairs[:, 0], :length], images[pairs[:, 1]])
+        return self._score(variables, *put_batch(tuple(_padded(x, self.batch_size) for x in batch), self._mesh))
+
+
+def _padded(rows: np.ndarray, size: int) -> np.ndarray:
+    """`rows` followed by copies of the first up to `size`; their results are dropped."""
+    return rows if len(rows) == size else np.concatenate([rows, np.repeat(rows[:1], size - len(rows), axis=0)])
+
+
+def _collect(scores: np.ndarray, launched) -> None:
+    members, values = launched
+    scores[members] = np.asarray(values)[: len(members)]

@@ -1,0 +1,104 @@
+"""The train state and the one jitted step: patch features, transformer, task losses, Eq. 6, update."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import optax
+
+from fbjax.adaptive import weighted_gradient
+from fbjax.batch import Batch
+from fbjax.config import AdaptiveConfig, TrainConfig
+from fbjax.mesh import by_example, replicated, shardings
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a checkpoint holds."""
+
+    step: jax.Array  # int32: updates done, and with that the position in the data
+    params: Any
+    opt_state: Any
+
+
+def make_schedule(config: TrainConfig) -> optax.Schedule:
+    """Learning rate: linear warm-up to the peak, then linear decay to 0 at the last step."""
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps),
+            optax.linear_schedule(config.learning_rate, 0.0, config.num_steps - config.warmup_steps),
+        ],
+        [config.warmup_steps],
+    )
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """AdamW after clipping by the global norm; no decay on biases and LayerNorm (every parameter of one axis)."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            make_schedule(config),
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=1e-6,
+            weight_decay=config.weight_decay,
+            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+        ),
+    )
+
+
+def init_state(objective, optimizer: optax.GradientTransformation, config, mesh) -> TrainState:
+    """A fresh state, each parameter made where its logical axes put it."""
+    patches = objective.patches
+
+    def init(key, patch_params):
+        model = objective.model
+        params = {
+            "fashionbert": model.init(
+                key,
+                jnp.ones((1, model.text_tokens), jnp.int32),
+                jnp.ones((1, model.text_tokens), bool),
+                jnp.ones((1, patches.num_patches, patches.feature_size)),
+            )["params"]
+        }
+        if config.patches.trainable:
+            params["patches"] = patch_params
+        return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+    key = jax.random.key(config.train.seed)
+    placed = shardings(mesh, jax.eval_shape(init, key, patches.params))
+    return jax.jit(lambda *args: nn.unbox(init(*args)), out_shardings=placed)(key, patches.params)
+
+
+def make_step(
+    objective, optimizer: optax.GradientTransformation, adaptive: AdaptiveConfig, seed: int, mesh, state: TrainState
+):
+    """``step(state, frozen, batch) -> (state, metrics)``, jitted, the state donated and placed as `state` is.
+
+    The random key is ``fold_in(seed, step)``. Metrics are scalars: per task loss, weight and gradient norm.
+    """
+
+    def step(state: TrainState, frozen: Any, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        weighted = weighted_gradient(
+            lambda params: objective.losses(params, frozen, batch, key), state.params, adaptive, objective.shared
+        )
+        updates, opt_state = optimizer.update(weighted.gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": weighted.weights @ weighted.losses, "gradient_norm": optax.global_norm(weighted.gradient)}
+        for i, task in enumerate(objective.tasks):
+            metrics[f"{task}/loss"] = weighted.losses[i]
+            metrics[f"{task}/weight"] = weighted.weights[i]
+            metrics[f"{task}/gradient_norm"] = weighted.gradient_norms[i]
+        return TrainState(state.step + 1, params, opt_state), metrics | weighted.aux
+
+    placed = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(placed, replicated(mesh), by_example(mesh)),
+        out_shardings=(placed, replicated(mesh)),
+    )

@@ -1,0 +1,116 @@
+"""A workdir holds one run: config, vocabulary, patch network weights, checkpoints, logs. Self-contained once begun.
+
+Training begins it (`begin`); everything else opens it (`Run.open`).
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from fbjax import config as configs
+from fbjax.config import Config
+from fbjax.data import table
+from fbjax.data.vocabulary import Vocabulary
+from fbjax.model import pretrained
+from fbjax.model.fashionbert import FashionBert, build_model
+from fbjax.model.patches import PatchNetwork, build_patch_network
+
+CONFIG, VOCABULARY, PATCH_WEIGHTS = "config.json", "tokenizer.json", "patches.npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The parts that a config describes, built."""
+
+    config: Config
+    vocabulary: Vocabulary
+    patches: PatchNetwork
+    model: FashionBert
+
+    @classmethod
+    def build(cls, config: Config, vocabulary: Vocabulary, patch_weights: Path | None) -> "Run":
+        patches = build_patch_network(config.patches, patch_weights)
+        return cls(config, vocabulary, patches, build_model(config.model, vocabulary.size, patches))
+
+    @classmethod
+    def open(cls, workdir: str | Path) -> "Run":
+        """The run that training left in `workdir`."""
+        workdir = Path(workdir)
+        if not (workdir / CONFIG).is_file():
+            raise FileNotFoundError(f"{workdir} is no workdir: it has no {CONFIG} (fbjax train makes one)")
+        config = configs.from_json((workdir / CONFIG).read_text())
+        weights = workdir / PATCH_WEIGHTS
+        return cls.build(config, Vocabulary.load(workdir / VOCABULARY), weights if weights.is_file() else None)
+
+    @property
+    def step_patches(self) -> PatchNetwork:
+        """The patch network as the step sees it: nothing to do where features come from the cache."""
+        return self.patches.precomputed() if self.config.patches.cached else self.patches
+
+    def frozen(self, patches: PatchNetwork) -> dict:
+        """What the step takes and does not train."""
+        return {} if self.config.patches.trainable else {"patches": patches.params}
+
+
+def begin(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Run:
+    """The run of `config` in `workdir`, begun or taken up again.
+
+    Raises ValueError with the differences where the workdir holds another config, OSError where it cannot be written.
+    """
+    workdir = Path(workdir)
+    _check_writable(workdir)
+    if (workdir / CONFIG).is_file():
+        differences = configs.difference(configs.from_json((workdir / CONFIG).read_text()), config)
+        if differences:
+            raise ValueError(
+                f"{workdir} holds a run with another config:\n  " + "\n  ".join(differences) + "\n"
+                "(use its config to resume it, or another --workdir)"
+            )
+        return dataclasses.replace(Run.open(workdir), config=config)
+    run = Run.build(config, make_vocabulary(config, say), None)
+    run.vocabulary.save(workdir / VOCABULARY)
+    if config.patches.weights:
+        shutil.copyfile(config.patches.weights, workdir / PATCH_WEIGHTS)
+    partial = workdir / (CONFIG + ".partial")
+    partial.write_text(configs.to_json(config))
+    partial.rename(workdir / CONFIG)  # last: a workdir with a config has the rest
+    return run
+
+
+def make_vocabulary(config: Config, say: Callable[[str], None]) -> Vocabulary:
+    """The vocabulary a config names: a file's, one trained on the catalogue ("train:SIZE"), or the pretrained BERT's."""
+    name = config.model.vocabulary
+    if not name:
+        return Vocabulary.from_file(pretrained.find(config.model.pretrained) / "vocab.txt")
+    if not name.startswith("train:"):
+        return Vocabulary.from_file(name)
+    size = name.removeprefix("train:")
+    if not size.isdigit():
+        raise ValueError(f"model.vocabulary {name!r}: write 'train:8000' for 8000 pieces")
+    files = table.find_files(config.data.train)
+    table.check_columns(files, config.data.columns)
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = hashlib.sha256(repr((stats, config.data.columns.text, size)).encode()).hexdigest()[:12]
+    path = Path(config.data.prepared) / f"vocabulary-{key}.json"
+    if not path.is_file():
+        say(f"training a vocabulary of {size} pieces on {config.data.train}")
+        vocabulary = Vocabulary.train(table.read_texts(files, config.data.columns), int(size))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        vocabulary.save(path)
+    return Vocabulary.load(path)
+
+
+def _check_writable(workdir: Path) -> None:
+    probe = workdir / f".probe-{os.getpid()}"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x" * 4096)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write to workdir {workdir}: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
