@@ -5,6 +5,7 @@ kept, and the best by validation AUC.
 """
 
 import errno
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ class Checkpoints:
         self._folder = Path(workdir).absolute() / "checkpoints"
         self._say = say
         self._pending = None
+        self._set_aside_damaged_metrics()
         policies = ocp.training.preservation_policies
         keep = [
             policies.LatestN(keep_last),
@@ -74,25 +76,34 @@ class Checkpoints:
         """
         for step in reversed(self.steps()):
             try:
-                return step, self._load(step, abstract_state)
+                return step, self._orbax.load(step, abstract_state)
             except Exception as error:  # a damaged file surfaces as any of a dozen kinds
                 reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-                self._say(f"checkpoint {step} cannot be read ({reason}); falling back to the one before")
-                (self._folder / str(step)).rename(self._folder / f"unreadable-{step}")
+                self._set_aside(step, reason)
                 self._orbax.reload()
         return None
 
-    def restore(self, step: int, abstract_state):
-        """The state of one checkpoint, placed as `abstract_state` says."""
-        return self._load(step, abstract_state)
+    def restore_params(self, step: int, abstract_state):
+        """The parameters of one checkpoint, placed as `abstract_state` says; its optimiser state stays on disk."""
+        skipped = jax.tree.map(lambda _: ocp.PLACEHOLDER, abstract_state.opt_state)
+        return self._orbax.load(step, abstract_state.replace(opt_state=skipped)).params
 
     def best_step(self) -> int | None:
         """The step with the highest validation AUC, or the newest where none was evaluated."""
         scored = [(c.metrics[BEST_METRIC], c.step) for c in self._orbax.checkpoints if c.metrics]
         return max(scored)[1] if scored else max(self.steps(), default=None)
 
-    def _load(self, step: int, abstract_state):
-        return self._orbax.load(step, abstract_state)
+    def _set_aside(self, step: int, reason: str) -> None:
+        self._say(f"checkpoint {step} cannot be read ({reason}); falling back to the one before")
+        (self._folder / str(step)).rename(self._folder / f"unreadable-{step}")
+
+    def _set_aside_damaged_metrics(self) -> None:
+        """Orbax reads every checkpoint's metrics when it opens the folder, and fails as a whole on a damaged file."""
+        for path in self._folder.glob("[0-9]*/metrics/metrics"):
+            try:
+                json.loads(path.read_text())
+            except ValueError as error:
+                self._set_aside(int(path.parent.parent.name), f"{path.name}: {error}")
 
     def _explained(self, error: Exception) -> OSError:
         text = str(error)
@@ -101,8 +112,3 @@ class Checkpoints:
                 errno.ENOSPC, f"no space left for a checkpoint under {self._folder}: free some and run again to resume"
             )
         return OSError(f"cannot write a checkpoint under {self._folder}: {text.splitlines()[0] if text else error!r}")
-
-
-def abstract(state):
-    """Shapes, dtypes and shardings of `state`, to restore into."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

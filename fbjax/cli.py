@@ -10,6 +10,7 @@ EXAMPLES = {
     "prepare": "fbjax prepare --config configs/catalogue.py --config.data.prepared=prepared",
     "train": "fbjax train --config configs/catalogue.py --workdir runs/catalogue --config.train.num_steps=1000",
     "evaluate": "fbjax evaluate --workdir runs/catalogue --candidates lists.jsonl --queries 100 --out metrics.json",
+    "bench": "fbjax bench --config configs/catalogue.py --repeats 10 --json",
 }
 USER_ERRORS = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, TypeError)
 
@@ -65,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--queries", type=int, help="only the first N queries a direction")
     evaluate.add_argument("--step", type=int, help="which checkpoint (default: the best by validation AUC)")
     evaluate.add_argument("--out", help="write the figures to this JSON file")
+
+    bench = verb("bench", _bench, "time the train step under each adaptive method, on synthetic batches")
+    bench.add_argument("--config", required=True, help=config_help)
+    bench.add_argument("--repeats", type=int, default=10, help="timed rounds (default: %(default)s)")
+    bench.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -115,6 +121,20 @@ def _evaluate(arguments, overrides) -> None:
     report(figures, print)
     if arguments.out:
         Path(arguments.out).write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _bench(arguments, overrides) -> None:
+    from fbjax import config as configs
+    from fbjax.bench import bench
+    from fbjax.console import say
+
+    figures = bench(configs.load(arguments.config, overrides), arguments.repeats, say)
+    if arguments.json:
+        print(json.dumps(figures, indent=2))
+        return
+    print(f"train step: {figures['train']['pairs_per_second']:.0f} pairs/s on {figures['device']}")
+    for method, ratio in figures["train"]["adaptive"].items():
+        print(f"adaptive {method}: {ratio:.2f} x the step time of fixed weights")
 
 
 def _quiet_libraries() -> None:

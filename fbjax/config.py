@@ -8,7 +8,6 @@ import ast
 import dataclasses
 import importlib.util
 import json
-import types
 from pathlib import Path
 
 import ml_collections
@@ -214,49 +213,68 @@ def _flat(values: dict, prefix: str = "") -> dict:
 
 def _problems(config: Config) -> list[str]:
     """What contradicts what, in words that name the values and the remedy."""
-    patches, model, tasks, adaptive, train = (
-        config.patches,
-        config.model,
-        config.tasks,
-        config.adaptive,
-        config.train,
-    )
-    rules = types.MappingProxyType(
-        {
-            f"patches.geometry {patches.geometry!r} is unknown (use 'isolated' or 'grid')": patches.geometry
-            not in ("isolated", "grid"),
-            f"patches.patch_size {patches.patch_size} does not divide image_size {patches.image_size}": patches.patch_size
-            < 1
-            or patches.image_size % patches.patch_size,
-            "patches.cached and patches.trainable exclude each other (cached features never change)": patches.cached
-            and patches.trainable,
-            f"model.num_heads {model.num_heads} does not divide model.width {model.width}": model.width % model.num_heads,
-            f"model.text_tokens {model.text_tokens} is too short (use at least 8)": model.text_tokens < 8,
-            f"model.dtype {model.dtype!r} is unknown (use 'float32' or 'bfloat16')": model.dtype
-            not in ("float32", "bfloat16"),
+    data, patches, model, tasks = config.data, config.patches, config.model, config.tasks
+    adaptive, train = config.adaptive, config.train
+    choices = {
+        "patches.geometry": (patches.geometry, ("isolated", "grid")),
+        "model.dtype": (model.dtype, ("float32", "bfloat16")),
+        "adaptive.method": (adaptive.method, ("gradient", "loss_softmax", "fixed")),
+        "adaptive.scaling": (adaptive.scaling, ("share", "squash")),
+    }
+    shares = {
+        "tasks.easy_start": tasks.easy_start,
+        "tasks.easy_end": tasks.easy_end,
+        "model.hidden_dropout": model.hidden_dropout,
+        "model.attention_dropout": model.attention_dropout,
+        "tasks.mlm_rate": tasks.mlm_rate,
+        "tasks.mpm_rate": tasks.mpm_rate,
+    }
+    positive = {
+        f"{section}.{name}": getattr(getattr(config, section), name)
+        for section, names in {
+            "patches": ("image_size", "patch_size", "enlarge_to"),
+            "model": ("num_layers", "width", "num_heads", "mlp_width"),
+            "train": ("batch_size", "num_steps", "log_every", "save_every", "evaluate_products", "keep_last"),
+        }.items()
+        for name in names
+    }
+    problems = [
+        f"{name} {value!r} is unknown (use {' or '.join(map(repr, known))})"
+        for name, (value, known) in choices.items()
+        if value not in known
+    ]
+    problems += [f"{name} {value} must lie in [0, 1]" for name, value in shares.items() if not 0 <= value <= 1]
+    problems += [f"{name} {value} must be at least 1" for name, value in positive.items() if value < 1]
+    if problems:  # what follows computes with these values
+        return problems
+    rules = [
+        (
+            patches.image_size % patches.patch_size,
+            f"patches.patch_size {patches.patch_size} does not divide image_size {patches.image_size}",
+        ),
+        (
+            patches.cached and patches.trainable,
+            "patches.cached and patches.trainable exclude each other: cached features never change",
+        ),
+        (model.width % model.num_heads, f"model.num_heads {model.num_heads} does not divide model.width {model.width}"),
+        (model.text_tokens < 8, f"model.text_tokens {model.text_tokens} is too short (use at least 8)"),
+        (
+            not model.vocabulary and not model.pretrained,
             "model.vocabulary is not set and there is no pretrained BERT to take it from "
-            "(use a path to vocab.txt, or 'train:8000' to train one on the catalogue)": not model.vocabulary
-            and not model.pretrained,
-            f"tasks rates must lie in (0, 1): mlm_rate {tasks.mlm_rate}, mpm_rate {tasks.mpm_rate}": not (
-                0 < tasks.mlm_rate < 1 and 0 < tasks.mpm_rate < 1
-            ),
-            f"tasks.easy_start {tasks.easy_start} and easy_end {tasks.easy_end} must lie in [0, 1]": not (
-                0 <= tasks.easy_start <= 1 and 0 <= tasks.easy_end <= 1
-            ),
-            f"adaptive.method {adaptive.method!r} is unknown (use 'gradient', 'loss_softmax' or 'fixed')": adaptive.method
-            not in ("gradient", "loss_softmax", "fixed"),
-            f"adaptive.scaling {adaptive.scaling!r} is unknown (use 'share' or 'squash')": adaptive.scaling
-            not in ("share", "squash"),
-            f"adaptive.domain {adaptive.domain} must lie in (0, 3), Eq. 6's domain for three tasks": not 0
-            < adaptive.domain
-            < 3,
-            f"adaptive.fixed {adaptive.fixed} must be three weights >= 0 that sum to 1": len(adaptive.fixed) != 3
-            or min(adaptive.fixed) < 0
-            or abs(sum(adaptive.fixed) - 1) > 1e-6,
-            f"train.warmup_steps {train.warmup_steps} must be below num_steps {train.num_steps}": train.warmup_steps
-            >= train.num_steps,
-            f"data.holdout {config.data.holdout} must lie in (0, 1) without a validation table": not config.data.validation
-            and not 0 < config.data.holdout < 1,
-        }
-    )
-    return [message for message, broken in rules.items() if broken]
+            "(use a path to vocab.txt, or 'train:8000' to train one on the catalogue)",
+        ),
+        (not 0 < adaptive.domain < 3, f"adaptive.domain {adaptive.domain} must lie in (0, 3), Eq. 6's domain for 3 tasks"),
+        (
+            len(adaptive.fixed) != 3 or min(adaptive.fixed) < 0 or abs(sum(adaptive.fixed) - 1) > 1e-6,
+            f"adaptive.fixed {adaptive.fixed} must be three weights >= 0 that sum to 1",
+        ),
+        (
+            train.warmup_steps >= train.num_steps,
+            f"train.warmup_steps {train.warmup_steps} must be below num_steps {train.num_steps}",
+        ),
+        (
+            not data.validation and not 0 < data.holdout < 1,
+            f"data.holdout {data.holdout} must lie in (0, 1) where there is no validation table",
+        ),
+    ]
+    return [message for broken, message in rules if broken]

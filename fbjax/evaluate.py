@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fbjax import checkpoint, metrics
+from fbjax import metrics
 from fbjax.candidates import CandidateList, any_category_negatives, draw_lists, read_lists
 from fbjax.checkpoint import Checkpoints
 from fbjax.config import Config
@@ -25,7 +25,7 @@ from fbjax.features import cached_features
 from fbjax.mesh import make_mesh
 from fbjax.objectives.pretraining import Pretraining
 from fbjax.scoring import Scorer
-from fbjax.step import init_state, make_optimizer
+from fbjax.step import abstract_state, make_optimizer
 from fbjax.workdir import Run
 
 PROTOCOLS = ("candidates", "matching")
@@ -87,7 +87,7 @@ def evaluate(
 def load_variables(run: Run, workdir: str | Path, mesh, step: int | None = None) -> tuple[int, dict]:
     """(step, variables) of a checkpoint: by default the best by validation AUC."""
     objective = Pretraining(run.model, run.step_patches, run.config.tasks, run.vocabulary.mask_id)
-    state = init_state(objective, make_optimizer(run.config.train), run.config, mesh)
+    state = abstract_state(objective, make_optimizer(run.config.train), run.config, mesh)
     with Checkpoints(workdir) as checkpoints:
         there = checkpoints.steps()
         if step is None:
@@ -95,7 +95,7 @@ def load_variables(run: Run, workdir: str | Path, mesh, step: int | None = None)
         if step not in there:
             known = f"there are {', '.join(map(str, there))}" if there else "there is none yet"
             raise FileNotFoundError(f"no checkpoint {'' if step is None else step} in {workdir}: {known}")
-        params = checkpoints.restore(step, checkpoint.abstract(state)).params
+        params = checkpoints.restore_params(step, state)
     return step, {**run.frozen(run.step_patches), **params}
 
 

@@ -52,25 +52,31 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 def init_state(objective, optimizer: optax.GradientTransformation, config, mesh) -> TrainState:
     """A fresh state, each parameter made where its logical axes put it."""
-    patches = objective.patches
+    init, arguments, placed = _initialiser(objective, optimizer, config, mesh)
+    return jax.jit(lambda *args: nn.unbox(init(*args)), out_shardings=placed)(*arguments)
+
+
+def abstract_state(objective, optimizer: optax.GradientTransformation, config, mesh) -> TrainState:
+    """Shapes, dtypes and shardings of that state, nothing allocated: what a checkpoint is restored into."""
+    init, arguments, placed = _initialiser(objective, optimizer, config, mesh)
+    shapes = nn.unbox(jax.eval_shape(init, *arguments))
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, placed)
+
+
+def _initialiser(objective, optimizer, config, mesh):
+    """A function that makes a boxed state, its arguments, and where each leaf goes."""
+    model, patches = objective.model, objective.patches
 
     def init(key, patch_params):
-        model = objective.model
-        params = {
-            "fashionbert": model.init(
-                key,
-                jnp.ones((1, model.text_tokens), jnp.int32),
-                jnp.ones((1, model.text_tokens), bool),
-                jnp.ones((1, patches.num_patches, patches.feature_size)),
-            )["params"]
-        }
+        ids = jnp.ones((1, model.text_tokens), jnp.int32)
+        features = jnp.ones((1, patches.num_patches, patches.feature_size))
+        params = {"fashionbert": model.init(key, ids, ids > 0, features)["params"]}
         if config.patches.trainable:
             params["patches"] = patch_params
         return TrainState(jnp.int32(0), params, optimizer.init(params))
 
-    key = jax.random.key(config.train.seed)
-    placed = shardings(mesh, jax.eval_shape(init, key, patches.params))
-    return jax.jit(lambda *args: nn.unbox(init(*args)), out_shardings=placed)(key, patches.params)
+    arguments = (jax.random.key(config.train.seed), patches.params)
+    return init, arguments, shardings(mesh, jax.eval_shape(init, *arguments))
 
 
 def make_step(
@@ -88,7 +94,7 @@ def make_step(
         )
         updates, opt_state = optimizer.update(weighted.gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": weighted.weights @ weighted.losses, "gradient_norm": optax.global_norm(weighted.gradient)}
+        metrics = {"loss": weighted.weights @ weighted.losses, "gradient_norm": optax.tree.norm(weighted.gradient)}
         for i, task in enumerate(objective.tasks):
             metrics[f"{task}/loss"] = weighted.losses[i]
             metrics[f"{task}/weight"] = weighted.weights[i]

@@ -15,7 +15,7 @@ import numpy as np
 from tensorboard.summary import Writer
 from tqdm import tqdm
 
-from fbjax import checkpoint, workdir as workdirs
+from fbjax import workdir as workdirs
 from fbjax.checkpoint import BEST_METRIC, Checkpoints
 from fbjax.config import Config
 from fbjax.console import duration, progress, say
@@ -28,7 +28,7 @@ from fbjax.mesh import check_batch_size, make_mesh, put_batch
 from fbjax.model import pretrained
 from fbjax.objectives.pretraining import Pretraining
 from fbjax.scoring import Scorer
-from fbjax.step import TrainState, init_state, make_optimizer, make_schedule, make_step
+from fbjax.step import TrainState, abstract_state, init_state, make_optimizer, make_schedule, make_step
 
 EVALUATION_SHARE = 0.05  # of the wall time, at most
 
@@ -40,27 +40,28 @@ def train(config: Config, workdir: str | Path) -> TrainState:
     run = workdirs.begin(config, workdir, say)
     splits = prepare(Source.from_config(config), run.vocabulary, config.data.prepared, progress)
     records, validation = splits["train"], splits["validation"]
+    workdirs.check_data(workdir, records.digest)
     features = features_of(run, records)
     partners = Partners(records.categories, records.groups)
     describe_run(run, records, partners, features)
 
     objective = Pretraining(run.model, run.step_patches, config.tasks, run.vocabulary.mask_id)
     optimizer = make_optimizer(config.train)
-    state = init_state(objective, optimizer, config, mesh)
+    shape = abstract_state(objective, optimizer, config, mesh)
     frozen = jax.device_put(run.frozen(run.step_patches))
     scorer = Scorer(run.model, run.step_patches, mesh)
     sample = ValidationSample(run, validation, scorer, config.train.evaluate_products)
-    train_step = make_step(objective, optimizer, config.adaptive, config.train.seed, mesh, state)
+    train_step = make_step(objective, optimizer, config.adaptive, config.train.seed, mesh, shape)
 
     with Checkpoints(workdir, config.train.keep_last, say) as checkpoints, contextlib.ExitStack() as stack:
         # 1. an interrupted run continues where its newest readable checkpoint stands
         # 2. else a fresh one starts from the pretrained BERT, or from random weights
-        restored = checkpoints.restore_newest(checkpoint.abstract(state))
+        restored = checkpoints.restore_newest(shape)
         if restored:
             start, state = restored
             say(f"resuming at step {start} of {config.train.num_steps}")
         else:
-            start = 0
+            start, state = 0, init_state(objective, optimizer, config, mesh)
             if config.model.pretrained:
                 state = _import_bert(state, config)
 

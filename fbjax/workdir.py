@@ -19,7 +19,7 @@ from fbjax.model import pretrained
 from fbjax.model.fashionbert import FashionBert, build_model
 from fbjax.model.patches import PatchNetwork, build_patch_network
 
-CONFIG, VOCABULARY, PATCH_WEIGHTS = "config.json", "tokenizer.json", "patches.npz"
+CONFIG, VOCABULARY, PATCH_WEIGHTS, DATA = "config.json", "tokenizer.json", "patches.npz", "data.sha256"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +79,18 @@ def begin(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Ru
     partial.write_text(configs.to_json(config))
     partial.rename(workdir / CONFIG)  # last: a workdir with a config has the rest
     return run
+
+
+def check_data(workdir: str | Path, digest: str) -> None:
+    """Raises ValueError where the run in `workdir` began on other products than those of `digest`."""
+    path = Path(workdir) / DATA
+    if not path.is_file():
+        path.write_text(digest)
+    elif path.read_text() != digest:
+        raise ValueError(
+            f"the training table is not the one that the run in {workdir} began on: its order of products could not be "
+            "continued (use the old table, or another --workdir)"
+        )
 
 
 def make_vocabulary(config: Config, say: Callable[[str], None]) -> Vocabulary:

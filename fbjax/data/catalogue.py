@@ -9,9 +9,10 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,12 @@ class Records:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def digest(self) -> str:
+        """Of what the data order and the texts' lengths depend on, whatever the tables are called."""
+        content = (self.ids.tolist(), self.groups.tolist(), self.categories.tolist(), self.num_pieces.tolist())
+        return hashlib.sha256(repr(content).encode()).hexdigest()
 
     def open(self) -> Callable[[Sequence[int]], list[bytes]]:
         """A reader of serialized records by row."""
@@ -165,35 +172,31 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         files = self._source.files()
-        if not self._source.holdout:
-            return {split: self._generate_examples(split, files[split], split) for split in files}
-        ((_, train),) = files.items()
-        return {split: self._generate_examples(split, train, split) for split in ("train", "validation")}
+        if self._source.holdout:
+            files["validation"] = files["train"]
+        return {split: self._generate_examples(split, files[split]) for split in files}
 
-    def _generate_examples(self, split: str, files: list[Path], wanted: str) -> Iterator[tuple[int, dict]]:
-        rows = table.read_products(files, self._source.columns, self._source.image_root, self._source.image_size)
-        batch: list[table.Product] = []
-        key = 0
-        for row in self._progress(rows, table.count_rows(files), f"preparing {split}"):
-            problem = row if isinstance(row, table.Skipped) else None
-            if problem is None and self._split_of(row.group, split) != wanted:
-                if self._source.holdout:
-                    continue  # belongs to the other split, by design
-                problem = table.Skipped("", row.id, f"group already in split {self._group_split[row.group]}")
-            if problem is not None:
-                self._skip(split, problem)
-                continue
-            batch.append(row)
-            if len(batch) == TOKENIZE_AT_ONCE:
-                for example in self._examples(split, batch):
-                    yield key, example
-                    key += 1
-                batch = []
-        for example in self._examples(split, batch):
-            yield key, example
-            key += 1
-        if not key:
+    def _generate_examples(self, split: str, files: list[Path]) -> Iterator[tuple[int, dict]]:
+        source = self._source
+        wanted = lambda group: self._split_of(group, split) == split  # noqa: E731
+        rows = table.read_products(files, source.columns, source.image_root, source.image_size, wanted)
+        products = self._usable(split, self._progress(rows, table.count_rows(files), f"preparing {split}"))
+        key = -1
+        while batch := list(itertools.islice(products, TOKENIZE_AT_ONCE)):
+            for example in self._examples(split, batch):
+                key += 1
+                yield key, example
+        if key < 0:
             raise ValueError(self._nothing_usable(split, files))
+
+    def _usable(self, split: str, rows: Iterable) -> Iterator[table.Product]:
+        for row in rows:
+            if isinstance(row, table.Product):
+                yield row
+            elif row is not None:
+                self._skip(split, row)
+            elif not self._source.holdout:
+                self._skip(split, table.Skipped("", "", "group is in another split"))
 
     def _examples(self, split: str, products: list[table.Product]) -> Iterator[dict]:
         index = self._index[split]
@@ -223,8 +226,8 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
         return self._group_split.setdefault(group, split)
 
     def _skip(self, split: str, skipped: table.Skipped) -> None:
-        if self._source.holdout and split != "train":
-            return  # both splits read the same rows: count them once
+        if self._source.holdout and split != "train" and not skipped.group:
+            return  # both splits read these rows, and the other has counted it
         self._skipped.append((split, skipped))
 
     def _nothing_usable(self, split: str, files: list[Path]) -> str:

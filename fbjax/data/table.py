@@ -8,7 +8,7 @@ import dataclasses
 import glob
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet
@@ -35,6 +35,7 @@ class Skipped:
     where: str  # file and row
     id: str
     reason: str
+    group: str = ""  # where the row got so far
 
 
 def find_files(pattern: str) -> list[Path]:
@@ -68,24 +69,38 @@ def count_rows(files: list[Path]) -> int | None:
     return None
 
 
-def read_products(files: list[Path], columns: Columns, image_root: str, max_side: int) -> Iterator[Product | Skipped]:
-    """Every row as a `Product`, or as a `Skipped` that says why not. Images are shrunk to at least `max_side` a side."""
+def read_products(
+    files: list[Path], columns: Columns, image_root: str, max_side: int, wanted: Callable[[str], bool] = lambda group: True
+) -> Iterator[Product | Skipped | None]:
+    """Every row as a `Product`, as a `Skipped` that says why not, or as None where its group is not `wanted`.
+
+    Images are shrunk as far as `max_side` x `max_side` allows. Of rows with one id the first with text and category counts.
+    """
     seen: set[str] = set()
     for file in files:
         root = Path(image_root) if image_root else file.parent
         for number, row in enumerate(_rows(file), start=1):
             where = f"{file.name} row {number}"
-            if isinstance(row, str):
-                yield Skipped(where, "", row)
+            described = row if isinstance(row, str) else _described(row, columns)
+            if isinstance(described, str):
+                yield Skipped(where, "" if isinstance(row, str) else _text(row.get(columns.id)), described)
                 continue
-            product = _product(row, columns, root, max_side)
-            if isinstance(product, Product) and product.id in seen:
-                product = "duplicate id"
-            if isinstance(product, str):
-                yield Skipped(where, _text(row.get(columns.id)), product)
+            if described.id in seen:
+                yield Skipped(where, described.id, "duplicate id")
                 continue
-            seen.add(product.id)
-            yield product
+            seen.add(described.id)
+            if not wanted(described.group):
+                yield None
+                continue
+            try:
+                image = normalise_image(_image_bytes(row.get(columns.image), root), max_side)
+                yield dataclasses.replace(described, image=image)
+            except FileNotFoundError:
+                yield Skipped(where, described.id, "image file not found", described.group)
+            except OSError:
+                yield Skipped(where, described.id, "unreadable image file", described.group)
+            except ValueError as error:
+                yield Skipped(where, described.id, str(error), described.group)
 
 
 def read_texts(files: list[Path], columns: Columns) -> Iterator[str]:
@@ -115,7 +130,7 @@ def normalise_image(encoded: bytes, max_side: int) -> bytes:
             was_jpeg = image.format == "JPEG"
             image = _rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # Pillow raises a dozen kinds on broken files
-        raise ValueError(f"undecodable image ({type(error).__name__})") from error
+        raise ValueError("undecodable image") from error
     if min(image.size) > max_side:
         scale = max_side / min(image.size)
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
@@ -131,27 +146,17 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _product(row: dict, columns: Columns, root: Path, max_side: int) -> Product | str:
-    """The product of a row, or why there is none."""
-    identity = _text(row.get(columns.id))
+def _described(row: dict, columns: Columns) -> Product | str:
+    """All of a row's product but its image, or why there is none."""
+    identity, text, category = _text(row.get(columns.id)), _joined(row, columns), _text(row.get(columns.category))
     if not identity:
         return "missing id"
-    text = _joined(row, columns)
     if not text:
         return "empty text"
-    category = _text(row.get(columns.category))
     if not category:
         return "missing category"
-    try:
-        image = normalise_image(_image_bytes(row.get(columns.image), root), max_side)
-    except FileNotFoundError:
-        return "image file not found"
-    except OSError:
-        return "unreadable image file"
-    except ValueError as error:
-        return str(error).partition(" (")[0]
     group = _text(row.get(columns.group)) if columns.group else ""
-    return Product(identity, text, category, group or identity, image)
+    return Product(identity, text, category, group or identity, b"")
 
 
 def _image_bytes(value, root: Path) -> bytes:

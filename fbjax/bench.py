@@ -1,0 +1,78 @@
+"""`fbjax bench`: the train step timed on synthetic batches, each adaptive method in turn in the same run, no TensorFlow."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from fbjax.batch import Batch
+from fbjax.config import Config
+from fbjax.mesh import check_batch_size, make_mesh, put_batch
+from fbjax.model.fashionbert import build_model
+from fbjax.model.patches import build_patch_network
+from fbjax.objectives.pretraining import Pretraining
+from fbjax.step import init_state, make_optimizer, make_step
+
+METHODS = ("fixed", "loss_softmax", "gradient")
+VOCABULARY_SIZE = 30_522
+
+
+def bench(config: Config, repeats: int, say: Callable[[str], None]) -> dict:
+    """Median pairs/s of the config's own method, and each method's step time relative to `fixed`.
+
+    Methods take turns, so that what slows the machine slows all of them; a ratio is the median over the rounds.
+    """
+    mesh = make_mesh(config.mesh)
+    check_batch_size(config.train.batch_size, mesh)
+    network = build_patch_network(config.patches)
+    patches = network.precomputed() if config.patches.cached else network
+    objective = Pretraining(build_model(config.model, VOCABULARY_SIZE, network), patches, config.tasks, mask_id=103)
+    optimizer = make_optimizer(config.train)
+    frozen = {} if config.patches.trainable else {"patches": patches.params}
+    batch = put_batch(synthetic_batch(config, network), mesh)
+
+    state = init_state(objective, optimizer, config, mesh)
+    steps = {
+        method: make_step(objective, optimizer, replace(config.adaptive, method=method), 0, mesh, state)
+        for method in METHODS
+    }
+    seconds: dict[str, list[float]] = {method: [] for method in METHODS}
+    for turn in range(repeats + 1):  # the first one compiles
+        for method, step in steps.items():
+            start = time.perf_counter()
+            state, metrics = step(state, frozen, batch)
+            jax.block_until_ready((state, metrics))
+            if turn:
+                seconds[method].append(time.perf_counter() - start)
+        say(f"round {turn} of {repeats}" + ("" if turn else " (compiled)"))
+    pairs = 2 * config.train.batch_size
+    ratios = {
+        method: statistics.median(a / b for a, b in zip(seconds[method], seconds["fixed"], strict=True))
+        for method in METHODS
+    }
+    return {
+        "train": {
+            "pairs_per_second": pairs / statistics.median(seconds[config.adaptive.method]),
+            "adaptive": {method: ratio for method, ratio in ratios.items() if method != "fixed"},
+        },
+        "repeats": repeats,
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def synthetic_batch(config: Config, network) -> Batch:
+    """Random products of full text length, with whatever the step takes for images."""
+    rng = np.random.default_rng(0)
+    b, t, size = config.train.batch_size, config.model.text_tokens, config.patches.image_size
+    ids = rng.integers(1000, VOCABULARY_SIZE, (b, t), dtype=np.int32)
+    word_ids = np.tile(np.arange(-1, t - 1, dtype=np.int32), (b, 1))
+    word_ids[:, -1] = -1
+    if config.patches.cached:
+        shape = (2, b, network.num_patches, network.feature_size)
+        images = rng.uniform(0, 3, shape).astype(np.float16)
+    else:
+        images = rng.integers(0, 255, (2, b, size, size, 3), dtype=np.uint8)
+    return Batch(np.arange(b, dtype=np.int32), ids, word_ids, *images)

@@ -1,0 +1,37 @@
+"""A run small enough for a test: 48 fabricated products, pixels as patches, two layers of width 32."""
+
+from pathlib import Path
+
+from fbjax import config as configs
+from tests.tables import make_products, write_parquet
+
+CONFIG_FILE = '''
+from fbjax.config import defaults
+
+def get_config():
+    c = defaults()
+    c.data.train, c.data.validation = {train!r}, {validation!r}
+    c.data.columns.text, c.data.columns.group = ("title", "caption"), "group"
+    c.data.prepared = {prepared!r}
+    c.patches.image_size, c.patches.patch_size, c.patches.enlarge_to = 32, 8, 4
+    c.model.vocabulary = "train:200"
+    c.model.num_layers, c.model.width, c.model.num_heads, c.model.mlp_width, c.model.text_tokens = 2, 32, 4, 64, 24
+    c.model.hidden_dropout = c.model.attention_dropout = 0.1
+    c.train.batch_size, c.train.num_steps, c.train.warmup_steps, c.train.learning_rate = 8, 12, 2, 1e-3
+    c.train.log_every, c.train.save_every, c.train.evaluate_products = 2, 4, 16
+    return c
+'''
+
+
+def write_config(folder: Path) -> Path:
+    """Tables and a config file for them in `folder`; the config's path."""
+    write_parquet(folder / "train.parquet", make_products(48, seed=0))
+    write_parquet(folder / "validation.parquet", [p | {"group": "v" + p["group"]} for p in make_products(24, seed=1)])
+    names = {name: str(folder / f"{name}.parquet") for name in ("train", "validation")}
+    path = folder / "tiny.py"
+    path.write_text(CONFIG_FILE.format(**names, prepared=str(folder / "prepared")))
+    return path
+
+
+def tiny_config(folder: Path, *overrides: str) -> configs.Config:
+    return configs.load(write_config(folder) if not (folder / "tiny.py").exists() else folder / "tiny.py", overrides)

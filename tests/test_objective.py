@@ -1,0 +1,183 @@
+"""The pretraining objective and the step: hand-computed losses, and what must not change them."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fbjax.batch import Batch
+from fbjax.config import AdaptiveConfig, Config, MeshConfig, ModelConfig, PatchConfig, TaskConfig, TrainConfig
+from fbjax.mesh import make_mesh, put_batch
+from fbjax.model.fashionbert import build_model
+from fbjax.model.patches import build_patch_network
+from fbjax.objectives.pretraining import Pretraining, patch_divergence
+from fbjax.step import init_state, make_optimizer, make_schedule, make_step
+
+B, T, V = 16, 16, 60
+PATCHES = PatchConfig(network="pixels", image_size=16, patch_size=4, enlarge_to=4)
+MODEL = ModelConfig(
+    num_layers=2, width=24, num_heads=4, mlp_width=48, text_tokens=T, hidden_dropout=0.0, attention_dropout=0.0
+)
+TRAIN = TrainConfig(batch_size=B, num_steps=10, warmup_steps=2, learning_rate=1e-2)
+CONFIG = Config(patches=PATCHES, model=MODEL, train=TRAIN)
+
+
+def make_batch(seed=0, text_tokens=T):
+    rng = np.random.default_rng(seed)
+    ids, word_ids = np.zeros((B, text_tokens), np.int32), np.full((B, text_tokens), -1, np.int32)
+    for b in range(B):
+        n = rng.integers(4, T - 2)
+        ids[b, : n + 2] = [2, *rng.integers(5, V, n), 3]
+        word_ids[b, 1 : n + 1] = np.sort(rng.integers(0, n, n))
+        word_ids[b, 1 : n + 1] = np.unique(word_ids[b, 1 : n + 1], return_inverse=True)[1]
+    images = rng.integers(0, 255, (2, B, 16, 16, 3), dtype=np.uint8)
+    return Batch(rng.permutation(1000)[:B].astype(np.int32), ids, word_ids, images[0], images[1])
+
+
+def make_objective(model=MODEL, tasks=TaskConfig(), patches=PATCHES):
+    network = build_patch_network(patches)
+    return Pretraining(build_model(model, V, network), network, tasks, mask_id=4)
+
+
+def make_one_device_mesh():
+    auto = (jax.sharding.AxisType.Auto,) * 3
+    return jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1], axis_types=auto)
+
+
+def make_state(objective, config=CONFIG, mesh=None):
+    state = init_state(objective, make_optimizer(config.train), config, mesh or make_one_device_mesh())
+    # heads and biases away from their bland start, so that every path shows in the losses
+    keys = iter(jax.random.split(jax.random.key(7), 1000))
+    return state.replace(params=jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), state.params))
+
+
+def losses_of(objective, params, batch):
+    return np.asarray(jax.jit(objective.losses)(params, {"patches": {}}, batch, jax.random.key(3))[0])
+
+
+def test_patch_divergence_by_hand():
+    target, prediction = jnp.log(jnp.array([0.5, 0.25, 0.25])), jnp.log(jnp.array([0.25, 0.5, 0.25]))
+    # .5 ln(.5/.25) + .25 ln(.25/.5) + 0 = .25 ln 2
+    assert float(patch_divergence(target, prediction)) == pytest.approx(0.25 * np.log(2), rel=1e-5)
+    assert float(patch_divergence(target, target + 3.0)) == pytest.approx(0, abs=1e-6)
+
+
+def test_losses_equal_a_recomputation_from_the_whole_sequence():
+    """Every head on every position of the unshortened encoder, picked and averaged with NumPy."""
+    objective, batch = make_objective(), make_batch()
+    params = make_state(objective).params
+    key = jax.random.key(3)
+    ids, text_at, valid, patch_at = map(np.asarray, objective._draw_masks(jax.random.split(key)[0], batch))
+    apply = lambda *a, **k: objective.model.apply({"params": params["fashionbert"]}, *a, **k)  # noqa: E731
+    mlm, mpm, tia = [], [], []
+    for pair, images in enumerate([batch.image, batch.partner]):
+        features = np.array(objective.patches.apply({}, images))
+        hidden = features.copy()
+        for b in range(B):
+            hidden[b, patch_at[b, pair]] = 0.0
+        mlm_logits, mpm_logits, tia_logits = map(np.asarray, apply(ids, batch.ids != 0, hidden))
+        for b in range(B):
+            for m in np.flatnonzero(valid[b]):
+                at = text_at[b, m]
+                mlm.append(-np.asarray(jax.nn.log_softmax(mlm_logits[b, at]))[batch.ids[b, at]])
+            for p in patch_at[b, pair]:
+                goal, guess = (np.asarray(jax.nn.log_softmax(x[b, p])) for x in (features, mpm_logits))
+                mpm.append((np.exp(goal) * (goal - guess)).sum())
+            tia.append(-np.asarray(jax.nn.log_softmax(tia_logits[b]))[1 - pair])
+    expected = [np.mean(mlm), np.mean(mpm), np.mean(tia)]
+    np.testing.assert_allclose(losses_of(objective, params, batch), expected, rtol=2e-5)
+
+
+def test_mask_mismatched_off_leaves_mlm_and_mpm_to_the_true_pairs():
+    batch = make_batch()
+    both, only_true = make_objective(), make_objective(tasks=TaskConfig(mask_mismatched=False))
+    params = make_state(both).params
+    changed = batch.replace(partner=255 - batch.partner)
+    np.testing.assert_array_equal(losses_of(only_true, params, batch)[:2], losses_of(only_true, params, changed)[:2])
+    assert (losses_of(both, params, batch)[:2] != losses_of(both, params, changed)[:2]).all()
+    assert losses_of(only_true, params, batch)[2] != losses_of(only_true, params, changed)[2]
+
+
+def test_batch_order_does_not_change_losses():
+    objective, batch = make_objective(), make_batch()
+    params = make_state(objective).params
+    order = np.random.default_rng(1).permutation(B)
+    shuffled = jax.tree.map(lambda x: x[order], batch)
+    np.testing.assert_allclose(losses_of(objective, params, shuffled), losses_of(objective, params, batch), rtol=1e-5)
+
+
+def test_padding_does_not_change_the_alignment_scores():
+    longer = make_objective(dataclasses.replace(MODEL, text_tokens=T + 8))
+    params = make_state(longer).params["fashionbert"]
+    batch = make_batch()
+    features = longer.patches.apply({}, batch.image)
+    padded = np.pad(batch.ids, ((0, 0), (0, 8)))
+    scores = [longer.model.apply({"params": params}, ids, ids != 0, features)[2] for ids in (batch.ids, padded)]
+    np.testing.assert_allclose(*scores, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["gradient", "loss_softmax", "fixed"])
+@pytest.mark.parametrize("mesh", [MeshConfig(8, 1, 1), MeshConfig(2, 2, 2)], ids=["data", "data-fsdp-tensor"])
+def test_device_count_does_not_change_the_step(method, mesh):
+    results = []
+    for devices in (make_one_device_mesh(), make_mesh(mesh)):
+        objective = make_objective()
+        state = make_state(objective, mesh=devices)
+        step = make_step(objective, make_optimizer(TRAIN), AdaptiveConfig(method=method), 0, devices, state)
+        with jax.set_mesh(devices):
+            for i in range(2):
+                state, metrics = step(state, {"patches": {}}, put_batch(make_batch(i), devices))
+        results.append((jax.device_get(state.params), jax.device_get(metrics)))
+    (one_params, one), (many_params, many) = results
+    for name, value in one.items():
+        np.testing.assert_allclose(many[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
+    difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), one_params, many_params)
+    assert max(jax.tree.leaves(difference)) < 2e-3  # of steps of 1e-2
+
+
+def test_a_trainable_patch_network_receives_gradients_and_a_frozen_one_does_not(tmp_path):
+    weights = {"conv1/kernel": np.zeros((3, 3, 3, 8), np.float32)}
+    config = dataclasses.replace(PATCHES, network="mobilenet_v1", geometry="grid", image_size=64, patch_size=32)
+    from fbjax.model.patches import MobileNetV1
+
+    shapes = jax.eval_shape(MobileNetV1(0.25).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
+    rng = np.random.default_rng(0)
+    weights = {"/".join(k): rng.uniform(0.05, 0.3, v.shape).astype(np.float32)
+               for k, v in flatten(shapes).items()}  # fmt: skip
+    np.savez(tmp_path / "w.npz", **weights)
+    config = dataclasses.replace(config, weights=str(tmp_path / "w.npz"), trainable=True)
+    objective = make_objective(patches=config)
+    whole = dataclasses.replace(CONFIG, patches=config)
+    state = make_state(objective, whole)
+    batch = make_batch().replace(image=np.zeros((B, 64, 64, 3), np.uint8) + 90, partner=np.zeros((B, 64, 64, 3), np.uint8))
+    gradient = jax.grad(lambda p: objective.losses(p, {}, batch, jax.random.key(0))[0].sum())(state.params)
+    assert "patches" in objective.shared(gradient)
+    assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradient["patches"]["network"]["conv_pw_13"]))
+    frozen = make_state(make_objective(patches=dataclasses.replace(config, trainable=False)))
+    assert "patches" not in frozen.params
+
+
+def flatten(tree):
+    import flax.traverse_util
+
+    return flax.traverse_util.flatten_dict(nn.unbox(tree))
+
+
+def test_schedule_warms_up_and_decays_to_zero():
+    schedule = make_schedule(TrainConfig(num_steps=100, warmup_steps=10, learning_rate=1.0))
+    np.testing.assert_allclose([schedule(s) for s in (0, 5, 10, 55, 100)], [0, 0.5, 1, 0.5, 0], atol=1e-6)
+
+
+def test_biases_and_layer_norms_do_not_decay():
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "scale": jnp.ones(2)}
+    optimizer = make_optimizer(TrainConfig(num_steps=10, warmup_steps=1, learning_rate=1.0, weight_decay=0.1))
+    state = optimizer.init(params)
+    for _ in range(2):  # the first step's learning rate is 0
+        updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    np.testing.assert_allclose(updates["kernel"], -0.1, rtol=1e-5)
+    assert float(jnp.abs(updates["bias"]).max()) == float(jnp.abs(updates["scale"]).max()) == 0.0
+    assert isinstance(optimizer, optax.GradientTransformation)

@@ -1,0 +1,199 @@
+"""Order, partners and batches against brute force, and as pure functions of the step."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fbjax.config import Config, TaskConfig
+from fbjax.data.catalogue import Source, prepare
+from fbjax.data.pipeline import train_batches
+from fbjax.data.sampling import Partners, Sampler
+from fbjax.data.vocabulary import Vocabulary
+from tests.tables import make_products, write_parquet
+
+SIDE, NUM_PRODUCTS, NUM_STEPS = 32, 20, 8  # 8 steps of 8 products: three epochs and a bit
+catalogues = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=2, max_size=14)  # (category, group)
+
+
+def make_sampler(categories, groups, batch_size, seed=0, **tasks) -> Sampler:
+    partners = Partners(np.asarray(categories), np.asarray(groups))
+    return Sampler(partners, len(categories), batch_size, seed, TaskConfig(**tasks))
+
+
+def allowed_partners(row, categories, groups, easy) -> set[int]:
+    others = {j for j in range(len(groups)) if groups[j] != groups[row]}
+    same = {j for j in others if categories[j] == categories[row]}
+    return others if easy or not same else same
+
+
+@given(st.integers(2, 40), st.integers(1, 50), st.integers(0, 3))
+def test_every_epoch_visits_each_product_once(num_products, batch_size, seed):
+    sampler = make_sampler(np.zeros(num_products, int), np.arange(num_products), batch_size, seed)
+    num_steps = -(-3 * num_products // batch_size)
+    rows = np.concatenate([sampler.batch(step)[0] for step in range(num_steps)])
+    for epoch in range(3):
+        assert sorted(rows[epoch * num_products : (epoch + 1) * num_products]) == list(range(num_products))
+
+
+def test_every_epoch_and_every_seed_has_its_own_order():
+    orders = [
+        tuple(make_sampler(np.zeros(30, int), np.arange(30), 30, seed).batch(epoch)[0])
+        for seed in range(3)
+        for epoch in range(3)
+    ]
+    assert len(set(orders)) == 9
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.integers(1, 25))
+def test_a_batch_depends_on_its_step_alone(steps, batch_size):
+    categories, groups = np.arange(18) % 3, np.arange(18) // 2
+    used = make_sampler(categories, groups, batch_size, easy_start=1.0, easy_steps=30)
+    for step in steps:
+        batch = used.batch(step)
+        fresh = make_sampler(categories, groups, batch_size, easy_start=1.0, easy_steps=30).batch(step)
+        np.testing.assert_array_equal(batch, fresh)
+        for array in batch:
+            array[:] = -1  # a caller's changes must not reach later batches
+
+
+@given(catalogues, st.booleans())
+def test_each_allowed_partner_is_drawn_equally_often_over_a_grid_and_no_other_ever(products, easy):
+    categories, groups = np.array(products).T
+    if len(set(groups)) == 1:
+        with pytest.raises(ValueError, match=f"all {len(groups)} products are of one group"):
+            Partners(categories, groups)
+        return
+    partners, each = Partners(categories, groups), 3
+    for row in range(len(products)):
+        allowed = allowed_partners(row, categories, groups, easy)
+        num = len(allowed) * each
+        drawn = partners.draw(np.full(num, row), (np.arange(num) + 0.5) / num, np.full(num, easy))
+        assert dict(zip(*np.unique(drawn, return_counts=True), strict=True)) == dict.fromkeys(sorted(allowed), each)
+
+
+@given(catalogues.filter(lambda products: len({group for _, group in products}) > 1), st.integers(0, 5))
+def test_a_partner_is_never_of_the_same_group(products, seed):
+    categories, groups = np.array(products).T
+    sampler = make_sampler(categories, groups, 16, seed, easy_start=0.5, easy_end=0.5)
+    for step in range(4):
+        rows, partners = sampler.batch(step)
+        assert (groups[rows] != groups[partners]).all()
+
+
+def test_a_product_alone_in_its_category_gets_partners_of_any_category():
+    categories, groups = np.array([0, 0, 0, 7]), np.arange(4)
+    sampler = make_sampler(categories, groups, 4)
+    drawn = {row: set() for row in range(4)}
+    for epoch in range(50):
+        for row, partner in zip(*sampler.batch(epoch), strict=True):
+            drawn[int(row)].add(int(partner))
+    assert drawn == {0: {1, 2}, 1: {0, 2}, 2: {0, 1}, 3: {0, 1, 2}}
+
+
+def test_partners_are_redrawn_every_epoch_and_uniform_over_epochs():
+    size, num_epochs = 6, 600
+    sampler = make_sampler(np.zeros(size, int), np.arange(size), size)
+    counts = np.zeros((size, size))
+    last = np.full(size, -1)
+    num_repeated = 0
+    for epoch in range(num_epochs):
+        rows, partners = sampler.batch(epoch)
+        np.add.at(counts, (rows, partners), 1)
+        now = partners[np.argsort(rows)]
+        num_repeated += (now == last).sum()
+        last = now
+    expected = num_epochs / (size - 1)
+    chi_squared = ((counts - expected) ** 2 / expected)[~np.eye(size, dtype=bool)].sum()
+    assert chi_squared < 51.2  # 24 degrees of freedom, 0.1 %
+    assert num_repeated / (size * num_epochs) == pytest.approx(1 / 5, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "steps, step, share",
+    [(100, 0, 0.8), (100, 25, 0.65), (100, 50, 0.5), (100, 100, 0.2), (100, 1000, 0.2), (0, 0, 0.2), (0, 7, 0.2)],
+)
+def test_the_easy_share_falls_linearly_and_then_stays(steps, step, share):
+    sampler = make_sampler([0, 0], [0, 1], 1, easy_start=0.8, easy_end=0.2, easy_steps=steps)
+    assert sampler.easy_share(step) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("easy, crossing", [(0.0, 0.0), (0.4, 0.4 * 3 / 4), (1.0, 3 / 4)])
+def test_as_many_partners_are_of_any_category_as_the_easy_share_says(easy, crossing):
+    categories = np.arange(4000) % 4
+    rows, partners = make_sampler(categories, np.arange(4000), 4000, easy_start=easy, easy_end=easy).batch(0)
+    assert (categories[rows] != categories[partners]).mean() == pytest.approx(crossing, abs=0.025 if crossing else 0)
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory):
+    """Products whose images are SIDE x SIDE PNGs, prepared; so that decoding has to give their very pixels."""
+    folder = tmp_path_factory.mktemp("sampling")
+    products = [{**p, "image": p["image"].resize((SIDE, SIDE)), "format": "PNG"} for p in make_products(NUM_PRODUCTS)]
+    base = Config()
+    config = dataclasses.replace(
+        base,
+        data=dataclasses.replace(base.data, columns=dataclasses.replace(base.data.columns, group="group")),
+        patches=dataclasses.replace(base.patches, image_size=SIDE),
+        model=dataclasses.replace(base.model, text_tokens=8),
+        train=dataclasses.replace(base.train, batch_size=8, num_steps=NUM_STEPS),
+    )
+    vocabulary = Vocabulary.train([p["title"] for p in products], 200)
+    source = Source.one_table(str(write_parquet(folder / "table.parquet", products)), config)
+    records = prepare(source, vocabulary, folder / "prepared", lambda rows, total, label: rows)["validation"]
+    sampler = make_sampler(records.categories, records.groups, 8)
+    pixels = np.stack([np.asarray(p["image"]) for p in products])
+
+    def stream(start=0, process=(0, 1), features=None):
+        where = {"start": start, "process": process, "features": features}
+        return list(train_batches(records, sampler, vocabulary, config, **where))
+
+    return sampler, vocabulary, products, pixels, stream
+
+
+def test_a_batch_holds_the_sampled_texts_images_and_partners(catalogue):
+    sampler, vocabulary, products, pixels, stream = catalogue
+    batches = stream()
+    assert len(batches) == NUM_STEPS
+    for step, batch in enumerate(batches):
+        rows, partners = sampler.batch(step)
+        np.testing.assert_array_equal(batch.index, rows)
+        np.testing.assert_array_equal(batch.image, pixels[rows])
+        np.testing.assert_array_equal(batch.partner, pixels[partners])
+        for row, ids, word_ids in zip(rows, batch.ids, batch.word_ids, strict=True):
+            ((pieces, words),) = vocabulary.pieces([products[row]["title"]])
+            padding = 8 - 2 - len(pieces)
+            assert ids.tolist() == [vocabulary.cls_id, *pieces, vocabulary.sep_id] + [0] * padding
+            assert word_ids.tolist() == [-1, *words, -1] + [-1] * padding
+
+
+def test_the_stream_from_a_step_is_the_tail_of_the_stream_from_the_first(catalogue):
+    *_, stream = catalogue
+    whole, tail = stream(), stream(start=5)
+    assert len(tail) == NUM_STEPS - 5
+    for expected, batch in zip(whole[5:], tail, strict=True):
+        for name in ("index", "ids", "word_ids", "image", "partner"):
+            np.testing.assert_array_equal(getattr(batch, name), getattr(expected, name), err_msg=name)
+
+
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_processes_together_get_the_global_batch(catalogue, num_processes):
+    *_, stream = catalogue
+    shares = [stream(process=(rank, num_processes)) for rank in range(num_processes)]
+    for batch, *parts in zip(stream(), *shares, strict=True):
+        assert {len(part.index) for part in parts} == {8 // num_processes}
+        for name in ("index", "ids", "image", "partner"):
+            together = np.concatenate([getattr(part, name) for part in parts])
+            np.testing.assert_array_equal(together, getattr(batch, name), err_msg=name)
+
+
+def test_cached_features_take_the_place_of_images(catalogue):
+    sampler, *_, stream = catalogue
+    features = np.arange(NUM_PRODUCTS * 4 * 3, dtype=np.float16).reshape(NUM_PRODUCTS, 4, 3)
+    for step, batch in enumerate(stream(features=features)):
+        rows, partners = sampler.batch(step)
+        np.testing.assert_array_equal(batch.index, rows)
+        np.testing.assert_array_equal(batch.image, features[rows])
+        np.testing.assert_array_equal(batch.partner, features[partners])

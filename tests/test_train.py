@@ -1,0 +1,217 @@
+"""The loop: it learns, resumes exactly, and says clearly what is wrong with a config, a workdir or a checkpoint."""
+
+import dataclasses
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from fbjax import config as configs
+from fbjax.checkpoint import Checkpoints
+from fbjax.cli import main
+from fbjax.train import train
+from tests.runs import tiny_config, write_config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted run: its folder, config and last state."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = tiny_config(folder)
+    return folder, config, train(config, folder / "run")
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def without_steps_after(folder: Path, step: int, to: Path) -> Path:
+    """A copy of a finished workdir as a crash after `step`'s checkpoint would have left it."""
+    shutil.copytree(folder, to)
+    for checkpoint in (to / "checkpoints").iterdir():
+        if checkpoint.name.isdigit() and int(checkpoint.name) > step:
+            shutil.rmtree(checkpoint)
+    return to
+
+
+def test_a_resumed_run_ends_bit_identical(finished, tmp_path, capfd):
+    folder, config, state = finished
+    workdir = without_steps_after(folder / "run", 8, tmp_path / "run")
+    resumed = train(config, workdir)
+    assert "resuming at step 8 of 12" in capfd.readouterr().err
+    assert int(resumed.step) == 12 and same(resumed, state)
+
+
+def test_a_finished_run_started_again_does_nothing(finished, capfd):
+    folder, config, state = finished
+    assert same(train(config, folder / "run"), state)
+    assert "resuming at step 12 of 12" in capfd.readouterr().err
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(finished):
+    folder, config, state = finished
+    with Checkpoints(folder / "run") as checkpoints:
+        assert checkpoints.steps()[-2:] == [8, 12]
+        assert len(checkpoints.steps()) <= config.train.keep_last + 1
+        assert checkpoints.best_step() in checkpoints.steps()
+        assert same(checkpoints.restore_params(12, state), state.params)
+
+
+def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(finished, tmp_path, capfd):
+    folder, config, state = finished
+    shutil.copytree(folder / "run", tmp_path / "run")
+    for file in (tmp_path / "run" / "checkpoints" / "12").rglob("*"):
+        if file.is_file():
+            os.truncate(file, file.stat().st_size // 2)
+    resumed = train(config, tmp_path / "run")
+    said = capfd.readouterr().err
+    assert "checkpoint 12 cannot be read" in said and "resuming at step 8" in said
+    assert same(resumed, state)
+    assert (tmp_path / "run" / "checkpoints" / "unreadable-12").is_dir()
+
+
+def test_resuming_with_another_config_shows_the_difference(finished):
+    folder, config, _ = finished
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, learning_rate=5e-4))
+    with pytest.raises(ValueError, match=r"train.learning_rate: 0.001 in the workdir, 0.0005 given"):
+        train(other, folder / "run")
+
+
+def test_training_lowers_the_masked_losses_and_logs_every_task(tmp_path):
+    config = tiny_config(tmp_path, "train.num_steps=80", "train.save_every=80", "train.log_every=10",
+                         "train.learning_rate=3e-3", "model.hidden_dropout=0.0", "model.attention_dropout=0.0",
+                         )  # fmt: skip
+    train(config, tmp_path / "run")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+
+    def logged(name):
+        return [float(event.tensor_proto.float_val[0]) for event in events.Tensors(name)]
+
+    for task in ("mlm", "mpm", "tia"):
+        losses, weights = logged(f"{task}/loss"), logged(f"{task}/weight")
+        assert task == "tia" or losses[-1] < 0.8 * losses[0], task  # alignment starts with a plateau
+        assert len(weights) == 8 and all(0 < weight < 1 for weight in weights)
+        assert min(logged(f"{task}/gradient_norm")) > 0
+
+
+def test_a_workdir_that_cannot_be_written_is_an_error_before_any_work(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["train", "--config", str(write_config(tmp_path)), "--workdir", str(tmp_path / "file" / "run")]) == 1
+    assert "cannot write to workdir" in capsys.readouterr().err
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing_of_it(tmp_path):
+    config = tiny_config(tmp_path, "train.learning_rate=1e30", "train.clip_norm=1e30", "train.save_every=6")
+    with pytest.raises(FloatingPointError, match=r"not finite between steps \d+ and \d+: .*mlm/loss"):
+        train(config, tmp_path / "run")
+
+
+def test_a_batch_that_the_devices_cannot_share_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="batch_size 6 is not divisible by the 8 devices"):
+        train(tiny_config(tmp_path, "train.batch_size=6"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("patches.patch_size=7", "patch_size 7 does not divide image_size 32"),
+        ("patches.colour=1", "no setting config.patches.colour"),
+        ("train.num_steps=many", "config.train.num_steps takes a int"),
+        ("adaptive.domain=3.0", "adaptive.domain 3.0 must lie in"),
+        ("adaptive.fixed=(0.5,0.6,0.1)", "must be three weights"),
+        ("model.vocabulary=", "model.vocabulary is not set"),
+        ("model.num_heads=5", "num_heads 5 does not divide model.width 32"),
+    ],
+)
+def test_a_wrong_setting_names_the_value_and_the_remedy(tmp_path, override, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tiny_config(tmp_path, override)
+
+
+def test_a_config_survives_its_json_form(tmp_path):
+    config = tiny_config(tmp_path)
+    assert configs.from_json(configs.to_json(config)) == config
+
+
+@pytest.mark.parametrize("verb", ["prepare", "train", "evaluate"])
+def test_help_shows_an_example_that_parses(verb, capsys):
+    from fbjax.cli import EXAMPLES, _overrides, _parser
+
+    with pytest.raises(SystemExit) as exit_:
+        main([verb, "--help"])
+    assert exit_.value.code == 0 and EXAMPLES[verb] in capsys.readouterr().out
+    arguments, rest = _parser().parse_known_args(EXAMPLES[verb].split()[1:])
+    assert arguments.verb == verb
+    _overrides(rest, arguments)
+
+
+def start(config: Path, workdir: Path, *more: str) -> subprocess.Popen:
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    command = [sys.executable, "-m", "fbjax.cli", "train", "--config", str(config), "--workdir", str(workdir), *more]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=Path(__file__).parent.parent)
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_points_the_run_ends_bit_identical(tmp_path):
+    config = write_config(tmp_path)
+    settings = ["--config.train.num_steps=600", "--config.train.save_every=15", "--config.train.log_every=3"]
+    whole = start(config, tmp_path / "whole", *settings)
+    assert (whole.communicate()[1], whole.returncode)[1] == 0
+
+    chance, kills = random.Random(0), 0
+    while True:
+        process = start(config, tmp_path / "killed", *settings)
+        limit, first = chance.randint(2, 55), None
+        for line in process.stderr:
+            if found := re.match(r"step (\d+)/", line):
+                first = first or int(found[1])
+                if int(found[1]) >= first + limit:
+                    time.sleep(chance.random() * 0.1)
+                    process.send_signal(signal.SIGKILL)
+                    break
+        if process.wait() == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+        kills += 1
+    assert kills >= 10
+    states = []
+    for name in ("whole", "killed"):
+        folder = tmp_path / name / "checkpoints" / "600"
+        from orbax.checkpoint import v1 as ocp
+
+        states.append(ocp.load(folder))
+    assert same(*states)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_a_clear_error_and_loses_no_checkpoint(tmp_path):
+    """On a file system of its own, too small for the run's checkpoints."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        config = write_config(tmp_path)
+        more = ["--config.train.num_steps=40", "--config.train.save_every=4", "--config.train.keep_last=40"]
+        process = start(config, small / "run", *more)
+        said = process.communicate()[1]
+        assert process.returncode == 1 and "no space left" in said.lower(), said
+        config = tiny_config(tmp_path, "train.num_steps=40", "train.save_every=4", "train.keep_last=40")
+        shutil.copytree(small / "run", tmp_path / "rescued")
+        assert int(train(config, tmp_path / "rescued").step) == 40
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
