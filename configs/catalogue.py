@@ -1,5 +1,4 @@
-"""The real catalogue on a laptop CPU.
-"""
+"""The real catalogue on a laptop CPU."""
 
 from fbjax.config import defaults
 

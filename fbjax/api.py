@@ -11,7 +11,7 @@ from PIL import Image
 
 from fbjax.data.pipeline import decode_image
 from fbjax.data.table import normalise_image
-from fbjax.evaluate import load_variables
+from fbjax.evaluate import load_params
 from fbjax.mesh import make_mesh
 from fbjax.scoring import Scorer
 from fbjax.workdir import Run
@@ -31,11 +31,11 @@ class Model:
         """The best checkpoint in `workdir` by validation AUC, or that of `step`."""
         run = Run.open(workdir)
         mesh = make_mesh(run.config.mesh)
-        step, variables = load_variables(run, workdir, mesh, step)
-        return cls(run, step, Scorer(run.model, run.patches, mesh), {"patches": run.patches.params} | variables)
+        step, params = load_params(run, workdir, mesh, step)
+        return cls(run, step, Scorer(run.model, run.patches, mesh), {"patches": run.patches.params} | params)
 
     def score(self, texts: Sequence[str], images: Sequence) -> np.ndarray:
-        """Match scores [N] of each text with the image beside it: logit differences, above 0 where a match is likelier."""
+        """Match scores [N] of each text with the image beside it: logit differences, > 0 where a match is likelier."""
         if isinstance(texts, str) or len(texts) != len(images):
             raise ValueError(f"score takes as many texts as images, in lists; got {len(texts)} and {len(images)}")
         return self._score(texts, images, np.stack([np.arange(len(texts))] * 2, axis=1))

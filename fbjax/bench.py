@@ -1,4 +1,4 @@
-"""`fbjax bench`: the train step timed on synthetic batches, each adaptive method in turn in the same run, no TensorFlow."""
+"""`fbjax bench`: the train step on synthetic batches, each adaptive method in turn in one run, without TensorFlow."""
 
 import statistics
 import time
@@ -31,7 +31,7 @@ def bench(config: Config, repeats: int, say: Callable[[str], None]) -> dict:
     patches = network.precomputed() if config.patches.cached else network
     objective = Pretraining(build_model(config.model, VOCABULARY_SIZE, network), patches, config.tasks, mask_id=103)
     optimizer = make_optimizer(config.train)
-    frozen = {} if config.patches.trainable else {"patches": patches.params}
+    frozen = {"patches": patches.params}
     batch = put_batch(synthetic_batch(config, network), mesh)
 
     state = init_state(objective, optimizer, config, mesh)

@@ -1,7 +1,7 @@
 """Checkpoints of the train state: the only file that knows Orbax.
 
-Written asynchronously into a temporary folder and renamed when whole, so that a kill leaves the one before. The last n are
-kept, and the best by validation AUC.
+Written asynchronously into a temporary folder and renamed when whole, so that a kill leaves the one before. The last
+n are kept, and the best by validation AUC.
 """
 
 import errno

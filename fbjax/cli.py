@@ -92,7 +92,9 @@ def _prepare(arguments, overrides) -> None:
     records = prepare(Source.from_config(config), make_vocabulary(config, say), config.data.prepared, progress)
     report = read_report(records["train"])
     for split, count in report["splits"].items():
-        print(f"{split}: {count:,} products, {report['groups'][split]:,} groups, {report['categories'][split]} categories")
+        print(
+            f"{split}: {count:,} products, {report['groups'][split]:,} groups, {report['categories'][split]} categories"
+        )
     for reason, count in report["skipped"].items():
         print(f"skipped: {count:,} {reason}")
     print(f"records and report: {Path(records['train'].files[0]).parent}")

@@ -74,7 +74,9 @@ class TaskConfig:
 class AdaptiveConfig:
     method: str = "gradient"  # gradient (the paper, Eq. 6) | loss_softmax (the release) | fixed
     fixed: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)  # weights of `fixed`, in the order mlm, mpm, tia; sum 1
-    scaling: str = "share"  # of squared gradient norms n_i into [0, domain): share = n_i / sum n, squash = n_i / (1 + n_i)
+    scaling: str = (
+        "share"  # of squared gradient norms n_i into [0, domain): share = n_i / sum n, squash = n_i / (1 + n_i)
+    )
     domain: float = 2.7  # in (0, K): a domain of 1 holds the ratio of two weights under 3/2
     stop_gradient: bool = False  # loss_softmax: hold the weights constant in the gradient (the release does not)
 
@@ -180,7 +182,7 @@ def _build(cls, values: dict):
 
 
 def _apply(config: ml_collections.ConfigDict, override: str) -> None:
-    """Sets one ``section.field=value``; the value is a Python literal, or the string itself where that is no literal."""
+    """Sets one ``section.field=value``; the value is a Python literal, else the string itself."""
     name, _, text = override.partition("=")
     *parents, field = name.split(".")
     node = config
@@ -263,7 +265,10 @@ def _problems(config: Config) -> list[str]:
             "model.vocabulary is not set and there is no pretrained BERT to take it from "
             "(use a path to vocab.txt, or 'train:8000' to train one on the catalogue)",
         ),
-        (not 0 < adaptive.domain < 3, f"adaptive.domain {adaptive.domain} must lie in (0, 3), Eq. 6's domain for 3 tasks"),
+        (
+            not 0 < adaptive.domain < 3,
+            f"adaptive.domain {adaptive.domain} must lie in (0, 3), Eq. 6's domain for 3 tasks",
+        ),
         (
             len(adaptive.fixed) != 3 or min(adaptive.fixed) < 0 or abs(sum(adaptive.fixed) - 1) > 1e-6,
             f"adaptive.fixed {adaptive.fixed} must be three weights >= 0 that sum to 1",

@@ -5,9 +5,8 @@
   the AUC against a product of any category; and the share of right decisions over whole lists, 1 to 100.
 """
 
-import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ import numpy as np
 from fbjax import metrics
 from fbjax.candidates import CandidateList, any_category_negatives, draw_lists, read_lists
 from fbjax.checkpoint import Checkpoints
-from fbjax.config import Config
 from fbjax.console import duration, progress, say
 from fbjax.data import pipeline
 from fbjax.data.catalogue import Records, Source, prepare
 from fbjax.data.sampling import Partners
-from fbjax.features import cached_features
+from fbjax.features import image_inputs
 from fbjax.mesh import make_mesh
 from fbjax.objectives.pretraining import Pretraining
 from fbjax.scoring import Scorer
@@ -43,7 +41,8 @@ def evaluate(
 ) -> dict:
     """The figures of a workdir's best checkpoint, or that of `step`, as ``metrics.json`` holds them.
 
-    `data`: a table or glob (default: the run's validation split). `candidates`: lists (default: drawn from the data, seed 0).
+    `data`: a table or glob (default: the run's validation split). `candidates`: lists (default: drawn from the data,
+    seed 0).
     """
     unknown = set(protocols) - set(PROTOCOLS)
     if unknown:
@@ -51,7 +50,8 @@ def evaluate(
     lists = read_lists(candidates, num_queries) if candidates else None
     run = Run.open(workdir)
     mesh = make_mesh(run.config.mesh)
-    step, variables = load_variables(run, workdir, mesh, step)
+    step, params = load_params(run, workdir, mesh, step)
+    variables = run.frozen | params
     source = Source.one_table(data, run.config) if data else Source.from_config(run.config)
     records = prepare(source, run.vocabulary, run.config.data.prepared, progress)["validation"]
     lists, digest = lists or draw_lists(records, NUM_OTHERS, num_queries or DRAWN_QUERIES, seed=0)
@@ -84,10 +84,10 @@ def evaluate(
     }
 
 
-def load_variables(run: Run, workdir: str | Path, mesh, step: int | None = None) -> tuple[int, dict]:
-    """(step, variables) of a checkpoint: by default the best by validation AUC."""
+def load_params(run: Run, workdir: str | Path, mesh, step: int | None = None) -> tuple[int, dict]:
+    """(step, parameters) of a checkpoint: by default the best by validation AUC."""
     objective = Pretraining(run.model, run.step_patches, run.config.tasks, run.vocabulary.mask_id)
-    state = abstract_state(objective, make_optimizer(run.config.train), run.config, mesh)
+    shape = abstract_state(objective, make_optimizer(run.config.train), run.config, mesh)
     with Checkpoints(workdir) as checkpoints:
         there = checkpoints.steps()
         if step is None:
@@ -95,27 +95,7 @@ def load_variables(run: Run, workdir: str | Path, mesh, step: int | None = None)
         if step not in there:
             known = f"there are {', '.join(map(str, there))}" if there else "there is none yet"
             raise FileNotFoundError(f"no checkpoint {'' if step is None else step} in {workdir}: {known}")
-        params = checkpoints.restore_params(step, state)
-    return step, {**run.frozen(run.step_patches), **params}
-
-
-def image_inputs(
-    run: Run, records: Records, rows: np.ndarray, batch_size: int
-) -> Iterator[np.ndarray]:
-    """What the step's patch network takes for `rows`, in batches: images, or their cached features."""
-    if not run.config.patches.cached:
-        return pipeline.read_images(records, rows, run.config.patches.image_size, batch_size)
-    features = features_of(run, records)
-    return (features[rows[start : start + batch_size]] for start in range(0, len(rows), batch_size))
-
-
-def features_of(run: Run, records: Records) -> np.ndarray | None:
-    """Cached features of every record where the config has them cached."""
-    if not run.config.patches.cached:
-        return None
-    return cached_features(
-        records, run.patches, run.config.patches.image_size, run.config.data.prepared, progress
-    )
+        return step, checkpoints.restore_params(step, shape)
 
 
 class ValidationSample:
@@ -140,42 +120,38 @@ class ValidationSample:
         return metrics.auc(scores[:half], scores[half:])
 
 
-@dataclasses.dataclass
 class _Pairs:
     """The distinct (text, image) pairs that all lists need, each scored once."""
 
-    records: Records
-    _places: dict[tuple[int, int], int] = dataclasses.field(default_factory=dict)
+    def __init__(self, records: Records):
+        self._records = records
+        self._rows = {identity: row for row, identity in enumerate(records.ids)}
+        self._places: dict[tuple[int, int], int] = {}
 
     def __len__(self) -> int:
         return len(self._places)
 
     def add_lists(self, lists: list[CandidateList]) -> tuple[np.ndarray, np.ndarray]:
         """Places of the positives [Q] and the others [Q, G - 1], -1 past a list's end."""
-        self.records.rows([i for x in lists for i in (x.query, x.positive, *x.candidates)])  # all unknown ids at once
-        positives = np.array([self._add(x, [x.positive])[0] for x in lists])
+        self._records.rows([i for x in lists for i in (x.query, *x.candidates)])  # all unknown ids in one error
+        positives = np.array([self._place(x, x.positive) for x in lists])
         others = np.full((len(lists), max(len(x.others) for x in lists)), -1)
         for q, x in enumerate(lists):
-            others[q, : len(x.others)] = self._add(x, x.others)
+            others[q, : len(x.others)] = [self._place(x, identity) for identity in x.others]
         return positives, others
 
     def add_negatives(self, lists: list[CandidateList], ids: list[str]) -> np.ndarray:
-        return np.array([self._add(x, [identity])[0] for x, identity in zip(lists, ids, strict=True)])
+        """Places of one further product for each list, [Q]."""
+        return np.array([self._place(x, identity) for x, identity in zip(lists, ids, strict=True)])
 
     def array(self) -> np.ndarray:
         """[N, 2]: rows of text and image."""
         return np.array(list(self._places), np.int64)
 
-    def _add(self, x: CandidateList, ids) -> list[int]:
-        row = self._row
-        pairs = [(row(x.query), row(i)) if x.direction == "text_to_image" else (row(i), row(x.query)) for i in ids]
-        return [self._places.setdefault(pair, len(self._places)) for pair in pairs]
-
-    def __post_init__(self):
-        self._rows = {identity: row for row, identity in enumerate(self.records.ids)}
-
-    def _row(self, identity: str) -> int:
-        return self._rows[identity]
+    def _place(self, x: CandidateList, candidate: str) -> int:
+        pair = (self._rows[x.query], self._rows[candidate])
+        pair = pair if x.direction == "text_to_image" else pair[::-1]
+        return self._places.setdefault(pair, len(self._places))
 
 
 def _score(run: Run, scorer: Scorer, variables, records: Records, pairs: _Pairs) -> tuple[np.ndarray, float]:

@@ -4,21 +4,28 @@ The file is named by network, weights, geometry and records, so that none can be
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from fbjax.console import progress
 from fbjax.data.catalogue import Records
 from fbjax.data.pipeline import read_images
 from fbjax.model.patches import PatchNetwork, count_live_dimensions
+from fbjax.workdir import Run
 
 FLUSH_EVERY = 50  # batches; at most so much is done again after a kill
 
 
 def cached_features(
-    records: Records, network: PatchNetwork, image_size: int, folder: str | Path, progress: Callable, batch_size: int = 32
+    records: Records,
+    network: PatchNetwork,
+    image_size: int,
+    folder: str | Path,
+    progress: Callable,
+    batch_size: int = 32,
 ) -> np.ndarray:
     """Features of every record, float16 [N, P, C], read-only and memory-mapped; computed where they lie not yet.
 
@@ -35,7 +42,9 @@ def cached_features(
         apply = jax.jit(network.apply)
         with contextlib.closing(read_images(records, np.arange(done, len(records)), image_size, batch_size)) as batches:
             num_batches = -(-(len(records) - done) // batch_size)
-            for i, images in enumerate(progress(batches, num_batches, f"patch features, batches of {batch_size}"), start=1):
+            for i, images in enumerate(
+                progress(batches, num_batches, f"patch features, batches of {batch_size}"), start=1
+            ):
                 padded = np.pad(images, ((0, batch_size - len(images)), (0, 0), (0, 0), (0, 0)))
                 features[done : done + len(images)] = np.asarray(apply(network.params, padded))[: len(images)]
                 done += len(images)
@@ -47,6 +56,21 @@ def cached_features(
         partial.rename(path)
         done_file.unlink(missing_ok=True)
     return np.load(path, mmap_mode="r")
+
+
+def features_of(run: Run, records: Records) -> np.ndarray | None:
+    """Cached features of every record where the run's config has them cached."""
+    if not run.config.patches.cached:
+        return None
+    return cached_features(records, run.patches, run.config.patches.image_size, run.config.data.prepared, progress)
+
+
+def image_inputs(run: Run, records: Records, rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """What the step's patch network takes for `rows`, in batches: images, or their cached features."""
+    features = features_of(run, records)
+    if features is None:
+        return read_images(records, rows, run.config.patches.image_size, batch_size)
+    return (features[rows[start : start + batch_size]] for start in range(0, len(rows), batch_size))
 
 
 def describe(features: np.ndarray) -> str:

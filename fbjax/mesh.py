@@ -1,7 +1,7 @@
 """Devices, logical axis rules and shardings: the only place that says what lies where.
 
-Parameters are boxed with logical names where they are made (`fbjax.model.bert`); the rules below map those to the mesh axes
-``data`` (examples), ``fsdp`` (parameters, and examples too) and ``tensor`` (heads, MLP, vocabulary).
+Parameters are boxed with logical names where they are made (`fbjax.model.bert`); the rules below map those to the
+mesh axes ``data`` (examples), ``fsdp`` (parameters, and examples too) and ``tensor`` (heads, MLP, vocabulary).
 """
 
 import flax.linen as nn
@@ -24,7 +24,7 @@ RULES = (
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
-    """A mesh over all devices with axes `AXES`. Axes are Auto: under Explicit ones linen's constraints are assertions."""
+    """A mesh over all devices, axes `AXES`, all Auto: under Explicit ones linen's constraints are assertions."""
     sizes = [config.data, config.fsdp, config.tensor]
     num_devices = jax.device_count()
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):

@@ -1,7 +1,7 @@
 """Match scores of (text, image) pairs: batched, jitted at a few static shapes, each image embedded once.
 
-Pairs are sorted by text length, so that a batch computes no more padding than its bucket has; only [CLS] leaves the last
-layer.
+Pairs are sorted by text length, so that a batch computes no more padding than its bucket has; only [CLS] leaves the
+last layer.
 """
 
 import time

@@ -1,7 +1,7 @@
 """`fbjax train`: the one loop, from a config and a workdir to checkpoints.
 
-Order of the loop: evaluate and save at the state of `step`, stop if it is the last, next batch, step, log. The batch is the
-only transfer to the device; metrics come back at log steps only.
+Order of the loop: evaluate and save at the state of `step`, stop if it is the last, next batch, step, log. The batch
+is the only transfer to the device; metrics come back at log steps only.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from fbjax.console import duration, progress, say
 from fbjax.data.catalogue import Records, Source, prepare, read_report
 from fbjax.data.pipeline import read_images, train_batches
 from fbjax.data.sampling import Partners, Sampler
-from fbjax.evaluate import ValidationSample, features_of
-from fbjax.features import describe
+from fbjax.evaluate import ValidationSample
+from fbjax.features import describe, features_of
 from fbjax.mesh import check_batch_size, make_mesh, put_batch
 from fbjax.model import pretrained
 from fbjax.objectives.pretraining import Pretraining
@@ -48,7 +48,7 @@ def train(config: Config, workdir: str | Path) -> TrainState:
     objective = Pretraining(run.model, run.step_patches, config.tasks, run.vocabulary.mask_id)
     optimizer = make_optimizer(config.train)
     shape = abstract_state(objective, optimizer, config, mesh)
-    frozen = jax.device_put(run.frozen(run.step_patches))
+    frozen = jax.device_put(run.frozen)
     scorer = Scorer(run.model, run.step_patches, mesh)
     sample = ValidationSample(run, validation, scorer, config.train.evaluate_products)
     train_step = make_step(objective, optimizer, config.adaptive, config.train.seed, mesh, shape)
@@ -78,7 +78,7 @@ def train(config: Config, workdir: str | Path) -> TrainState:
             last = step == config.train.num_steps
             if step > start and (last or step % config.train.save_every == 0):
                 log.flush(step)
-                metrics = log.evaluate(step, lambda: sample.auc({**frozen, **state.params}), must=last)
+                metrics = log.evaluate(step, sample, {**frozen, **state.params}, must=last)
                 checkpoints.save(step, state, metrics)
             if last:
                 break
@@ -99,8 +99,9 @@ def describe_run(run: workdirs.Run, records: Records, partners: Partners, featur
         say("skipped: " + ", ".join(f"{count:,} {reason}" for reason, count in report["skipped"].items()))
     if partners.lonely.any():
         say(f"{partners.lonely.sum():,} products are the only group of their category: partners from any category")
-    cut = (records.num_pieces > run.config.model.text_tokens - 2).mean()
-    say(f"text: {run.vocabulary.size:,} pieces; {cut:.0%} of the texts are longer than {run.config.model.text_tokens} tokens and are cut")
+    limit = run.config.model.text_tokens
+    cut = (records.num_pieces > limit - 2).mean()
+    say(f"text: a vocabulary of {run.vocabulary.size:,}; {cut:.0%} of the texts exceed {limit} tokens and are cut")
     if features is None:
         rows = np.linspace(0, len(records) - 1, min(len(records), 32)).astype(int)
         images = next(read_images(records, rows, run.config.patches.image_size, len(rows)))
@@ -160,14 +161,14 @@ class Log:
         self._writer.flush()
         self._show(step, means)
 
-    def evaluate(self, step: int, auc, must: bool) -> dict | None:
-        """Runs `auc` unless that would push evaluation over its share of the wall time; the checkpoint's metrics."""
+    def evaluate(self, step: int, sample: ValidationSample, variables, must: bool) -> dict | None:
+        """The checkpoint's metrics, or None where evaluating would take more than its share of the wall time."""
         elapsed = time.perf_counter() - self._begun
         if not must and self._evaluating + self._evaluation_cost > EVALUATION_SHARE * elapsed:
             say(f"step {step}: validation skipped, it would take more than {EVALUATION_SHARE:.0%} of the time")
             return None
         begin = time.perf_counter()
-        value = auc()
+        value = sample.auc(variables)
         self._evaluation_cost = time.perf_counter() - begin
         self._evaluating += self._evaluation_cost
         self._window += self._evaluation_cost
@@ -217,6 +218,6 @@ class Log:
 def _import_bert(state: TrainState, config: Config) -> TrainState:
     folder = pretrained.find(config.model.pretrained)
     imported = pretrained.load_bert(folder, config.model, state.params["fashionbert"])
-    say(f"BERT {config.model.pretrained}: {len(imported.taken)} arrays taken, its first {config.model.num_layers} layers")
+    say(f"BERT {config.model.pretrained}: {len(imported.taken)} arrays, its first {config.model.num_layers} layers")
     say("initialised, as BERT lacks them: " + ", ".join(imported.initialised))
     return state.replace(params=state.params | {"fashionbert": imported.params})

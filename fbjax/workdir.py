@@ -51,9 +51,10 @@ class Run:
         """The patch network as the step sees it: nothing to do where features come from the cache."""
         return self.patches.precomputed() if self.config.patches.cached else self.patches
 
-    def frozen(self, patches: PatchNetwork) -> dict:
-        """What the step takes and does not train."""
-        return {} if self.config.patches.trainable else {"patches": patches.params}
+    @property
+    def frozen(self) -> dict:
+        """What the step takes beside its parameters; a patch network that trains is among those, and replaces this."""
+        return {"patches": self.step_patches.params}
 
 
 def begin(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Run:
@@ -94,7 +95,7 @@ def check_data(workdir: str | Path, digest: str) -> None:
 
 
 def make_vocabulary(config: Config, say: Callable[[str], None]) -> Vocabulary:
-    """The vocabulary a config names: a file's, one trained on the catalogue ("train:SIZE"), or the pretrained BERT's."""
+    """The vocabulary a config names: a file's, one trained on the catalogue ("train:8000"), or its BERT's."""
     name = config.model.vocabulary
     if not name:
         return Vocabulary.from_file(pretrained.find(config.model.pretrained) / "vocab.txt")

@@ -5,7 +5,7 @@ from pathlib import Path
 from fbjax import config as configs
 from tests.tables import make_products, write_parquet
 
-CONFIG_FILE = '''
+CONFIG_FILE = """
 from fbjax.config import defaults
 
 def get_config():
@@ -20,7 +20,7 @@ def get_config():
     c.train.batch_size, c.train.num_steps, c.train.warmup_steps, c.train.learning_rate = 8, 12, 2, 1e-3
     c.train.log_every, c.train.save_every, c.train.evaluate_products = 2, 4, 16
     return c
-'''
+"""
 
 
 def write_config(folder: Path) -> Path:

@@ -52,7 +52,9 @@ def test_loss_softmax_gives_the_worked_examples_of_the_release(losses, weights, 
     released = weighted_gradient(lambda p: (p, None), losses, AdaptiveConfig(method="loss_softmax"), lambda g: g)
     np.testing.assert_allclose(released.gradient, effective, atol=6e-4)
     held = AdaptiveConfig(method="loss_softmax", stop_gradient=True)
-    np.testing.assert_allclose(weighted_gradient(lambda p: (p, None), losses, held, lambda g: g).gradient, weights, atol=6e-4)
+    np.testing.assert_allclose(
+        weighted_gradient(lambda p: (p, None), losses, held, lambda g: g).gradient, weights, atol=6e-4
+    )
 
 
 def three_losses(params):
@@ -85,9 +87,7 @@ def test_weighted_gradient_is_the_gradient_of_the_weighted_loss_with_weights_hel
 def test_gradient_weights_follow_the_norms_over_the_shared_parameters_alone():
     config = AdaptiveConfig(method="gradient", domain=2.5)
     weighted = weighted_gradient(three_losses, PARAMS, config, lambda g: g["shared"])
-    squared = [
-        float((jax.grad(lambda p, i=i: three_losses(p)[0][i])(PARAMS)["shared"] ** 2).sum()) for i in range(3)
-    ]
+    squared = [float((jax.grad(lambda p, i=i: three_losses(p)[0][i])(PARAMS)["shared"] ** 2).sum()) for i in range(3)]
     np.testing.assert_allclose(weighted.gradient_norms, np.sqrt(squared), rtol=1e-5)
     scaled = 2.5 * np.array(squared) / sum(squared)
     np.testing.assert_allclose(weighted.weights, (1 / (3 - scaled)) / (1 / (3 - scaled)).sum(), rtol=1e-5)

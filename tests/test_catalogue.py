@@ -345,14 +345,16 @@ def test_tables_that_are_none_are_refused(tmp_path, prepare_table):
 
 
 def test_holding_out_divides_the_groups(tmp_path, prepare_table):
-    products = [*make_products(160), broken(0, id="bad", image={"bytes": b"no image", "path": None})]
-    split = prepare_table(train=write_parquet(tmp_path / "table.parquet", products), holdout=0.25)
+    products = make_products(160)
+    unusable = [broken(0, id=f"b{i}", group=f"b{i}", image={"bytes": b"no image", "path": None}) for i in range(8)]
+    unusable += [broken(0, id=f"t{i}", group=f"t{i}", title="\u200b", caption="") for i in range(8)]
+    split = prepare_table(train=write_parquet(tmp_path / "table.parquet", products + unusable), holdout=0.25)
     ids = {name: set(records.ids.tolist()) for name, records in split.items()}
     groups = {name: {p["group"] for p in products if p["id"] in ids[name]} for name in ids}
-    assert sorted([*ids["train"], *ids["validation"]]) == sorted(p["id"] for p in products[:-1])
+    assert sorted([*ids["train"], *ids["validation"]]) == sorted(p["id"] for p in products)
     assert not groups["train"] & groups["validation"]
     assert len(groups["validation"]) / len({p["group"] for p in products}) == pytest.approx(0.25, abs=0.1)
-    assert read_report(split["train"])["skipped"] == {"undecodable image": 1}  # once, though read for either split
+    assert read_report(split["train"])["skipped"] == {"undecodable image": 8, "empty text": 8}  # once, read for either
 
 
 def test_a_group_stays_in_its_split_when_the_table_grows(tmp_path, prepare_table):

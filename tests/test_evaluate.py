@@ -32,7 +32,9 @@ def lists(run):
     for direction in ("image_to_text", "text_to_image"):
         for p in products:
             others = [o["id"] for o in products if o["category"] == p["category"] and o["group"] != p["group"]]
-            rows.append({"direction": direction, "query": p["id"], "positive": p["id"], "candidates": [*others[:5], p["id"]]})
+            rows.append(
+                {"direction": direction, "query": p["id"], "positive": p["id"], "candidates": [*others[:5], p["id"]]}
+            )
     path = run.parent / "lists.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
@@ -103,9 +105,44 @@ def test_batches_and_padding_buckets_do_not_change_scores(run):
     np.testing.assert_allclose([b - a for a, b in logits], found[0][:5], rtol=1e-4, atol=1e-5)
 
 
+def test_cached_features_score_like_the_network_itself(tmp_path):
+    weights = random_mobilenet(np.random.default_rng(0))
+    np.savez(tmp_path / "weights.npz", **weights)
+    config = tiny_config(tmp_path, "patches.network=mobilenet_v1", f"patches.weights={tmp_path / 'weights.npz'}",
+                         "patches.geometry=grid", "patches.image_size=64", "patches.patch_size=32",
+                         "patches.cached=True", "train.num_steps=4")  # fmt: skip
+    train(config, tmp_path / "run")
+    (tmp_path / "weights.npz").unlink()  # a workdir needs nothing beside it
+    model, products = fbjax.load(tmp_path / "run"), make_products(24, seed=1)
+    lists = [
+        {"direction": "text_to_image", "query": p["id"], "positive": p["id"], "candidates": [p["id"], q["id"]]}
+        for p, q in zip(products, products[4:] + products[:4], strict=True)
+    ]
+    (tmp_path / "lists.jsonl").write_text("\n".join(map(json.dumps, lists)))
+    figures = evaluate(tmp_path / "run", candidates=str(tmp_path / "lists.jsonl"), step=model.step)
+    texts = [text_of(p) for p in products]
+    own = model.score(texts, [encode(p["image"], p["format"]) for p in products])
+    other = model.score(texts, [encode(p["image"], p["format"]) for p in products[4:] + products[:4]])
+    assert figures["text_to_image"]["rank@1"] == pytest.approx((own > other).mean(), abs=0.05)  # cached as float16
+
+
+def random_mobilenet(rng):
+    import flax.traverse_util
+    import jax
+
+    from fbjax.model.patches import MobileNetV1
+
+    shapes = jax.eval_shape(MobileNetV1(0.25).init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))["params"]
+    flat = flax.traverse_util.flatten_dict(shapes, sep="/")
+    return {k: rng.uniform(0.2, 1, v.shape).astype("f4") if "_bn" in k else
+            rng.normal(0, 0.3, v.shape).astype("f4") for k, v in flat.items()}  # fmt: skip
+
+
 def test_lists_that_name_unknown_products_are_an_error_that_names_them(run, tmp_path, capsys):
     path = tmp_path / "lists.jsonl"
-    path.write_text('{"direction": "image_to_text", "query": "nobody", "positive": "nobody", "candidates": ["nobody", "x9"]}')
+    path.write_text(
+        '{"direction": "image_to_text", "query": "nobody", "positive": "nobody", "candidates": ["nobody", "x9"]}'
+    )
     assert main(["evaluate", "--workdir", str(run), "--candidates", str(path)]) == 1
     assert "2 products are not in the data (24 products): nobody, x9" in capsys.readouterr().err
 

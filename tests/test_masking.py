@@ -25,7 +25,9 @@ def text_of(lengths):
 @given(word_lengths, st.integers(0, 2**31))
 def test_words_are_masked_whole_and_special_tokens_never(lengths, seed):
     ids, word_ids = text_of(lengths)
-    masked, positions, valid = mask_text(jax.random.key(seed), ids, word_ids, rate=0.3, mask_id=MASK_ID, vocabulary_size=V)
+    masked, positions, valid = mask_text(
+        jax.random.key(seed), ids, word_ids, rate=0.3, mask_id=MASK_ID, vocabulary_size=V
+    )
     chosen = np.asarray(positions)[np.asarray(valid)]
     words = np.asarray(word_ids)[chosen]
     assert (words >= 0).all()

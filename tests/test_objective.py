@@ -153,7 +153,9 @@ def test_a_trainable_patch_network_receives_gradients_and_a_frozen_one_does_not(
     objective = make_objective(patches=config)
     whole = dataclasses.replace(CONFIG, patches=config)
     state = make_state(objective, whole)
-    batch = make_batch().replace(image=np.zeros((B, 64, 64, 3), np.uint8) + 90, partner=np.zeros((B, 64, 64, 3), np.uint8))
+    batch = make_batch().replace(
+        image=np.zeros((B, 64, 64, 3), np.uint8) + 90, partner=np.zeros((B, 64, 64, 3), np.uint8)
+    )
     gradient = jax.grad(lambda p: objective.losses(p, {}, batch, jax.random.key(0))[0].sum())(state.params)
     assert "patches" in objective.shared(gradient)
     assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradient["patches"]["network"]["conv_pw_13"]))

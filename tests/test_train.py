@@ -161,7 +161,9 @@ def test_help_shows_an_example_that_parses(verb, capsys):
 def start(config: Path, workdir: Path, *more: str) -> subprocess.Popen:
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     command = [sys.executable, "-m", "fbjax.cli", "train", "--config", str(config), "--workdir", str(workdir), *more]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=Path(__file__).parent.parent)
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, cwd=Path(__file__).parent.parent
+    )
 
 
 @pytest.mark.slow

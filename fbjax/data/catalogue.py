@@ -1,7 +1,8 @@
 """Prepared records: a product table as a TFDS dataset of ArrayRecord files, built once, then read at random.
 
-A record is {id, group, category, pieces, word_ids, image}: WordPiece ids of the whole text, the word each piece belongs to,
-and the encoded image. Beside the records lie an index (id, group, category of every row) and a report of what was skipped.
+A record is {id, group, category, pieces, word_ids, image}: WordPiece ids of the whole text, the word each piece
+belongs to, and the encoded image. Beside the records lie an index (id, group, category of every row) and a report of
+what was skipped.
 """
 
 import collections
@@ -30,7 +31,7 @@ TOKENIZE_AT_ONCE = 256
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What records are made of. `splits` maps a split to a table or glob; `holdout` > 0 cuts "validation" off "train"."""
+    """What records are made of: `splits` of (name, table or glob); `holdout` > 0 cuts "validation" off "train"."""
 
     splits: tuple[tuple[str, str], ...]
     columns: Columns
@@ -112,8 +113,8 @@ class Records:
 def prepare(source: Source, vocabulary: Vocabulary, folder: str | Path, progress: Callable) -> dict[str, Records]:
     """The prepared splits of `source`, made in `folder` unless they lie there already.
 
-    `progress(iterable, total, label)` wraps the rows while they are read. Raises ValueError on a missing column or where
-    nothing is usable.
+    `progress(iterable, total, label)` wraps the rows while they are read. Raises ValueError on a missing column or
+    where nothing is usable.
     """
     files = source.files()
     for split_files in files.values():

@@ -1,7 +1,7 @@
 """tf.data from prepared records to batches of host arrays: parallel reading, decoding, batching, prefetching.
 
-What is read is decided by `sampling`; here only how. The step is the data position: the stream from step s on is the tail
-of the stream from 0.
+What is read is decided by `sampling`; here only how. The step is the data position: the stream from step s on is the
+tail of the stream from 0.
 """
 
 from collections.abc import Iterator
@@ -42,7 +42,12 @@ def train_batches(
 
     def look_up(step):
         rows, partners = (x[rank * share : (rank + 1) * share] for x in sampler.batch(int(step)))
-        return rows, partners, np.array(read(rows), object), np.array(read(partners) if features is None else [b""] * share, object)
+        return (
+            rows,
+            partners,
+            np.array(read(rows), object),
+            np.array(read(partners) if features is None else [b""] * share, object),
+        )
 
     def fetch(step):
         rows, partners, own, other = tf.numpy_function(look_up, [step], [tf.int64, tf.int64, tf.string, tf.string])

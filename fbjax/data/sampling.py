@@ -55,7 +55,7 @@ class _Ranges:
 
 
 def _run_bounds(changes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Start and end of the run that each of `size` places lies in; `changes` [size - 1] marks where a new one begins."""
+    """Start and end of the run that each of `size` places lies in; `changes` [size - 1] marks where one begins."""
     edges = np.concatenate([[0], np.flatnonzero(changes) + 1, [size]])
     lengths = np.diff(edges)
     return np.repeat(edges[:-1], lengths), np.repeat(edges[1:], lengths)

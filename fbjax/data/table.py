@@ -70,11 +70,16 @@ def count_rows(files: list[Path]) -> int | None:
 
 
 def read_products(
-    files: list[Path], columns: Columns, image_root: str, max_side: int, wanted: Callable[[str], bool] = lambda group: True
+    files: list[Path],
+    columns: Columns,
+    image_root: str,
+    max_side: int,
+    wanted: Callable[[str], bool] = lambda group: True,
 ) -> Iterator[Product | Skipped | None]:
     """Every row as a `Product`, as a `Skipped` that says why not, or as None where its group is not `wanted`.
 
-    Images are shrunk as far as `max_side` x `max_side` allows. Of rows with one id the first with text and category counts.
+    Images are shrunk as far as `max_side` x `max_side` allows. Of rows with one id the first with text and category
+    counts.
     """
     seen: set[str] = set()
     for file in files:

@@ -23,7 +23,9 @@ class Vocabulary:
         if missing:
             raise ValueError(f"vocabulary {source} lacks {', '.join(missing)}")
         if tokenizer.token_to_id("[PAD]") != PAD_ID:
-            raise ValueError(f"vocabulary {source} has [PAD] at row {tokenizer.token_to_id('[PAD]')}, expected {PAD_ID}")
+            raise ValueError(
+                f"vocabulary {source} has [PAD] at row {tokenizer.token_to_id('[PAD]')}, expected {PAD_ID}"
+            )
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer = tokenizer

@@ -1,6 +1,7 @@
 """The BERT encoder: post-LayerNorm transformer layers over embeddings that are given (Devlin et al. 2019).
 
-Knows nothing of modalities or tasks. Every parameter is boxed with logical axis names, which `fbjax.mesh` maps to a mesh.
+Knows nothing of modalities or tasks. Every parameter is boxed with logical axis names, which `fbjax.mesh` maps to a
+mesh.
 """
 
 import dataclasses
@@ -89,9 +90,7 @@ class Layer(nn.Module):
     shape: EncoderShape
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, mask: jax.Array, positions: jax.Array | None, deterministic: bool
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array, positions: jax.Array | None, deterministic: bool) -> jax.Array:
         drop = nn.Dropout(self.shape.hidden_dropout)
         dtype = self.shape.dtype
         rows = x if positions is None else jnp.take_along_axis(x, positions[..., None], axis=1)

@@ -1,4 +1,5 @@
-"""FashionBERT: text pieces and image patches through one BERT encoder, and a head for each pretraining task (section 3).
+"""FashionBERT: text pieces and image patches through one BERT encoder, and a head for each pretraining task (section
+3).
 
 The two modalities share the encoder and nothing before it: position, segment and LayerNorm tables are each its own.
 Methods are the parts that callers combine: `embed_text`, `embed_image`, `encode`, and the heads.
@@ -99,7 +100,7 @@ class FashionBert(nn.Module):
         self.tia = dense(2, ("embed", None), dtype=jnp.float32, name="tia")
 
     def __call__(self, ids: jax.Array, text_mask: jax.Array, features: jax.Array):
-        """All heads on every position they could serve: initialises every parameter; for inspection, not for training."""
+        """Every head on every position it could serve: to initialise all parameters, and to inspect."""
         text = self.embed_text(ids)
         hidden = self.encode(text, text_mask, self.embed_image(features))
         t = ids.shape[1]

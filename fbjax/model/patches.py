@@ -1,11 +1,11 @@
 """Patch networks: an image becomes P patch features of size C, the "words" of the image (paper, section 3.2).
 
-A *network* is a linen module ``images [N, H, W, 3] in 0..255 -> feature map [N, h, w, C]``. `PatchNetwork` cuts the image
-around it in one of two geometries and knows nothing of what comes after. A further network (ResNet-50, InceptionV3, ...)
-is a module and a line in `NETWORKS`.
+A *network* is a linen module ``images [N, H, W, 3] in 0..255 -> feature map [N, h, w, C]``. `PatchNetwork` cuts the
+image around it in one of two geometries and knows nothing of what comes after. A further network (ResNet-50,
+InceptionV3, ...) is a module and a line in `NETWORKS`.
 
-Axis legend, here and everywhere: B examples, T text tokens, P patches, L = T + P, D width, N heads, H = D/N, F MLP width,
-V vocabulary, C patch feature size, K tasks, Q queries, G gallery.
+Axis legend, here and everywhere: B examples, T text tokens, P patches, L = T + P, D width, N heads, H = D/N, F MLP
+width, V vocabulary, C patch feature size, K tasks, Q queries, G gallery.
 """
 
 import dataclasses

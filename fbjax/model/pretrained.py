@@ -151,11 +151,17 @@ def _architecture_problems(folder: Path, config: ModelConfig) -> list[str]:
         problems.append(f"config.json says model_type {bert['model_type']!r}, expected 'bert'")
     if bert.get("hidden_act", "gelu") != "gelu":
         problems.append(f"config.json says hidden_act {bert['hidden_act']!r}, expected 'gelu' (the erf form)")
-    for ours, theirs in {"width": "hidden_size", "num_heads": "num_attention_heads", "mlp_width": "intermediate_size"}.items():
+    for ours, theirs in {
+        "width": "hidden_size",
+        "num_heads": "num_attention_heads",
+        "mlp_width": "intermediate_size",
+    }.items():
         if getattr(config, ours) != bert.get(theirs):
             problems.append(f"model.{ours} is {getattr(config, ours)}, the BERT's {theirs} {bert.get(theirs)}")
     if config.num_layers > bert.get("num_hidden_layers", 0):
         problems.append(f"model.num_layers is {config.num_layers}, the BERT has {bert.get('num_hidden_layers')}")
     if config.text_tokens > bert.get("max_position_embeddings", 512):
-        problems.append(f"model.text_tokens is {config.text_tokens}, the BERT has {bert['max_position_embeddings']} positions")
+        problems.append(
+            f"model.text_tokens is {config.text_tokens}, the BERT has {bert['max_position_embeddings']} positions"
+        )
     return problems

@@ -1,4 +1,4 @@
-"""Which pieces and patches are hidden, for one example at a time: pure functions of a key (section 3.4 of the paper)."""
+"""Which pieces and patches of one example are hidden: pure functions of a key (paper, section 3.4)."""
 
 import jax
 import jax.numpy as jnp

@@ -35,8 +35,8 @@ class Pretraining:
     def losses(self, params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict]:
         """Losses [3], each a mean over the global batch, and metrics.
 
-        `params` and `frozen` together hold "fashionbert" and "patches". Both pairs of a product are masked alike, true or
-        not: were only true pairs masked, [MASK] would tell them apart.
+        `params` and `frozen` together hold "fashionbert" and "patches". Both pairs of a product are masked alike,
+        true or not: were only true pairs masked, [MASK] would tell them apart.
         """
         variables = {**frozen, **params}
         key_masks, key_dropout = jax.random.split(key)
@@ -75,7 +75,7 @@ class Pretraining:
         return jnp.stack([mlm, mpm, tia]), {"tia_accuracy": accuracy}
 
     def shared(self, gradients: Any) -> Any:
-        """The part of a gradient that every task reaches: embeddings, encoder, and the patch network where it trains."""
+        """The part of a gradient that every task reaches: embeddings, encoder, and a patch network that trains."""
         parts = {name: gradients["fashionbert"][name] for name in SHARED}
         return parts | {"patches": gradients.get("patches", {})}
 
@@ -90,9 +90,7 @@ class Pretraining:
             text = masking.mask_text(
                 key_text, ids, word_ids, self.config.mlm_rate, self.mask_id, self.model.vocabulary_size
             )
-            choose = partial(
-                masking.choose_patches, num_patches=self.patches.num_patches, rate=self.config.mpm_rate
-            )
+            choose = partial(masking.choose_patches, num_patches=self.patches.num_patches, rate=self.config.mpm_rate)
             return *text, jnp.stack([choose(k) for k in keys_patches])
 
         return jax.vmap(draw)(batch.index, batch.ids, batch.word_ids)
