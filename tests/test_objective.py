@@ -169,6 +169,15 @@ def flatten(tree):
     return flax.traverse_util.flatten_dict(nn.unbox(tree))
 
 
+def test_bfloat16_products_move_losses_by_little_and_keep_parameters_float32():
+    batch = make_batch()
+    exact, coarse = make_objective(), make_objective(dataclasses.replace(MODEL, dtype="bfloat16"))
+    params = make_state(coarse).params
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    difference = np.abs(losses_of(exact, params, batch) / losses_of(coarse, params, batch) - 1)
+    assert 0 < difference.max() < 0.02
+
+
 def test_schedule_warms_up_and_decays_to_zero():
     schedule = make_schedule(TrainConfig(num_steps=100, warmup_steps=10, learning_rate=1.0))
     np.testing.assert_allclose([schedule(s) for s in (0, 5, 10, 55, 100)], [0, 0.5, 1, 0.5, 0], atol=1e-6)
