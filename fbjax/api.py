@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from fbjax.data.pipeline import decode_image
-from fbjax.data.table import normalise_image
+from fbjax.data.table import normalise_image, to_rgb
 from fbjax.evaluate import load_params
 from fbjax.mesh import make_mesh
 from fbjax.scoring import Scorer
@@ -86,7 +86,7 @@ def _encoded(image) -> bytes:
         return image
     if isinstance(image, Image.Image):
         out = io.BytesIO()
-        image.save(out, format="PNG")
+        to_rgb(image).save(out, format="PNG")
         return out.getvalue()
     if isinstance(image, str | Path):
         if not Path(image).is_file():

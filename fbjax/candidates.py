@@ -33,7 +33,7 @@ def read_lists(path: str | Path, num_queries: int | None = None) -> tuple[list[C
     if not path.is_file():
         raise FileNotFoundError(f"no candidate lists at {path}")
     lists = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if line.strip():
             lists.append(_parse(line, f"{path} line {number}"))
     if not lists:
@@ -79,6 +79,8 @@ def any_category_negatives(lists: list[CandidateList], records, seed: int = 0) -
 def _parse(line: str, where: str) -> CandidateList:
     try:
         fields = json.loads(line)
+        if not isinstance(fields["candidates"], list):
+            raise TypeError("candidates is no list")
         parsed = CandidateList(
             fields["direction"], str(fields["query"]), str(fields["positive"]), tuple(map(str, fields["candidates"]))
         )

@@ -8,13 +8,13 @@ NUM_RESAMPLES, SEED = 1000, 0
 
 def rank_of_positive(positive: np.ndarray, others: np.ndarray) -> np.ndarray:
     """``1 + |{others >= positive}|``: positive [Q], others [Q, G-1] -> [Q]. Missing others are -inf."""
-    if not np.isfinite(positive).all() or np.isnan(others).any():
-        raise ValueError("scores are not finite: the checkpoint is broken")
+    _check_finite(positive, others[others != -np.inf])
     return 1 + (others >= positive[:, None]).sum(axis=1)
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
     """``P(positive > negative)`` over all pairs; a tie counts as lost."""
+    _check_finite(positive, negative)
     below = np.searchsorted(np.sort(negative), positive, side="left")
     return float(below.sum() / (len(positive) * len(negative)))
 
@@ -50,3 +50,8 @@ def matching(positive: np.ndarray, negative: np.ndarray) -> dict:
         "auc": auc(positive, negative),
         "auc.ci": list(interval(auc, positive, negative)),
     }
+
+
+def _check_finite(*scores: np.ndarray) -> None:
+    if not all(np.isfinite(part).all() for part in scores):
+        raise ValueError("scores are not finite: the checkpoint is broken")

@@ -104,7 +104,9 @@ def assert_equal_to_reference(features, reference):
 def weights_file(tmp_path):
     """The network and its classifier, as the release's file has both."""
     path = tmp_path / "mobilenet.npz"
-    np.savez(path, **mobilenet_weights(), **{"conv_preds/kernel": np.zeros((1, 1, 256, 10)), "conv_preds/bias": np.zeros(10)})
+    np.savez(
+        path, **mobilenet_weights(), **{"conv_preds/kernel": np.zeros((1, 1, 256, 10)), "conv_preds/bias": np.zeros(10)}
+    )
     return path
 
 
@@ -264,10 +266,10 @@ def test_live_dimensions_by_hand():
     assert count_live_dimensions(features.astype(np.float16)) == 2
 
 
-def test_precomputed_takes_features_as_they_come():
-    network = build_patch_network(PatchConfig(image_size=4, patch_size=2, enlarge_to=2))
+def test_precomputed_takes_features_as_they_come(weights_file):
+    network = mobilenet(weights_file)
     precomputed = network.precomputed()
-    features = pictures(4)
+    features = np.ones((2, 4, 256), np.float16)
     assert precomputed.apply(precomputed.params, features) is features
     assert precomputed.params == {}
     kept = {field.name for field in dataclasses.fields(network)} - {"apply", "params"}

@@ -194,17 +194,15 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
         for row in rows:
             if isinstance(row, table.Product):
                 yield row
-            elif row is not None:
+            elif not (self._source.holdout and row.reason == table.OTHER_SPLIT):
                 self._skip(split, row)
-            elif not self._source.holdout:
-                self._skip(split, table.Skipped("", "", "group is in another split"))
 
     def _examples(self, split: str, products: list[table.Product]) -> Iterator[dict]:
         index = self._index[split]
         encoded = self._vocabulary.pieces([product.text for product in products]) if products else []
         for product, (pieces, word_ids) in zip(products, encoded, strict=True):
             if not pieces:
-                self._skip(split, table.Skipped("", product.id, "empty text"))
+                self._skip(split, table.Skipped(product.where, product.id, "empty text", product.group))
                 continue
             index["ids"].append(product.id)
             index["groups"].append(product.group)
@@ -232,7 +230,12 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
         self._skipped.append((split, skipped))
 
     def _nothing_usable(self, split: str, files: list[Path]) -> str:
-        reasons = collections.Counter(skipped.reason for _, skipped in self._skipped)
+        if self._source.holdout and split != "train":
+            return (
+                f"no usable group of {', '.join(map(str, files))} falls into validation: "
+                f"raise config.data.holdout ({self._source.holdout}) or set config.data.validation"
+            )
+        reasons = collections.Counter(skipped.reason for where, skipped in self._skipped if where == split)
         why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "no rows"
         columns = ", ".join(table.column_names(files[0]))
         return f"nothing usable for split {split} in {', '.join(map(str, files))}: {why}; its columns are {columns}"

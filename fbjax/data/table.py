@@ -7,16 +7,19 @@ import csv
 import dataclasses
 import glob
 import io
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 from PIL import Image, ImageOps
 
 from fbjax.config import Columns
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
+OTHER_SPLIT = "group is in another split"
 STORED_AS_IS = ("JPEG", "PNG")
 Image.MAX_IMAGE_PIXELS = 200_000_000  # beyond it Pillow refuses at twice the number: such a row is skipped
 
@@ -28,6 +31,7 @@ class Product:
     category: str
     group: str
     image: bytes  # JPEG or PNG, RGB, upright
+    where: str  # file and row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +90,7 @@ def read_products(
         root = Path(image_root) if image_root else file.parent
         for number, row in enumerate(_rows(file), start=1):
             where = f"{file.name} row {number}"
-            described = row if isinstance(row, str) else _described(row, columns)
+            described = row if isinstance(row, str) else _described(row, columns, where)
             if isinstance(described, str):
                 yield Skipped(where, "" if isinstance(row, str) else _text(row.get(columns.id)), described)
                 continue
@@ -95,7 +99,7 @@ def read_products(
                 continue
             seen.add(described.id)
             if not wanted(described.group):
-                yield None
+                yield Skipped(where, described.id, OTHER_SPLIT, described.group)
                 continue
             try:
                 image = normalise_image(_image_bytes(row.get(columns.image), root), max_side)
@@ -127,13 +131,14 @@ def normalise_image(encoded: bytes, max_side: int) -> bytes:
             plain = (
                 image.format in STORED_AS_IS
                 and image.mode == "RGB"
+                and "transparency" not in image.info
                 and image.getexif().get(0x0112, 1) == 1
                 and min(image.size) <= max_side
             )
             if plain:
                 return encoded
             was_jpeg = image.format == "JPEG"
-            image = _rgb(ImageOps.exif_transpose(image))
+            image = to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # Pillow raises a dozen kinds on broken files
         raise ValueError("undecodable image") from error
     if min(image.size) > max_side:
@@ -144,14 +149,17 @@ def normalise_image(encoded: bytes, max_side: int) -> bytes:
     return out.getvalue()
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB: 16 bits scaled to 8, transparency on white."""
+    if image.mode.startswith("I"):  # 16 bits: convert() would clip instead of scale
+        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 
-def _described(row: dict, columns: Columns) -> Product | str:
+def _described(row: dict, columns: Columns, where: str) -> Product | str:
     """All of a row's product but its image, or why there is none."""
     identity, text, category = _text(row.get(columns.id)), _joined(row, columns), _text(row.get(columns.category))
     if not identity:
@@ -161,7 +169,7 @@ def _described(row: dict, columns: Columns) -> Product | str:
     if not category:
         return "missing category"
     group = _text(row.get(columns.group)) if columns.group else ""
-    return Product(identity, text, category, group or identity, b"")
+    return Product(identity, text, category, group or identity, b"", where)
 
 
 def _image_bytes(value, root: Path) -> bytes:
@@ -181,7 +189,7 @@ def _joined(row: dict, columns: Columns) -> str:
 def _text(value) -> str:
     if value is None or value != value:  # None or NaN
         return ""
-    return " ".join(str(value).split())
+    return " ".join(str(value).encode("utf-8", "replace").decode().split())  # half a surrogate pair becomes ?
 
 
 def column_names(file: Path) -> list[str]:
@@ -189,7 +197,8 @@ def column_names(file: Path) -> list[str]:
         case ".parquet":
             return _read_parquet_schema(file)
         case ".jsonl":
-            return list(next((row for row in _rows(file) if isinstance(row, dict)), {}))
+            rows = (row for row in _rows(file) if isinstance(row, dict))
+            return list(dict.fromkeys(name for row in itertools.islice(rows, 100) for name in row))
         case _:
             with _open_text(file) as stream:
                 return list(csv.DictReader(stream, dialect=_dialect(file)).fieldnames or [])
@@ -216,9 +225,19 @@ def _rows(file: Path, names: set[str] | None = None) -> Iterator[dict | str]:
                         yield _json_row(line)
         case _:
             with _open_text(file) as stream:
-                reader = csv.DictReader(stream, dialect=_dialect(file), restkey="")
-                for row in reader:
-                    yield "malformed row" if row.pop("", None) else row
+                yield from _csv_rows(csv.DictReader(stream, dialect=_dialect(file)))
+
+
+def _csv_rows(reader: csv.DictReader) -> Iterator[dict | str]:
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:  # a cell beyond the limit: mostly a quote never closed
+            yield "malformed row"
+            continue
+        yield "malformed row" if None in row else row
 
 
 def _json_row(line: str) -> dict | str:

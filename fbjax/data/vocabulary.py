@@ -3,6 +3,7 @@
 From a pretrained BERT's folder, a vocab.txt, or trained on a catalogue's own text; kept as one tokenizer.json.
 """
 
+import collections
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from tokenizers import BertWordPieceTokenizer, Tokenizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD_ID = 0
+MAX_LETTERS = 1000  # of a trained vocabulary, the most frequent
 NO_WORD = -1  # the word number of [CLS], [SEP] and [PAD]
 
 
@@ -38,7 +40,10 @@ class Vocabulary:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no vocabulary file {path}")
-        pieces = path.read_text(encoding="utf-8").splitlines()
+        pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines ends lines at U+2028, too
+        missing = [piece for piece in SPECIAL if piece not in pieces]
+        if missing:
+            raise ValueError(f"vocabulary {path} lacks {', '.join(missing)}")
         if len(set(pieces)) != len(pieces):
             raise ValueError(f"vocabulary {path} lists a piece twice")
         lowercase = not any(piece != piece.lower() for piece in pieces if not piece.startswith("["))
@@ -47,9 +52,29 @@ class Vocabulary:
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> "Vocabulary":
-        """At most `size` pieces trained on `texts`; deterministic."""
+        """At most `size` pieces (or the alphabet, if larger) trained on `texts`; deterministic.
+
+        The trainer numbers letters in the order of a hash map, another one every time: here they come numbered.
+        """
         wordpiece = BertWordPieceTokenizer(lowercase=True)
-        wordpiece.train_from_iterator(texts, vocab_size=size, special_tokens=list(SPECIAL), show_progress=False)
+        counts = collections.Counter()
+        for text in texts:
+            text = wordpiece.normalizer.normalize_str(text)
+            counts.update(word for word, _ in wordpiece.pre_tokenizer.pre_tokenize_str(text))
+        letters = collections.Counter()
+        for word, count in counts.items():
+            for letter in word:
+                letters[letter] += count
+        kept = set(sorted(letters, key=lambda letter: (-letters[letter], letter))[:MAX_LETTERS])
+        words = [word for word in sorted(counts) if kept.issuperset(word)]
+        alphabet = sorted({word[0] for word in words}) + sorted({f"##{x}" for word in words for x in word[1:]})
+        wordpiece.train_from_iterator(
+            (" ".join([word] * counts[word]) for word in words),
+            vocab_size=size,
+            special_tokens=[*SPECIAL, *alphabet],
+            show_progress=False,
+        )
+        wordpiece = BertWordPieceTokenizer(wordpiece.get_vocab(with_added_tokens=True), lowercase=True)
         return cls(wordpiece._tokenizer, f"of {size} pieces trained on the catalogue")
 
     @classmethod
