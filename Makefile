@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CONFIG ?= configs/my_table.py
 
 .PHONY: setup test test-slow bench clean
 
@@ -20,8 +21,8 @@ test: setup  ## everything but the slow tests, on the CPU with eight simulated d
 test-slow: setup  ## runs killed and resumed, full disks
 	JAX_PLATFORMS=cpu $(BIN)/pytest -m slow
 
-bench: setup  ## step time of each adaptive method on the tiny and on the catalogue's shapes
-	$(BIN)/fbjax bench --config configs/catalogue.py
+bench: setup  ## step time of each adaptive method on the shapes of CONFIG
+	$(BIN)/fbjax bench --config $(CONFIG)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

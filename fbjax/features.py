@@ -4,6 +4,7 @@ The file is named by network, weights, geometry and records, so that none can be
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def cached_features(
 ) -> np.ndarray:
     """Features of every record, float16 [N, P, C], read-only and memory-mapped; computed where they lie not yet.
 
-    Interrupted, it goes on where it was. A full disk raises OSError; what was written stays usable.
+    Interrupted, it goes on where it was. Raises OSError before it starts where the disk has no room.
     """
     folder = Path(folder)
     path = folder / f"features-{records.name}-{network.fingerprint}.npy"
@@ -39,6 +40,8 @@ def cached_features(
         shape = (len(records), network.num_patches, network.feature_size)
         done = int(done_file.read_text()) if partial.is_file() and done_file.is_file() else 0
         features = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.float16, None if done else shape)
+        if not done:
+            _reserve(partial)
         apply = jax.jit(network.apply)
         with contextlib.closing(read_images(records, np.arange(done, len(records)), image_size, batch_size)) as batches:
             num_batches = -(-(len(records) - done) // batch_size)
@@ -56,6 +59,20 @@ def cached_features(
         partial.rename(path)
         done_file.unlink(missing_ok=True)
     return np.load(path, mmap_mode="r")
+
+
+def _reserve(path: Path) -> None:
+    """Claims the file's space at once: on a full disk a write to mapped memory kills the process, this raises."""
+    size = path.stat().st_size
+    try:
+        if hasattr(os, "posix_fallocate"):
+            with open(path, "r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, size)
+    except OSError as error:
+        path.unlink()
+        raise OSError(
+            error.errno, f"no room for {size / 2**30:.2f} GiB of patch features in {path.parent}: {error.strerror}"
+        ) from None
 
 
 def features_of(run: Run, records: Records) -> np.ndarray | None:
