@@ -2,7 +2,12 @@
 
 from pathlib import Path
 
+import flax.traverse_util
+import jax
+import numpy as np
+
 from fbjax import config as configs
+from fbjax.model.patches import MobileNetV1
 from tests.tables import make_products, write_parquet
 
 CONFIG_FILE = """
@@ -35,3 +40,14 @@ def write_config(folder: Path) -> Path:
 
 def tiny_config(folder: Path, *overrides: str) -> configs.Config:
     return configs.load(write_config(folder) if not (folder / "tiny.py").exists() else folder / "tiny.py", overrides)
+
+
+def write_mobilenet(path: Path) -> None:
+    """Random MobileNetV1 weights of width 0.25 that neither die nor saturate."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(MobileNetV1(0.25).init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))["params"]
+    weights = {}
+    for name, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items():
+        values = rng.uniform(0.5, 1, leaf.shape) if "_bn/" in name else rng.normal(0, 0.3, leaf.shape)
+        weights[name] = values.astype(np.float32)
+    np.savez(path, **weights)

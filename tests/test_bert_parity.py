@@ -250,7 +250,8 @@ def test_everything_that_does_not_fit_is_named_in_one_error(tmp_path):
         "model.width is 48, the BERT's hidden_size 64",
         "model.num_heads is 4, the BERT's num_attention_heads 8",
         "model.num_layers is 3, the BERT has 2",
-        "encoder.layer.0.intermediate.dense.weight gives encoder/layer_0/mlp_in/kernel shape (48, 95), expected (48, 96)",
+        "encoder.layer.0.intermediate.dense.weight gives encoder/layer_0/mlp_in/kernel "
+        "shape (48, 95), expected (48, 96)",
         "missing encoder.layer.1.output.dense.weight (for encoder/layer_1/mlp_out/kernel)",
     ]
 

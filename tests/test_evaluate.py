@@ -12,7 +12,7 @@ from fbjax.data import pipeline
 from fbjax.evaluate import evaluate
 from fbjax.scoring import Scorer
 from fbjax.train import train
-from tests.runs import tiny_config
+from tests.runs import tiny_config, write_mobilenet
 from tests.tables import encode, make_products, write_parquet
 
 
@@ -106,8 +106,7 @@ def test_batches_and_padding_buckets_do_not_change_scores(run):
 
 
 def test_cached_features_score_like_the_network_itself(tmp_path):
-    weights = random_mobilenet(np.random.default_rng(0))
-    np.savez(tmp_path / "weights.npz", **weights)
+    write_mobilenet(tmp_path / "weights.npz")
     config = tiny_config(tmp_path, "patches.network=mobilenet_v1", f"patches.weights={tmp_path / 'weights.npz'}",
                          "patches.geometry=grid", "patches.image_size=64", "patches.patch_size=32",
                          "patches.cached=True", "train.num_steps=4")  # fmt: skip
@@ -124,18 +123,6 @@ def test_cached_features_score_like_the_network_itself(tmp_path):
     own = model.score(texts, [encode(p["image"], p["format"]) for p in products])
     other = model.score(texts, [encode(p["image"], p["format"]) for p in products[4:] + products[:4]])
     assert figures["text_to_image"]["rank@1"] == pytest.approx((own > other).mean(), abs=0.05)  # cached as float16
-
-
-def random_mobilenet(rng):
-    import flax.traverse_util
-    import jax
-
-    from fbjax.model.patches import MobileNetV1
-
-    shapes = jax.eval_shape(MobileNetV1(0.25).init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))["params"]
-    flat = flax.traverse_util.flatten_dict(shapes, sep="/")
-    return {k: rng.uniform(0.2, 1, v.shape).astype("f4") if "_bn" in k else
-            rng.normal(0, 0.3, v.shape).astype("f4") for k, v in flat.items()}  # fmt: skip
 
 
 def test_lists_that_name_unknown_products_are_an_error_that_names_them(run, tmp_path, capsys):

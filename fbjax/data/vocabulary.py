@@ -91,7 +91,7 @@ class Vocabulary:
     def pieces(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """For each text its piece ids and their word numbers, without [CLS] and [SEP], of any length."""
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [(encoding.ids, encoding.word_ids) for encoding in encodings]
+        return [_without_padding(encoding.ids, encoding.word_ids) for encoding in encodings]
 
     def frame(self, pieces: Sequence[int], num_tokens: int) -> np.ndarray:
         """``[CLS] pieces [SEP] [PAD] ..`` as int32 [num_tokens]; pieces beyond the limit are cut off."""
@@ -103,3 +103,11 @@ class Vocabulary:
     def encode(self, texts: Sequence[str], num_tokens: int) -> np.ndarray:
         """Framed ids, int32 [len(texts), num_tokens]."""
         return np.stack([self.frame(ids, num_tokens) for ids, _ in self.pieces(texts)])
+
+
+def _without_padding(ids: list[int], word_ids: list[int]) -> tuple[list[int], list[int]]:
+    """Pieces without any [PAD], which a text that literally says so would have: id 0 means no token everywhere."""
+    if PAD_ID not in ids:
+        return ids, word_ids
+    kept = [i for i, piece in enumerate(ids) if piece != PAD_ID]
+    return [ids[i] for i in kept], [word_ids[i] for i in kept]

@@ -10,6 +10,7 @@ width, V vocabulary, C patch feature size, K tasks, Q queries, G gallery.
 
 import dataclasses
 import hashlib
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,9 +184,10 @@ def build_patch_network(config, weights_path: str | Path | None = None) -> Patch
     image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.uint8)
     features, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), image)
     params = _match_weights(variables.get("params", {}), weights, config.network)
-    digest = hashlib.sha256(repr(dataclasses.astuple(config)[1:]).encode())  # all but the weights' path ...
+    geometry = (config.network, config.geometry, config.image_size, config.patch_size, config.enlarge_to)
+    digest = hashlib.sha256(repr(geometry).encode())
     for name in sorted(weights):
-        digest.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())  # ... and their content
+        digest.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())
     return PatchNetwork(
         apply=lambda params, images: module.apply({"params": params}, images),
         params=params,
@@ -206,9 +208,9 @@ def _read_weights(network: str, path: str | Path) -> dict[str, np.ndarray]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no patch network weights at {path}: set config.patches.weights to an .npz file")
     try:
-        with np.load(path) as archive:
+        with zipfile.ZipFile(path), np.load(path) as archive:
             return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not an .npz file of {network} weights: {error}") from None
 
 

@@ -7,6 +7,7 @@ and BERT lacks is left as initialised and named.
 import dataclasses
 import importlib.resources
 import json
+import pickle
 from pathlib import Path
 
 import flax.traverse_util
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 
 from fbjax.config import ModelConfig
+from fbjax.model.bert import NORM_EPSILON
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 PREFIXES = ("", "bert.")  # BertModel, BertForPreTraining
@@ -134,7 +136,11 @@ def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
                 f"reading {folder / WEIGHT_FILES[1]} needs PyTorch: pip install 'fbjax[parity]', "
                 "or convert the file to safetensors"
             ) from None
-        state = torch.load(folder / WEIGHT_FILES[1], map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(folder / WEIGHT_FILES[1], map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = (str(error).splitlines() or ["it is empty"])[0]
+            raise ValueError(f"{folder / WEIGHT_FILES[1]} is not a PyTorch weight file: {reason}") from None
         arrays = {name: tensor.float().numpy() for name, tensor in state.items()}
     else:
         raise FileNotFoundError(f"{folder} has neither {' nor '.join(WEIGHT_FILES)}")
@@ -143,25 +149,34 @@ def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _architecture_problems(folder: Path, config: ModelConfig) -> list[str]:
+    """What of config.json contradicts the config, or is not the BERT that `fbjax.model.bert` computes."""
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json")
-    bert = json.loads((folder / "config.json").read_text())
-    problems = []
-    if bert.get("model_type", "bert") != "bert":
-        problems.append(f"config.json says model_type {bert['model_type']!r}, expected 'bert'")
-    if bert.get("hidden_act", "gelu") != "gelu":
-        problems.append(f"config.json says hidden_act {bert['hidden_act']!r}, expected 'gelu' (the erf form)")
-    for ours, theirs in {
-        "width": "hidden_size",
-        "num_heads": "num_attention_heads",
-        "mlp_width": "intermediate_size",
-    }.items():
-        if getattr(config, ours) != bert.get(theirs):
-            problems.append(f"model.{ours} is {getattr(config, ours)}, the BERT's {theirs} {bert.get(theirs)}")
-    if config.num_layers > bert.get("num_hidden_layers", 0):
-        problems.append(f"model.num_layers is {config.num_layers}, the BERT has {bert.get('num_hidden_layers')}")
-    if config.text_tokens > bert.get("max_position_embeddings", 512):
-        problems.append(
-            f"model.text_tokens is {config.text_tokens}, the BERT has {bert['max_position_embeddings']} positions"
-        )
+    try:
+        bert = json.loads((folder / "config.json").read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder / 'config.json'} is not JSON: {error}") from None
+    computed = {
+        "model_type": "bert",
+        "hidden_act": "gelu",
+        "layer_norm_eps": NORM_EPSILON,
+        "position_embedding_type": "absolute",
+        "tie_word_embeddings": True,
+    }
+    problems = [
+        f"config.json says {name} {bert[name]!r}, only {value!r} is computed here"
+        for name, value in computed.items()
+        if bert.get(name, value) != value
+    ]
+    sizes = {"width": "hidden_size", "num_heads": "num_attention_heads", "mlp_width": "intermediate_size"}
+    problems += [
+        f"model.{ours} is {getattr(config, ours)}, the BERT's {theirs} {bert.get(theirs)}"
+        for ours, theirs in sizes.items()
+        if getattr(config, ours) != bert.get(theirs)
+    ]
+    num_layers, num_positions = bert.get("num_hidden_layers", 0), bert.get("max_position_embeddings", 512)
+    if config.num_layers > num_layers:
+        problems.append(f"model.num_layers is {config.num_layers}, the BERT has {num_layers}")
+    if config.text_tokens > num_positions:
+        problems.append(f"model.text_tokens is {config.text_tokens}, the BERT has {num_positions} positions")
     return problems
