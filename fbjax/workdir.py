@@ -58,13 +58,13 @@ class Run:
 
 
 def begin(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Run:
-    """The run of `config` in `workdir`, begun or taken up again.
+    """The run of `config` in `workdir`, begun or, where a checkpoint stands, taken up again.
 
     Raises ValueError with the differences where the workdir holds another config, OSError where it cannot be written.
     """
     workdir = Path(workdir)
     _check_writable(workdir)
-    if (workdir / CONFIG).is_file():
+    if (workdir / CONFIG).is_file() and any((workdir / "checkpoints").glob("[0-9]*")):
         differences = configs.difference(configs.from_json((workdir / CONFIG).read_text()), config)
         if differences:
             raise ValueError(
@@ -73,6 +73,7 @@ def begin(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Ru
             )
         return dataclasses.replace(Run.open(workdir), config=config)
     run = Run.build(config, make_vocabulary(config, say), None)
+    (workdir / DATA).unlink(missing_ok=True)
     run.vocabulary.save(workdir / VOCABULARY)
     if config.patches.weights:
         shutil.copyfile(config.patches.weights, workdir / PATCH_WEIGHTS)

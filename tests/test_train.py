@@ -20,6 +20,7 @@ from fbjax.checkpoint import Checkpoints
 from fbjax.cli import main
 from fbjax.train import train
 from tests.runs import tiny_config, write_config
+from tests.tables import make_products, write_parquet
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,24 @@ def test_a_workdir_that_cannot_be_written_is_an_error_before_any_work(tmp_path, 
     assert main(["train", "--config", str(write_config(tmp_path)), "--workdir", str(tmp_path / "file" / "run")]) == 1
     assert "cannot write to workdir" in capsys.readouterr().err
     assert not (tmp_path / "prepared").exists()
+
+
+def test_a_run_that_never_saved_can_begin_anew_with_another_config(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no table at"):
+        train(tiny_config(tmp_path, "data.validation=nowhere.csv"), tmp_path / "run")
+    config = tiny_config(tmp_path, "train.num_steps=3")
+    assert int(train(config, tmp_path / "run").step) == 3
+    assert configs.from_json((tmp_path / "run" / "config.json").read_text()) == config
+
+
+def test_another_training_table_is_an_error_when_resuming(finished, tmp_path):
+    folder, config, _ = finished
+    shutil.copytree(folder / "run", tmp_path / "run")
+    write_parquet(tmp_path / "train.parquet", make_products(40, seed=3))
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, train=str(tmp_path / "train.parquet")))
+    (tmp_path / "run" / "config.json").write_text(configs.to_json(other))
+    with pytest.raises(ValueError, match="the training table is not the one"):
+        train(other, tmp_path / "run")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing_of_it(tmp_path):
