@@ -8,9 +8,12 @@ import ast
 import dataclasses
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import ml_collections
+
+PATHS = ("data.train", "data.validation", "data.image_root", "data.prepared", "patches.weights", "model.vocabulary")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +126,10 @@ def defaults() -> ml_collections.ConfigDict:
 
 
 def load(path: str | Path, overrides: list[str] = ()) -> Config:
-    """The config of a file's ``get_config()`` with ``section.field=value`` overrides applied, frozen and checked."""
+    """The config of a file's ``get_config()`` with ``section.field=value`` overrides applied, frozen and checked.
+
+    Paths become absolute: a run can be taken up and evaluated from any folder.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no config file {path}; the project's own are in configs/")
@@ -135,6 +141,9 @@ def load(path: str | Path, overrides: list[str] = ()) -> Config:
     config = module.get_config()
     for override in overrides:
         _apply(config, override)
+    for name in PATHS:
+        section, field = name.split(".")
+        config[section][field] = _absolute(config[section][field])
     return freeze(config)
 
 
@@ -204,6 +213,11 @@ def _apply(config: ml_collections.ConfigDict, override: str) -> None:
     if type(value) is not type(current):
         raise ValueError(f"config.{name} takes a {type(current).__name__} such as {current!r}, not {text!r}")
     node[field] = value
+
+
+def _absolute(path: str) -> str:
+    """A local path as an absolute one; "", URLs and "train:8000" as they are."""
+    return path if not path or ":" in path else os.path.abspath(path)
 
 
 def _flat(values: dict, prefix: str = "") -> dict:
