@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from fbjax.data.pipeline import decode_image
-from fbjax.data.table import normalise_image, to_rgb
+from fbjax.data.table import clean_text, normalise_image, to_rgb
+from fbjax.data.vocabulary import PAD_ID
 from fbjax.evaluate import load_params
 from fbjax.mesh import make_mesh
 from fbjax.scoring import Scorer
@@ -21,10 +22,10 @@ from fbjax.workdir import Run
 class Model:
     """``model.score(texts, images)`` and ``model.rank(query, candidates)``."""
 
-    run: Run
+    run: Run = dataclasses.field(repr=False)
     step: int
-    _scorer: Scorer
-    _variables: Any
+    _scorer: Scorer = dataclasses.field(repr=False)
+    _variables: Any = dataclasses.field(repr=False)
 
     @classmethod
     def load(cls, workdir: str | Path, step: int | None = None) -> "Model":
@@ -36,34 +37,42 @@ class Model:
 
     def score(self, texts: Sequence[str], images: Sequence) -> np.ndarray:
         """Match scores [N] of each text with the image beside it: logit differences, > 0 where a match is likelier."""
-        if isinstance(texts, str) or len(texts) != len(images):
-            raise ValueError(f"score takes as many texts as images, in lists; got {len(texts)} and {len(images)}")
+        texts, images = _listed(texts, "texts"), _listed(images, "images")
+        if len(texts) != len(images):
+            raise ValueError(f"score takes as many texts as images; got {len(texts)} and {len(images)}")
         return self._score(texts, images, np.stack([np.arange(len(texts))] * 2, axis=1))
 
     def rank(self, query, candidates: Sequence) -> list[tuple[int, float]]:
         """(place in `candidates`, score), best first: one text against images, or one image against texts."""
-        if not len(candidates):
-            return []
+        candidates = _listed(candidates, "candidates")
         places = np.arange(len(candidates))
-        if _is_image(candidates[0]):
-            scores = self._score([query], candidates, np.stack([np.zeros_like(places), places], axis=1))
-        else:
+        if _is_image(query):
             scores = self._score(candidates, [query], np.stack([places, np.zeros_like(places)], axis=1))
+        elif candidates and not any(map(_is_image, candidates)):
+            raise ValueError("neither the query nor a candidate is an image: is a path wrong?")
+        else:
+            scores = self._score([query], candidates, np.stack([np.zeros_like(places), places], axis=1))
         return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")]
 
-    def _score(self, texts: Sequence[str], images: Sequence, pairs: np.ndarray) -> np.ndarray:
+    def _score(self, texts: list[str], images: list, pairs: np.ndarray) -> np.ndarray:
         if not len(pairs):
             return np.empty(0, np.float32)
-        empty = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
-        if empty:
-            raise ValueError(f"text {empty[0]} is {texts[empty[0]]!r}: expected a string with words")
-        ids = self.run.vocabulary.encode(texts, self.run.config.model.text_tokens)
+        ids = np.stack([self._ids(text) for text in texts])
         batch = self._scorer.batch_size
         loaded = (
             np.stack([self._pixels(image) for image in images[start : start + batch]])
             for start in range(0, len(images), batch)
         )
         return self._scorer.score(self._variables, ids, self._scorer.embed_images(self._variables, loaded), pairs)
+
+    def _ids(self, text: str) -> np.ndarray:
+        """Framed piece ids [T], by the path that prepared records take."""
+        if not isinstance(text, str):
+            raise TypeError(f"a text is a string, not {type(text).__name__}")
+        ids = self.run.vocabulary.encode([clean_text(text)], self.run.config.model.text_tokens)[0]
+        if (ids != PAD_ID).sum() <= 2:  # [CLS] and [SEP]
+            raise ValueError(f"text {text[:100]!r} has no words")
+        return ids
 
     def _pixels(self, image) -> np.ndarray:
         """uint8 [S, S, 3], by the path that prepared records take."""
@@ -72,6 +81,12 @@ class Model:
             return decode_image(normalise_image(_encoded(image), size), size)
         except ValueError as error:
             raise ValueError(f"{image if isinstance(image, str | Path) else 'image'}: {error}") from None
+
+
+def _listed(values, name: str) -> list:
+    if isinstance(values, str | bytes):
+        raise TypeError(f"{name} is one {type(values).__name__}: put it into a list")
+    return list(values)
 
 
 def _is_image(value) -> bool:

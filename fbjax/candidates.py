@@ -98,6 +98,4 @@ def _parse(line: str, where: str) -> CandidateList:
 def _first(lists: list[CandidateList], num_queries: int | None) -> list[CandidateList]:
     if num_queries is None:
         return lists
-    if num_queries < 1:
-        raise ValueError(f"--queries {num_queries}: take at least 1")
     return [x for direction in DIRECTIONS for x in [y for y in lists if y.direction == direction][:num_queries]]

@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from fbjax import __version__
+
 EXAMPLES = {
     "prepare": "fbjax prepare --config configs/catalogue.py --config.data.prepared=prepared",
     "train": "fbjax train --config configs/catalogue.py --workdir runs/catalogue --config.train.num_steps=1000",
@@ -37,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fbjax", description="FashionBERT: image-text matching and retrieval for product catalogues."
     )
+    parser.add_argument("--version", action="version", version=f"fbjax {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def verb(name, run, summary):
@@ -110,13 +113,13 @@ def _train(arguments, overrides) -> None:
 def _evaluate(arguments, overrides) -> None:
     from fbjax.evaluate import evaluate, report
 
-    if arguments.out and not Path(arguments.out).absolute().parent.is_dir():
-        raise FileNotFoundError(f"--out {arguments.out}: there is no such folder")
+    if arguments.out and (Path(arguments.out).is_dir() or not Path(arguments.out).absolute().parent.is_dir()):
+        raise FileNotFoundError(f"--out {arguments.out}: give a file in a folder that is there")
     figures = evaluate(
         arguments.workdir,
         data=arguments.data,
         candidates=arguments.candidates,
-        protocols=tuple(arguments.protocol.split(",")),
+        protocols=tuple(name.strip() for name in arguments.protocol.split(",")),
         num_queries=arguments.queries,
         step=arguments.step,
     )

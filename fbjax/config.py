@@ -8,12 +8,17 @@ import ast
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 from pathlib import Path
 
 import ml_collections
 
 PATHS = ("data.train", "data.validation", "data.image_root", "data.prepared", "patches.weights", "model.vocabulary")
+FREE = (  # may change when a run is resumed: where things lie (their content is checked), and what is kept and shown
+    *("data.train", "data.validation", "data.image_root", "data.prepared", "patches.weights"),
+    *("train.log_every", "train.keep_last", "mesh.data", "mesh.fsdp", "mesh.tensor"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +101,8 @@ class TrainConfig:
     clip_norm: float = 1.0  # of the weighted gradient's global norm
     seed: int = 0
     log_every: int = 50  # steps
-    save_every: int = 1_000  # steps
-    evaluate_every: int = 1_000  # steps; a sample of the validation split
-    evaluate_products: int = 256  # products in that sample; its cost is held to 5 % of the wall time
+    save_every: int = 1_000  # steps between checkpoints
+    evaluate_products: int = 256  # of the validation split, scored at each save; held to 5 % of the wall time
     keep_last: int = 2  # checkpoints; the best by validation AUC is kept besides
 
 
@@ -165,12 +169,12 @@ def from_json(text: str) -> Config:
 
 
 def difference(stored: Config, given: Config) -> list[str]:
-    """One line for each setting in which two configs differ, except where data lies on disk."""
+    """One line for each setting in which two configs differ, but for those in `FREE`."""
     old, new = _flat(dataclasses.asdict(stored)), _flat(dataclasses.asdict(given))
     return [
         f"{name}: {old[name]!r} in the workdir, {new[name]!r} given"
         for name in old
-        if old[name] != new[name] and not name.startswith(("mesh.", "data.prepared"))
+        if old[name] != new[name] and name not in FREE
     ]
 
 
@@ -211,7 +215,7 @@ def _apply(config: ml_collections.ConfigDict, override: str) -> None:
     if isinstance(current, tuple) and not isinstance(value, tuple):
         value = tuple(value) if isinstance(value, list) else (value,)
     if type(value) is not type(current):
-        raise ValueError(f"config.{name} takes a {type(current).__name__} such as {current!r}, not {text!r}")
+        raise ValueError(f"config.{name} expects {type(current).__name__}, such as {current!r}, not {text!r}")
     node[field] = value
 
 
@@ -237,14 +241,22 @@ def _problems(config: Config) -> list[str]:
         "adaptive.method": (adaptive.method, ("gradient", "loss_softmax", "fixed")),
         "adaptive.scaling": (adaptive.scaling, ("share", "squash")),
     }
-    shares = {
-        "tasks.easy_start": tasks.easy_start,
-        "tasks.easy_end": tasks.easy_end,
-        "model.hidden_dropout": model.hidden_dropout,
-        "model.attention_dropout": model.attention_dropout,
-        "tasks.mlm_rate": tasks.mlm_rate,
-        "tasks.mpm_rate": tasks.mpm_rate,
-    }
+    ranges = [
+        ("tasks.easy_start", tasks.easy_start, 0 <= tasks.easy_start <= 1, "in [0, 1]"),
+        ("tasks.easy_end", tasks.easy_end, 0 <= tasks.easy_end <= 1, "in [0, 1]"),
+        ("tasks.easy_steps", tasks.easy_steps, tasks.easy_steps >= 0, "at least 0"),
+        ("tasks.mlm_rate", tasks.mlm_rate, 0 < tasks.mlm_rate < 1, "in (0, 1)"),
+        ("tasks.mpm_rate", tasks.mpm_rate, 0 < tasks.mpm_rate < 1, "in (0, 1)"),
+        ("model.hidden_dropout", model.hidden_dropout, 0 <= model.hidden_dropout < 1, "in [0, 1)"),
+        ("model.attention_dropout", model.attention_dropout, 0 <= model.attention_dropout < 1, "in [0, 1)"),
+        ("train.learning_rate", train.learning_rate, 0 < train.learning_rate < math.inf, "above 0"),
+        ("train.warmup_steps", train.warmup_steps, train.warmup_steps >= 0, "at least 0"),
+        ("train.beta1", train.beta1, 0 <= train.beta1 < 1, "in [0, 1)"),
+        ("train.beta2", train.beta2, 0 <= train.beta2 < 1, "in [0, 1)"),
+        ("train.weight_decay", train.weight_decay, 0 <= train.weight_decay < math.inf, "at least 0"),
+        ("train.clip_norm", train.clip_norm, train.clip_norm > 0, "above 0"),
+        ("train.seed", train.seed, train.seed >= 0, "at least 0"),
+    ]
     positive = {
         f"{section}.{name}": getattr(getattr(config, section), name)
         for section, names in {
@@ -259,7 +271,7 @@ def _problems(config: Config) -> list[str]:
         for name, (value, known) in choices.items()
         if value not in known
     ]
-    problems += [f"{name} {value} must lie in [0, 1]" for name, value in shares.items() if not 0 <= value <= 1]
+    problems += [f"{name} {value} must be {allowed}" for name, value, fits, allowed in ranges if not fits]
     problems += [f"{name} {value} must be at least 1" for name, value in positive.items() if value < 1]
     if problems:  # what follows computes with these values
         return problems
@@ -284,12 +296,18 @@ def _problems(config: Config) -> list[str]:
             f"adaptive.domain {adaptive.domain} must lie in (0, 3), Eq. 6's domain for 3 tasks",
         ),
         (
-            len(adaptive.fixed) != 3 or min(adaptive.fixed) < 0 or abs(sum(adaptive.fixed) - 1) > 1e-6,
+            len(adaptive.fixed) != 3
+            or not all(isinstance(weight, int | float) and weight >= 0 for weight in adaptive.fixed)
+            or abs(sum(adaptive.fixed) - 1) > 1e-6,
             f"adaptive.fixed {adaptive.fixed} must be three weights >= 0 that sum to 1",
         ),
         (
             train.warmup_steps >= train.num_steps,
-            f"train.warmup_steps {train.warmup_steps} must be below num_steps {train.num_steps}",
+            f"train.warmup_steps {train.warmup_steps} must be below num_steps {train.num_steps} (lower it as well)",
+        ),
+        (
+            not data.columns.text or not all(data.columns.text),
+            f"data.columns.text {data.columns.text} must name at least one column",
         ),
         (
             not data.validation and not 0 < data.holdout < 1,

@@ -46,7 +46,9 @@ def evaluate(
     """
     unknown = set(protocols) - set(PROTOCOLS)
     if unknown:
-        raise ValueError(f"unknown protocol {', '.join(sorted(unknown))}; there are {', '.join(PROTOCOLS)}")
+        raise ValueError(f"unknown protocol {', '.join(map(repr, sorted(unknown)))}; there are {', '.join(PROTOCOLS)}")
+    if num_queries is not None and num_queries < 1:
+        raise ValueError(f"--queries {num_queries}: take at least 1")
     lists = read_lists(candidates, num_queries) if candidates else None
     run = Run.open(workdir)
     mesh = make_mesh(run.config.mesh)
@@ -78,6 +80,7 @@ def evaluate(
         figures["matching"]["accuracy_1to100"] = float(right.mean())
     return figures | {
         "num_queries": int((directions == directions[0]).sum()),
+        "candidates_per_list": float(np.mean([len(x.candidates) for x in lists])),
         "candidates_sha256": digest,
         "checkpoint_step": step,
         "pairs_per_second": len(pairs) / seconds,
@@ -189,6 +192,9 @@ def report(figures: dict, say: Callable[[str], None]) -> None:
             f"  any category {m['auc_any_category']:.3f}  balanced accuracy {m['accuracy']:.1%}"
             f"  at 1:100 {m['accuracy_1to100']:.1%}"
         )
+    size = figures["candidates_per_list"]
+    if size < NUM_OTHERS + 1:
+        say(f"NOTE: {size:.0f} candidates a list on average, not {NUM_OTHERS + 1}: Rank@1 by chance is {1 / size:.0%}")
     say(
         f"checkpoint {figures['checkpoint_step']}, {figures['num_queries']} queries a direction, "
         f"{figures['pairs_per_second']:.0f} pairs/s, lists {figures['candidates_sha256'][:12]}"

@@ -38,7 +38,7 @@ def cached_features(
         folder.mkdir(parents=True, exist_ok=True)
         partial, done_file = path.with_suffix(".partial"), path.with_suffix(".done")
         shape = (len(records), network.num_patches, network.feature_size)
-        done = int(done_file.read_text()) if partial.is_file() and done_file.is_file() else 0
+        done = _read_count(done_file) if partial.is_file() else 0
         features = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.float16, None if done else shape)
         if not done:
             _reserve(partial)
@@ -53,12 +53,23 @@ def cached_features(
                 done += len(images)
                 if i % FLUSH_EVERY == 0:
                     features.flush()
-                    done_file.write_text(str(done))
+                    _write_count(done_file, done)
         features.flush()
         del features
         partial.rename(path)
         done_file.unlink(missing_ok=True)
     return np.load(path, mmap_mode="r")
+
+
+def _read_count(path: Path) -> int:
+    text = path.read_text() if path.is_file() else ""
+    return int(text) if text.isdigit() else 0
+
+
+def _write_count(path: Path, count: int) -> None:
+    """In one rename: a kill leaves the old count or the new one."""
+    path.with_suffix(".count").write_text(str(count))
+    path.with_suffix(".count").rename(path)
 
 
 def _reserve(path: Path) -> None:

@@ -74,6 +74,8 @@ def train(config: Config, workdir: str | Path) -> TrainState:
         stack.enter_context(contextlib.closing(batches))
         log = stack.enter_context(contextlib.closing(Log(workdir, config, start)))
 
+        if start < config.train.num_steps:
+            say("compiling the step ..")
         for step in range(start, config.train.num_steps + 1):
             last = step == config.train.num_steps
             if step > start and (last or step % config.train.save_every == 0):
@@ -87,6 +89,7 @@ def train(config: Config, workdir: str | Path) -> TrainState:
             state, metrics = train_step(state, frozen, batch)
             log.add(step + 1, metrics)
     log.summary()
+    say(f"trained to step {config.train.num_steps}; next: fbjax evaluate --workdir {workdir}")
     return state
 
 

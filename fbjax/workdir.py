@@ -17,7 +17,7 @@ from fbjax.data import table
 from fbjax.data.vocabulary import Vocabulary
 from fbjax.model import pretrained
 from fbjax.model.fashionbert import FashionBert, build_model
-from fbjax.model.patches import PatchNetwork, build_patch_network
+from fbjax.model.patches import NETWORKS, PatchNetwork, build_patch_network
 
 CONFIG, VOCABULARY, PATCH_WEIGHTS, DATA = "config.json", "tokenizer.json", "patches.npz", "data.sha256"
 
@@ -72,10 +72,12 @@ def begin(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Ru
                 "(use its config to resume it, or another --workdir)"
             )
         return dataclasses.replace(Run.open(workdir), config=config)
+    if config.model.pretrained:
+        pretrained.check_architecture(pretrained.find(config.model.pretrained), config.model)
     run = Run.build(config, make_vocabulary(config, say), None)
     (workdir / DATA).unlink(missing_ok=True)
     run.vocabulary.save(workdir / VOCABULARY)
-    if config.patches.weights:
+    if NETWORKS[config.patches.network].needs_weights:
         shutil.copyfile(config.patches.weights, workdir / PATCH_WEIGHTS)
     partial = workdir / (CONFIG + ".partial")
     partial.write_text(configs.to_json(config))

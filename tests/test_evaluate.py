@@ -139,11 +139,19 @@ def test_the_command_writes_the_documented_json_on_any_table(run, tmp_path):
     out = tmp_path / "metrics.json"
     assert main(["evaluate", "--workdir", str(run), "--data", str(table), "--queries", "5", "--out", str(out)]) == 0
     figures = json.loads(out.read_text())
-    assert {"image_to_text", "text_to_image", "matching", "num_queries", "candidates_sha256", "checkpoint_step",
+    assert {"image_to_text", "text_to_image", "matching", "num_queries", "candidates_per_list",
+        "candidates_sha256", "checkpoint_step",
             "pairs_per_second"} == figures.keys()  # fmt: skip
     low, high = figures["matching"]["auc.ci"]
     assert 0 <= low <= figures["matching"]["auc"] <= high <= 1
     assert figures["num_queries"] == 5
+
+
+@pytest.mark.parametrize("arguments", [["--queries", "0"], ["--protocol", "recall"], ["--out", "."], ["--step", "7"]])
+def test_wrong_arguments_are_an_error_before_the_work(run, arguments, capsys):
+    assert main(["evaluate", "--workdir", str(run), *arguments]) == 1
+    said = capsys.readouterr().err
+    assert arguments[1] in said and "scoring" not in said
 
 
 @pytest.mark.parametrize(
@@ -157,6 +165,19 @@ def test_the_command_writes_the_documented_json_on_any_table(run, tmp_path):
 def test_an_image_that_is_none_is_a_clear_error(run, image, error, message):
     with pytest.raises(error, match=message):
         fbjax.load(run).score(["a red dress"], [image])
+
+
+def test_a_wrong_path_or_a_text_without_words_is_named(run):
+    model = fbjax.load(run)
+    with pytest.raises(ValueError, match="neither the query nor a candidate is an image"):
+        model.rank("a red dress", ["nowhere.jpg"])
+    with pytest.raises(TypeError, match="candidates is one str"):
+        model.rank("a red dress", "nowhere.jpg")
+    with pytest.raises(ValueError, match="has no words"):
+        model.score([" "], [Image.new("RGB", (8, 8))])
+    with pytest.raises(ValueError, match="as many texts as images; got 2 and 1"):
+        model.score(["a", "b"], [Image.new("RGB", (8, 8))])
+    assert len(repr(model)) < 100
 
 
 def test_a_text_longer_than_the_limit_is_cut(run):

@@ -124,7 +124,8 @@ def prepare(source: Source, vocabulary: Vocabulary, folder: str | Path, progress
         builder = CatalogueBuilder(source, vocabulary, progress, config=name, data_dir=str(folder))
     home = Path(builder.data_dir)
     if not (home / REPORT).is_file():  # written last: without it the folder is unfinished
-        shutil.rmtree(home, ignore_errors=True)
+        for leftover in (home, *home.parent.glob("incomplete.*")):
+            shutil.rmtree(leftover, ignore_errors=True)
         with _quiet_tfds():
             builder.download_and_prepare()
         builder.write_index(home)
@@ -231,9 +232,11 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _nothing_usable(self, split: str, files: list[Path]) -> str:
         if self._source.holdout and split != "train":
+            num_groups = len(set(self._index["train"]["groups"]))
             return (
-                f"no usable group of {', '.join(map(str, files))} falls into validation: "
-                f"raise config.data.holdout ({self._source.holdout}) or set config.data.validation"
+                f"none of the {num_groups} usable groups of {', '.join(map(str, files))} falls into validation: "
+                f"set config.data.validation, or with more than a few groups raise config.data.holdout "
+                f"({self._source.holdout})"
             )
         reasons = collections.Counter(skipped.reason for where, skipped in self._skipped if where == split)
         why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "no rows"

@@ -92,7 +92,7 @@ def read_products(
             where = f"{file.name} row {number}"
             described = row if isinstance(row, str) else _described(row, columns, where)
             if isinstance(described, str):
-                yield Skipped(where, "" if isinstance(row, str) else _text(row.get(columns.id)), described)
+                yield Skipped(where, "" if isinstance(row, str) else clean_text(row.get(columns.id)), described)
                 continue
             if described.id in seen:
                 yield Skipped(where, described.id, "duplicate id")
@@ -161,14 +161,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _described(row: dict, columns: Columns, where: str) -> Product | str:
     """All of a row's product but its image, or why there is none."""
-    identity, text, category = _text(row.get(columns.id)), _joined(row, columns), _text(row.get(columns.category))
+    identity, text, category = (
+        clean_text(row.get(columns.id)),
+        _joined(row, columns),
+        clean_text(row.get(columns.category)),
+    )
     if not identity:
         return "missing id"
     if not text:
         return "empty text"
     if not category:
         return "missing category"
-    group = _text(row.get(columns.group)) if columns.group else ""
+    group = clean_text(row.get(columns.group)) if columns.group else ""
     return Product(identity, text, category, group or identity, b"", where)
 
 
@@ -183,10 +187,11 @@ def _image_bytes(value, root: Path) -> bytes:
 
 
 def _joined(row: dict, columns: Columns) -> str:
-    return " ".join(part for name in columns.text if (part := _text(row.get(name))))
+    return " ".join(part for name in columns.text if (part := clean_text(row.get(name))))
 
 
-def _text(value) -> str:
+def clean_text(value) -> str:
+    """A cell's text with single spaces; "" where there is none."""
     if value is None or value != value:  # None or NaN
         return ""
     return " ".join(str(value).encode("utf-8", "replace").decode().split())  # half a surrogate pair becomes ?

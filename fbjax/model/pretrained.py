@@ -48,6 +48,11 @@ class Imported:
     initialised: tuple[str, ...]  # those that BERT lacks
 
 
+def check_architecture(folder: Path, config: ModelConfig) -> None:
+    """Raises ValueError with all that config.json alone shows not to fit."""
+    _raise_all(folder, _architecture_problems(folder, config))
+
+
 def load_bert(folder: str | Path, config: ModelConfig, params: dict) -> Imported:
     """`params` (FashionBert's, freshly initialised) with everything that the BERT in `folder` has put in its place."""
     folder = Path(folder)
@@ -68,8 +73,7 @@ def load_bert(folder: str | Path, config: ModelConfig, params: dict) -> Imported
         if array.shape != expected[target].shape:
             problems.append(f"{source} gives {target} shape {array.shape}, expected {expected[target].shape}")
         taken[target] = array
-    if problems:
-        raise ValueError(f"{folder} does not fit the config:\n  " + "\n  ".join(problems))
+    _raise_all(folder, problems)
     merged = {
         name: jax.device_put(taken[name].astype(np.float32), value.sharding) if name in taken else value
         for name, value in expected.items()
@@ -79,6 +83,11 @@ def load_bert(folder: str | Path, config: ModelConfig, params: dict) -> Imported
         taken=tuple(sorted(taken)),
         initialised=tuple(sorted(expected.keys() - taken.keys())),
     )
+
+
+def _raise_all(folder: Path, problems: list[str]) -> None:
+    if problems:
+        raise ValueError(f"{folder} does not fit the config:\n  " + "\n  ".join(problems))
 
 
 def _same(array: np.ndarray) -> np.ndarray:
