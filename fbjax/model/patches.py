@@ -54,7 +54,8 @@ class InferenceNorm(nn.Module):
 class DepthwiseConv(nn.Module):
     """A 3x3 depthwise convolution with SAME padding as nine shifted products.
 
-    XLA fuses them into one loop; its grouped convolution took 11 times as long on a CPU (MobileNetV1, 256x256).
+    XLA fuses them into one loop. With its grouped convolution the whole network took 3.9 times as long (median of 7 in
+    turn; MobileNetV1 0.75 on 32 images of 128 pixels, 2 CPU cores).
     """
 
     stride: int
