@@ -3,10 +3,12 @@
     fbjax train --config configs/catalogue.py --workdir runs/catalogue
     fbjax evaluate --workdir runs/catalogue --step 5600 --candidates ../shared/data/catalogue/validation-101.jsonl
 
-@COST@
+Measured once, seed 0, on 2 cores without other work: records 12 seconds, features 3 minutes (220 images/s), training 48 minutes (62 pairs/s, 3.4 GiB).
+Evaluation of the 1,000 + 1,000 lists takes 12 to 21 minutes. AUC .934 against the same sub-category and .962 against any; Rank@1/5/10 of
+16.6/51.4/72.7 % image to text and 17.2/53.2/74.0 % text to image. Intervals are in the README.
 
 Departs from the paper, for the sake of an hour on two cores: a 4 x 4 grid of one pass over 128 pixels (the photographs have
-60 x 80), three layers, 48 text tokens, fixed task weights (each step of the adaptive `gradient` costs @RATIO@ as much), and
+60 x 80), three layers, 48 text tokens, fixed task weights (each step of the adaptive `gradient` costs twice as much), and
 mismatched partners that go from any category to the same sub-category in the first 1,000 steps.
 """
 
