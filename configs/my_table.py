@@ -2,8 +2,8 @@
 
     fbjax train --config configs/my_table.py --workdir runs/mine --config.data.train=products.csv
 
-The table needs an id, one or more text columns, a category and an image (a path, or embedded bytes in Parquet). With the
-`minilm` extra and weights of a patch network, start from `configs/catalogue.py` instead: it learns far faster.
+The table needs an id, one or more text columns, a category and an image (a path, or embedded bytes in Parquet). With
+the `minilm` extra and weights of a patch network, start from `configs/catalogue.py` instead.
 """
 
 from fbjax.config import defaults
