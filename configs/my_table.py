@@ -20,17 +20,17 @@ def get_config():
     config.data.columns.group = ""  # a column that joins variants of one product, if there is one
 
     config.patches.network = "pixels"
-    config.patches.image_size, config.patches.patch_size, config.patches.enlarge_to = 128, 16, 8
+    config.patches.image_size, config.patches.patch_size, config.patches.enlarge_to = 128, 32, 16
 
     config.model.vocabulary = "train:8000"
     config.model.num_layers = 4
     config.model.width, config.model.num_heads, config.model.mlp_width = 256, 8, 1024
-    config.model.text_tokens = 48
+    config.model.text_tokens = 32
 
-    config.tasks.easy_start, config.tasks.easy_end, config.tasks.easy_steps = 1.0, 0.0, 2000
+    config.tasks.easy_start, config.tasks.easy_end, config.tasks.easy_steps = 1.0, 0.0, 1000
 
-    config.train.batch_size = 32
-    config.train.num_steps = 5000
+    config.train.batch_size = 16
+    config.train.num_steps = 3000
     config.train.learning_rate = 2e-4
     config.train.warmup_steps = 200
     config.train.beta1, config.train.beta2, config.train.weight_decay = 0.9, 0.98, 0.01

@@ -97,7 +97,8 @@ def load_params(run: Run, workdir: str | Path, mesh, step: int | None = None) ->
             step = checkpoints.best_step()
         if step not in there:
             known = f"there are {', '.join(map(str, there))}" if there else "there is none yet"
-            raise FileNotFoundError(f"no checkpoint {'' if step is None else step} in {workdir}: {known}")
+            wanted = "checkpoint" if step is None else f"checkpoint {step}"
+            raise FileNotFoundError(f"no {wanted} in {workdir}: {known}")
         return step, checkpoints.restore_params(step, shape)
 
 
