@@ -29,6 +29,9 @@ def get_config():
 
     config.tasks.easy_start, config.tasks.easy_end, config.tasks.easy_steps = 1.0, 0.0, 1000
 
+    config.adaptive.method = "fixed"  # half the time of "gradient", which serves masked words first
+    config.adaptive.fixed = (0.1, 0.1, 0.8)  # mlm, mpm, tia
+
     config.train.batch_size = 16
     config.train.num_steps = 3000
     config.train.learning_rate = 2e-4
