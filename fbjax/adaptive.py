@@ -6,8 +6,8 @@ the weighted gradient is ``sum_i w_i grad l_i`` over the pull-backs, never a fur
 Sources differ, and so do the methods:
 
 * ``gradient``: ``w_i = (K - s_i)^-1 / sum_k (K - s_k)^-1`` (Eq. 6) with ``s_i`` the squared norm of task i's
-gradient, scaled
-  into ``[0, domain)``, domain < K. The paper does not say how it scales; see `AdaptiveConfig.scaling`.
+  gradient, scaled into ``[0, domain)``, domain < K. The paper does not say how it scales; see
+  `AdaptiveConfig.scaling`.
 * ``loss_softmax``: Eq. 6 with ``s_i = softmax(l)_i^2`` (the authors' release, which uses no gradient).
 * ``fixed``: constants.
 """

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fbjax.data.images import normalise_image, to_rgb
 from fbjax.data.pipeline import decode_image
-from fbjax.data.table import clean_text, normalise_image, to_rgb
+from fbjax.data.table import clean_text
 from fbjax.data.vocabulary import PAD_ID
 from fbjax.evaluate import load_params
 from fbjax.mesh import make_mesh
@@ -24,8 +25,8 @@ class Model:
 
     run: Run = dataclasses.field(repr=False)
     step: int
+    variables: Any = dataclasses.field(repr=False)  # "fashionbert" and "patches", as the scorer takes them
     _scorer: Scorer = dataclasses.field(repr=False)
-    _variables: Any = dataclasses.field(repr=False)
 
     @classmethod
     def load(cls, workdir: str | Path, step: int | None = None) -> "Model":
@@ -33,7 +34,7 @@ class Model:
         run = Run.open(workdir)
         mesh = make_mesh(run.config.mesh)
         step, params = load_params(run, workdir, mesh, step)
-        return cls(run, step, Scorer(run.model, run.patches, mesh), {"patches": run.patches.params} | params)
+        return cls(run, step, {"patches": run.patches.params} | params, Scorer(run.model, run.patches, mesh))
 
     def score(self, texts: Sequence[str], images: Sequence) -> np.ndarray:
         """Match scores [N] of each text with the image beside it: logit differences, > 0 where a match is likelier."""
@@ -57,15 +58,15 @@ class Model:
     def _score(self, texts: list[str], images: list, pairs: np.ndarray) -> np.ndarray:
         if not len(pairs):
             return np.empty(0, np.float32)
-        ids = np.stack([self._ids(text) for text in texts])
+        ids = np.stack([self.encode_text(text) for text in texts])
         batch = self._scorer.batch_size
         loaded = (
-            np.stack([self._pixels(image) for image in images[start : start + batch]])
+            np.stack([self.read_image(image) for image in images[start : start + batch]])
             for start in range(0, len(images), batch)
         )
-        return self._scorer.score(self._variables, ids, self._scorer.embed_images(self._variables, loaded), pairs)
+        return self._scorer.score(self.variables, ids, self._scorer.embed_images(self.variables, loaded), pairs)
 
-    def _ids(self, text: str) -> np.ndarray:
+    def encode_text(self, text: str) -> np.ndarray:
         """Framed piece ids [T], by the path that prepared records take."""
         if not isinstance(text, str):
             raise TypeError(f"a text is a string, not {type(text).__name__}")
@@ -74,7 +75,7 @@ class Model:
             raise ValueError(f"text {text[:100]!r} has no words")
         return ids
 
-    def _pixels(self, image) -> np.ndarray:
+    def read_image(self, image) -> np.ndarray:
         """uint8 [S, S, 3], by the path that prepared records take."""
         size = self.run.config.patches.image_size
         try:

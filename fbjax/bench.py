@@ -1,4 +1,7 @@
-"""`fbjax bench`: the train step on synthetic batches, each adaptive method in turn in one run, without TensorFlow."""
+"""`fbjax bench`: the train step on synthetic batches, each adaptive method in turn in one run, without TensorFlow.
+
+Before anything runs it says what memory the compiled step needs: with no repeats, that is all.
+"""
 
 import statistics
 import time
@@ -21,9 +24,11 @@ VOCABULARY_SIZE = 30_522
 
 
 def bench(config: Config, repeats: int, say: Callable[[str], None]) -> dict:
-    """Median pairs/s of the config's own method, and each method's step time relative to `fixed`.
+    """Median pairs/s of the config's own method, each method's step time relative to `fixed`, and its memory in bytes.
 
-    Methods take turns, so that what slows the machine slows all of them; a ratio is the median over the rounds.
+    Memory is what XLA plans for this device: "state" (parameters, optimiser, frozen weights) and "step" (the rest at
+    its peak: batch, activations, gradients). Methods take turns, so that what slows the machine slows all of them; a
+    ratio is the median over the rounds.
     """
     mesh = make_mesh(config.mesh)
     check_batch_size(config.train.batch_size, mesh)
@@ -37,30 +42,44 @@ def bench(config: Config, repeats: int, say: Callable[[str], None]) -> dict:
     state = init_state(objective, optimizer, config, mesh)
     steps = {
         method: make_step(objective, optimizer, replace(config.adaptive, method=method), 0, mesh, state)
+        .lower(state, frozen, batch)
+        .compile()
         for method in METHODS
     }
+    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves((state, frozen)))
+    step_bytes = {method: _peak(step) - state_bytes for method, step in steps.items()}
+    for method in METHODS:
+        say(f"{method}: state {state_bytes / 2**30:.2f} GiB, step {step_bytes[method] / 2**30:.2f} GiB")
     seconds: dict[str, list[float]] = {method: [] for method in METHODS}
-    for turn in range(repeats + 1):  # the first one compiles
+    for turn in range(repeats + 1 if repeats else 0):  # the first one warms up
         for method, step in steps.items():
             start = time.perf_counter()
             state, metrics = step(state, frozen, batch)
             jax.block_until_ready((state, metrics))
             if turn:
                 seconds[method].append(time.perf_counter() - start)
-        say(f"round {turn} of {repeats}" + ("" if turn else " (compiled)"))
+        say(f"round {turn} of {repeats}")
+    memory = {"state": state_bytes, "step": step_bytes}
+    measured = {"repeats": repeats, "device": jax.devices()[0].device_kind, "memory": memory}
+    if not repeats:
+        return measured
     pairs = 2 * config.train.batch_size
     ratios = {
         method: statistics.median(a / b for a, b in zip(seconds[method], seconds["fixed"], strict=True))
         for method in METHODS
     }
-    return {
+    return measured | {
         "train": {
             "pairs_per_second": pairs / statistics.median(seconds[config.adaptive.method]),
             "adaptive": {method: ratio for method, ratio in ratios.items() if method != "fixed"},
-        },
-        "repeats": repeats,
-        "device": jax.devices()[0].device_kind,
+        }
     }
+
+
+def _peak(step) -> int:
+    """Bytes that a compiled step needs at once; what it updates in place counts once."""
+    plan = step.memory_analysis()
+    return plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes - plan.alias_size_in_bytes
 
 
 def synthetic_batch(config: Config, network) -> Batch:

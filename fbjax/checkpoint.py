@@ -18,23 +18,26 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 class Checkpoints:
-    """The checkpoints under ``workdir/checkpoints``. Use as a context manager: leaving it waits for the last write."""
+    """The checkpoints under ``workdir/checkpoints``. Use as a context manager: leaving it waits for the last write.
 
-    def __init__(self, workdir: str | Path, keep_last: int = 1, say: Callable[[str], None] = print):
+    Without `keep_last` it is open for reading, and leaves alone what a training beside it is writing.
+    """
+
+    def __init__(self, workdir: str | Path, keep_last: int | None = None, say: Callable[[str], None] = print):
         self._folder = Path(workdir).absolute() / "checkpoints"
         self._say = say
         self._pending = None
         self._set_aside_damaged_metrics()
         policies = ocp.training.preservation_policies
         keep = [
-            policies.LatestN(keep_last),
+            policies.LatestN(keep_last or 1),
             policies.BestN(get_metric_fn=lambda m: m[BEST_METRIC], n=1, keep_checkpoints_without_metrics=False),
         ]
         self._orbax = ocp.training.Checkpointer(
             self._folder,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),  # the loop decides
             preservation_policy=policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=keep_last is not None,
         )
 
     def __enter__(self):

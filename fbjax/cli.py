@@ -3,16 +3,26 @@
 import argparse
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
 from fbjax import __version__
 
-EXAMPLES = {
-    "prepare": "fbjax prepare --config configs/catalogue.py --config.data.prepared=prepared",
-    "train": "fbjax train --config configs/catalogue.py --workdir runs/catalogue --config.train.num_steps=1000",
-    "evaluate": "fbjax evaluate --workdir runs/catalogue --candidates lists.jsonl --queries 100 --out metrics.json",
-    "bench": "fbjax bench --config configs/catalogue.py --repeats 10 --json",
+EXAMPLES = {  # in the order in which a newcomer runs them
+    "draw": ("fbjax draw --out drawn --products 1000",),
+    "prepare": (
+        "fbjax prepare --check products.csv",
+        "fbjax prepare --config configs/my_catalogue.py --config.data.train=products.csv",
+    ),
+    "train": ("fbjax train --config configs/my_catalogue.py --workdir runs/mine --config.data.train=products.csv",),
+    "evaluate": ("fbjax evaluate --workdir runs/mine --queries 100 --out metrics.json",),
+    "rank": (
+        'fbjax rank --workdir runs/mine --text "red cotton dress"',
+        "fbjax rank --workdir runs/mine --image photo.jpg --data products.csv --category dress --html ranking.html",
+    ),
+    "report": ("fbjax report --workdir runs/mine",),
+    "bench": ("fbjax bench --config configs/my_catalogue.py --repeats 10 --json",),
 }
 USER_ERRORS = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, TypeError)
 
@@ -47,15 +57,21 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=summary,
             description=summary,
-            epilog=f"example: {EXAMPLES[name]}",
+            epilog="\n  ".join(["examples:", *EXAMPLES[name]]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.set_defaults(run=run, verb=name)
         return sub
 
     config_help = "a config file; --config.section.field=value changes a setting"
-    prepare = verb("prepare", _prepare, "turn the config's product tables into records; say what was skipped")
-    prepare.add_argument("--config", required=True, help=config_help)
+    draw = verb("draw", _draw, "draw a catalogue of garments with captions, to try things on")
+    draw.add_argument("--out", required=True, help="folder for train.parquet and validation.parquet")
+    draw.add_argument("--products", type=int, default=8000, help="how many (default: %(default)s)")
+    draw.add_argument("--seed", type=int, default=0, help="another seed, another catalogue (default: %(default)s)")
+
+    prepare = verb("prepare", _prepare, "turn product tables into records, or check a table first")
+    prepare.add_argument("--config", help=config_help)
+    prepare.add_argument("--check", metavar="TABLE", help="read a table, say what is understood, propose its mapping")
 
     train = verb("train", _train, "train; run again with the same workdir, it resumes exactly")
     train.add_argument("--config", required=True, help=config_help)
@@ -70,9 +86,28 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--step", type=int, help="which checkpoint (default: the best by validation AUC)")
     evaluate.add_argument("--out", help="write the figures to this JSON file")
 
+    rank = verb("rank", _rank, "rank products for a text or an image")
+    rank.add_argument("--workdir", required=True, help="folder of a trained run")
+    rank.add_argument("--text", help="rank images for this text ...")
+    rank.add_argument("--image", help="... or texts for this image file")
+    rank.add_argument("--data", help="a product table or glob (default: the run's validation split)")
+    rank.add_argument("--category", help="only products of this category")
+    rank.add_argument("--top", type=int, default=10, help="how many to show (default: %(default)s)")
+    rank.add_argument("--step", type=int, help="which checkpoint (default: the best by validation AUC)")
+    rank.add_argument("--html", help="write the ranking with its pictures to this HTML file")
+
+    report = verb("report", _report, "draw a run: curves, figures, rankings with pictures, on one HTML page")
+    report.add_argument("--workdir", required=True, help="folder of a trained run")
+    report.add_argument("--out", help="the HTML file (default: report.html in the workdir)")
+    report.add_argument(
+        "--queries", type=int, default=200, help="a direction, where it is not evaluated yet (default: %(default)s)"
+    )
+
     bench = verb("bench", _bench, "time the train step under each adaptive method, on synthetic batches")
     bench.add_argument("--config", required=True, help=config_help)
-    bench.add_argument("--repeats", type=int, default=10, help="timed rounds (default: %(default)s)")
+    bench.add_argument(
+        "--repeats", type=int, default=10, help="timed rounds; 0 only plans memory (default: %(default)s)"
+    )
     bench.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -85,14 +120,34 @@ def _overrides(rest: list[str], arguments) -> list[str]:
     return [argument.removeprefix("--config.") for argument in rest]
 
 
+def _draw(arguments, overrides) -> None:
+    from fbjax.console import progress
+    from fbjax.data.drawn.products import is_drawn, write_catalogue
+
+    reused = is_drawn(arguments.out, arguments.products, arguments.seed)
+    files = write_catalogue(arguments.out, arguments.products, arguments.seed, progress)
+    verb = "reusing" if reused else "drawn"
+    print(f"{verb}: {arguments.products:,} products, seed {arguments.seed}: {', '.join(map(str, files.values()))}")
+
+
 def _prepare(arguments, overrides) -> None:
     from fbjax import config as configs
+
+    if not arguments.config and (overrides or not arguments.check):
+        raise ValueError("prepare needs --config FILE, or --check TABLE")
+    config = configs.load(arguments.config, overrides) if arguments.config else None
+    if arguments.check:
+        from fbjax.data.check import check
+
+        return check(arguments.check, config, print)
+
     from fbjax.console import progress, say
-    from fbjax.data.catalogue import Source, prepare, read_report
+    from fbjax.data.catalogue import Source, is_prepared, prepare, read_report
     from fbjax.workdir import make_vocabulary
 
-    config = configs.load(arguments.config, overrides)
-    records = prepare(Source.from_config(config), make_vocabulary(config, say), config.data.prepared, progress)
+    source, vocabulary = Source.from_config(config), make_vocabulary(config, say)
+    verb = "reusing" if is_prepared(source, vocabulary, config.data.prepared) else "prepared"
+    records = prepare(source, vocabulary, config.data.prepared, progress)
     report = read_report(records["train"])
     for split, count in report["splits"].items():
         print(
@@ -100,7 +155,7 @@ def _prepare(arguments, overrides) -> None:
         )
     for reason, count in report["skipped"].items():
         print(f"skipped: {count:,} {reason}")
-    print(f"records and report: {Path(records['train'].files[0]).parent}")
+    print(f"{verb}: {Path(records['train'].files[0]).parent}")
 
 
 def _train(arguments, overrides) -> None:
@@ -113,8 +168,8 @@ def _train(arguments, overrides) -> None:
 def _evaluate(arguments, overrides) -> None:
     from fbjax.evaluate import evaluate, report
 
-    if arguments.out and (Path(arguments.out).is_dir() or not Path(arguments.out).absolute().parent.is_dir()):
-        raise FileNotFoundError(f"--out {arguments.out}: give a file in a folder that is there")
+    if arguments.out:
+        _check_out("--out", arguments.out)
     figures = evaluate(
         arguments.workdir,
         data=arguments.data,
@@ -128,6 +183,36 @@ def _evaluate(arguments, overrides) -> None:
         Path(arguments.out).write_text(json.dumps(figures, indent=2) + "\n")
 
 
+def _rank(arguments, overrides) -> None:
+    from fbjax.rank import rank, table
+
+    if arguments.html:
+        _check_out("--html", arguments.html)
+    ranking = rank(
+        arguments.workdir,
+        text=arguments.text,
+        image=arguments.image,
+        data=arguments.data,
+        category=arguments.category,
+        top=arguments.top,
+        step=arguments.step,
+    )
+    for line in table(ranking, shutil.get_terminal_size().columns):
+        print(line)
+    if arguments.html:
+        from fbjax.pages.ranking import write_ranking
+
+        print(f"pictures: {write_ranking(ranking, arguments.html)}")
+
+
+def _report(arguments, overrides) -> None:
+    from fbjax.pages.report import write_report
+
+    if arguments.out:
+        _check_out("--out", arguments.out)
+    print(f"report: {write_report(arguments.workdir, arguments.out, arguments.queries)}")
+
+
 def _bench(arguments, overrides) -> None:
     from fbjax import config as configs
     from fbjax.bench import bench
@@ -137,9 +222,16 @@ def _bench(arguments, overrides) -> None:
     if arguments.json:
         print(json.dumps(figures, indent=2))
         return
+    if not arguments.repeats:
+        return
     print(f"train step: {figures['train']['pairs_per_second']:.0f} pairs/s on {figures['device']}")
     for method, ratio in figures["train"]["adaptive"].items():
         print(f"adaptive {method}: {ratio:.2f} x the step time of fixed weights")
+
+
+def _check_out(flag: str, path: str) -> None:
+    if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"{flag} {path}: give a file in a folder that is there")
 
 
 def _quiet_libraries() -> None:

@@ -65,6 +65,7 @@ class ModelConfig:
     text_tokens: int = 64  # T, [CLS] and [SEP] included
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
+    initializer_range: float = 0.02  # deviation of random weights: BERT's, for its width of 768; narrow ones want more
     dtype: str = "float32"  # of matrix products: float32 | bfloat16; parameters stay float32
 
 
@@ -195,7 +196,7 @@ def _build(cls, values: dict):
 
 
 def _apply(config: ml_collections.ConfigDict, override: str) -> None:
-    """Sets one ``section.field=value``; the value is a Python literal, else the string itself."""
+    """Sets one ``section.field=value``: a Python literal, or the string itself; ``a,b`` where strings are listed."""
     name, _, text = override.partition("=")
     *parents, field = name.split(".")
     node = config
@@ -212,8 +213,12 @@ def _apply(config: ml_collections.ConfigDict, override: str) -> None:
             value = text
     if isinstance(current, float) and type(value) is int:
         value = float(value)
-    if isinstance(current, tuple) and not isinstance(value, tuple):
+    if isinstance(current, tuple) and isinstance(value, str):
+        value = tuple(part.strip() for part in value.split(","))
+    elif isinstance(current, tuple) and not isinstance(value, tuple):
         value = tuple(value) if isinstance(value, list) else (value,)
+    if isinstance(current, bool) and text.lower() in ("true", "false"):
+        value = text.lower() == "true"
     if type(value) is not type(current):
         raise ValueError(f"config.{name} expects {type(current).__name__}, such as {current!r}, not {text!r}")
     node[field] = value
@@ -247,6 +252,7 @@ def _problems(config: Config) -> list[str]:
         ("tasks.easy_steps", tasks.easy_steps, tasks.easy_steps >= 0, "at least 0"),
         ("tasks.mlm_rate", tasks.mlm_rate, 0 < tasks.mlm_rate < 1, "in (0, 1)"),
         ("tasks.mpm_rate", tasks.mpm_rate, 0 < tasks.mpm_rate < 1, "in (0, 1)"),
+        ("model.initializer_range", model.initializer_range, 0 < model.initializer_range < 1, "in (0, 1)"),
         ("model.hidden_dropout", model.hidden_dropout, 0 <= model.hidden_dropout < 1, "in [0, 1)"),
         ("model.attention_dropout", model.attention_dropout, 0 <= model.attention_dropout < 1, "in [0, 1)"),
         ("train.learning_rate", train.learning_rate, 0 < train.learning_rate < math.inf, "above 0"),

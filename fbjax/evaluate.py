@@ -5,6 +5,8 @@
   the AUC against a product of any category; and the share of right decisions over whole lists, 1 to 100.
 """
 
+import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +26,11 @@ from fbjax.mesh import make_mesh
 from fbjax.objectives.pretraining import Pretraining
 from fbjax.scoring import Scorer
 from fbjax.step import abstract_state, make_optimizer
-from fbjax.workdir import Run
+from fbjax.workdir import Run, note_time
 
 PROTOCOLS = ("candidates", "matching")
 NUM_OTHERS, DRAWN_QUERIES = 100, 1000  # of lists drawn here, as in the paper
+EVALUATION, TOP = "evaluation.json", 5
 
 
 def evaluate(
@@ -42,7 +45,7 @@ def evaluate(
     """The figures of a workdir's best checkpoint, or that of `step`, as ``metrics.json`` holds them.
 
     `data`: a table or glob (default: the run's validation split). `candidates`: lists (default: drawn from the data,
-    seed 0).
+    seed 0). The workdir keeps them, with each query's ranking, until the next evaluation (`read_evaluation`).
     """
     unknown = set(protocols) - set(PROTOCOLS)
     if unknown:
@@ -78,13 +81,46 @@ def evaluate(
         figures["matching"]["auc_any_category.ci"] = list(metrics.interval(metrics.auc, positive, scores[negatives]))
         right = np.concatenate([positive > 0, (other < 0)[others >= 0]])
         figures["matching"]["accuracy_1to100"] = float(right.mean())
-    return figures | {
+    figures |= {
         "num_queries": int((directions == directions[0]).sum()),
         "candidates_per_list": float(np.mean([len(x.candidates) for x in lists])),
         "candidates_sha256": digest,
         "checkpoint_step": step,
         "pairs_per_second": len(pairs) / seconds,
     }
+    sources = {name: path and os.path.abspath(path) for name, path in (("data", data), ("candidates", candidates))}
+    rankings = _rankings(lists, positive, other)
+    _write(Path(workdir) / EVALUATION, sources | {"figures": figures, "rankings": rankings})
+    note_time(workdir, "evaluation", seconds)
+    return figures
+
+
+def read_evaluation(workdir: str | Path) -> dict | None:
+    """The last evaluation of a run, or None: {"data", "candidates": their paths or None, "figures", "rankings"}.
+
+    A ranking is {"direction", "query", "positive", "candidates": how many, "rank" and "score" of the positive, "top":
+    the first [id, score]s}.
+    """
+    path = Path(workdir) / EVALUATION
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _rankings(lists: list[CandidateList], positive: np.ndarray, other: np.ndarray) -> list[dict]:
+    ranks = metrics.rank_of_positive(positive, other)
+    rankings = []
+    for x, rank, score, scores in zip(lists, ranks, positive, other, strict=True):
+        best = np.argsort(-scores[: len(x.others)], kind="stable")[:TOP]
+        top = [[x.others[i], float(scores[i])] for i in best]
+        top.insert(int(rank) - 1, [x.positive, float(score)])
+        named = {"direction": x.direction, "query": x.query, "positive": x.positive, "candidates": len(x.candidates)}
+        rankings.append(named | {"rank": int(rank), "score": float(score), "top": top[:TOP]})
+    return rankings
+
+
+def _write(path: Path, content: dict) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content))
+    partial.rename(path)
 
 
 def load_params(run: Run, workdir: str | Path, mesh, step: int | None = None) -> tuple[int, dict]:

@@ -17,8 +17,9 @@ from PIL import Image
 
 from fbjax.config import Columns, Config
 from fbjax.data.catalogue import Source, prepare, read_report
+from fbjax.data.images import normalise_image
 from fbjax.data.pipeline import read_images, read_texts
-from fbjax.data.table import find_files, normalise_image
+from fbjax.data.table import find_files
 from fbjax.data.table import read_texts as read_table_texts
 from fbjax.data.vocabulary import SPECIAL, Vocabulary
 from fbjax.workdir import make_vocabulary

@@ -90,16 +90,16 @@ def test_batches_and_padding_buckets_do_not_change_scores(run):
     found = []
     for batch_size in (8, 64):
         scorer = Scorer(model.run.model, model.run.patches, mesh, batch_size)
-        embedded = scorer.embed_images(model._variables, [images[:8], images[8:16], images[16:]])
+        embedded = scorer.embed_images(model.variables, [images[:8], images[8:16], images[16:]])
         order = np.random.default_rng(batch_size).permutation(len(pairs))
         scores = np.empty(len(pairs))
-        scores[order] = scorer.score(model._variables, ids, embedded, pairs[order])
+        scores[order] = scorer.score(model.variables, ids, embedded, pairs[order])
         found.append(scores)
     np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
     features = np.asarray(model.run.patches.apply(model.run.patches.params, images))
     apply = model.run.model.apply
     logits = [
-        np.asarray(apply({"params": model._variables["fashionbert"]}, ids[[t]], ids[[t]] != 0, features[[i]])[2])[0]
+        np.asarray(apply({"params": model.variables["fashionbert"]}, ids[[t]], ids[[t]] != 0, features[[i]])[2])[0]
         for t, i in pairs[:5]
     ]
     np.testing.assert_allclose([b - a for a, b in logits], found[0][:5], rtol=1e-4, atol=1e-5)

@@ -1,6 +1,6 @@
 """Prepared records: a product table as a TFDS dataset of ArrayRecord files, built once, then read at random.
 
-A record is {id, group, category, pieces, word_ids, image}: WordPiece ids of the whole text, the word each piece
+A record is {id, group, category, text, pieces, word_ids, image}: WordPiece ids of the whole text, the word each piece
 belongs to, and the encoded image. Beside the records lie an index (id, group, category of every row) and a report of
 what was skipped.
 """
@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from fbjax.config import Columns, Config
 from fbjax.data import table
+from fbjax.data.rows import column_names, count_rows, listed
 from fbjax.data.vocabulary import Vocabulary
 
 REPORT, SKIPPED = "report.json", "skipped.jsonl"
@@ -77,7 +79,8 @@ class Records:
 
     ids: np.ndarray  # [N] str
     groups: np.ndarray  # [N] int32 codes
-    categories: np.ndarray  # [N] int32 codes
+    categories: np.ndarray  # [N] int32 codes, rows of:
+    category_names: np.ndarray  # [number of categories] str
     num_pieces: np.ndarray  # [N] int32, [CLS] and [SEP] not counted
     name: str  # folder-safe, unique to split and content
     features: tfds.features.FeaturesDict
@@ -119,17 +122,28 @@ def prepare(source: Source, vocabulary: Vocabulary, folder: str | Path, progress
     files = source.files()
     for split_files in files.values():
         table.check_columns(split_files, source.columns)
-    name = f"v{source.fingerprint(vocabulary)}"
+    name = _name(source, vocabulary)
     with _quiet_tfds():
         builder = CatalogueBuilder(source, vocabulary, progress, config=name, data_dir=str(folder))
     home = Path(builder.data_dir)
     if not (home / REPORT).is_file():  # written last: without it the folder is unfinished
         for leftover in (home, *home.parent.glob("incomplete.*")):
             shutil.rmtree(leftover, ignore_errors=True)
+        begin = time.perf_counter()
         with _quiet_tfds():
             builder.download_and_prepare()
-        builder.write_index(home)
+        builder.write_index(home, time.perf_counter() - begin)
     return {split: _open_records(builder, split) for split in json.loads((home / REPORT).read_text())["splits"]}
+
+
+def is_prepared(source: Source, vocabulary: Vocabulary, folder: str | Path) -> bool:
+    """Whether `prepare` would find its records made."""
+    version = str(CatalogueBuilder.VERSION)
+    return (Path(folder) / CatalogueBuilder.name / _name(source, vocabulary) / version / REPORT).is_file()
+
+
+def _name(source: Source, vocabulary: Vocabulary) -> str:
+    return f"v{source.fingerprint(vocabulary)}"
 
 
 def read_report(records: Records) -> dict:
@@ -141,7 +155,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
     """Any product table as a TFDS dataset."""
 
     name = "catalogue"
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")  # raise it when the same table makes other records
 
     def __init__(self, source: Source, vocabulary: Vocabulary, progress: Callable, *, config: str, data_dir: str):
         self._source, self._vocabulary, self._progress = source, vocabulary, progress
@@ -164,6 +178,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
                     "id": tfds.features.Text(),
                     "group": tfds.features.Text(),
                     "category": tfds.features.Text(),
+                    "text": tfds.features.Text(),
                     "pieces": pieces,
                     "word_ids": pieces,
                     "image": tfds.features.Image(shape=(None, None, 3)),
@@ -182,7 +197,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
         source = self._source
         wanted = lambda group: self._split_of(group, split) == split  # noqa: E731
         rows = table.read_products(files, source.columns, source.image_root, source.image_size, wanted)
-        products = self._usable(split, self._progress(rows, table.count_rows(files), f"preparing {split}"))
+        products = self._usable(split, self._progress(rows, count_rows(files), f"preparing {split}"))
         key = -1
         while batch := list(itertools.islice(products, TOKENIZE_AT_ONCE)):
             for example in self._examples(split, batch):
@@ -213,6 +228,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
                 "id": product.id,
                 "group": product.group,
                 "category": product.category,
+                "text": product.text,
                 "pieces": np.array(pieces, np.int32),
                 "word_ids": np.array(word_ids, np.int32),
                 "image": io.BytesIO(product.image),
@@ -240,18 +256,20 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
             )
         reasons = collections.Counter(skipped.reason for where, skipped in self._skipped if where == split)
         why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "no rows"
-        columns = ", ".join(table.column_names(files[0]))
+        columns = listed(column_names(files[0]))
         return f"nothing usable for split {split} in {', '.join(map(str, files))}: {why}; its columns are {columns}"
 
-    def write_index(self, home: Path) -> None:
+    def write_index(self, home: Path, seconds: float) -> None:
         """Index files, what was skipped, and the report, which marks the preparation as finished."""
         for split, columns in self._index.items():
-            codes = {name: np.unique(columns[name], return_inverse=True)[1] for name in ("groups", "categories")}
+            category_names, categories = np.unique(columns["categories"], return_inverse=True)
             np.savez(
                 home / f"index-{split}.npz",
                 ids=np.array(columns["ids"]),
+                groups=np.unique(columns["groups"], return_inverse=True)[1].astype(np.int32),
+                categories=categories.astype(np.int32),
+                category_names=category_names,
                 num_pieces=np.array(columns["num_pieces"], np.int32),
-                **{name: code.astype(np.int32) for name, code in codes.items()},
             )
         with open(home / SKIPPED, "w") as stream:
             for split, skipped in self._skipped:
@@ -262,6 +280,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
             "groups": {split: len(set(columns["groups"])) for split, columns in self._index.items()},
             "categories": {split: len(counts) for split, counts in categories.items()},
             "skipped": dict(collections.Counter(skipped.reason for _, skipped in self._skipped).most_common()),
+            "seconds": round(seconds, 1),
         }
         partial = home / (REPORT + ".partial")
         partial.write_text(json.dumps(report, indent=2))

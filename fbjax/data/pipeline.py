@@ -4,7 +4,7 @@ What is read is decided by `sampling`; here only how. The step is the data posit
 tail of the stream from 0.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +14,7 @@ from fbjax.batch import Batch
 from fbjax.config import Config
 from fbjax.data.catalogue import Records
 from fbjax.data.sampling import Sampler
+from fbjax.data.table import Product
 from fbjax.data.vocabulary import NO_WORD, Vocabulary
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
@@ -76,6 +77,16 @@ def read_texts(records: Records, rows: np.ndarray, vocabulary: Vocabulary, num_t
     serialized = tf.data.Dataset.from_tensor_slices(np.array(records.open()(rows), object))
     dataset = serialized.map(lambda s: _deserialize(records, s)["pieces"], num_parallel_calls=tf.data.AUTOTUNE)
     return np.stack([vocabulary.frame(pieces.tolist(), num_tokens) for pieces in dataset.as_numpy_iterator()])
+
+
+def read_products(records: Records, rows: Sequence[int]) -> list[Product]:
+    """`rows` as a person would look at them: text and encoded image."""
+    products = []
+    for serialized in records.open()(rows):
+        example = {name: value.numpy() for name, value in _deserialize(records, serialized).items()}
+        identity, text, category, group = (example[name].decode() for name in ("id", "text", "category", "group"))
+        products.append(Product(identity, text, category, group, example["image"], where=""))
+    return products
 
 
 def read_images(records: Records, rows: np.ndarray, size: int, batch_size: int) -> Iterator[np.ndarray]:

@@ -1,27 +1,25 @@
-"""Product tables become raw products, row by row: Parquet, CSV/TSV or JSONL, images embedded or by path.
+"""Rows of a product table become raw products, images embedded or by path.
 
-Owns what a table looks like; knows nothing of pieces, records or models. What cannot be used is yielded as `Skipped`.
+Owns what a product is; knows nothing of file formats below it, nor of pieces, records or models. What cannot be used is
+yielded as `Skipped`.
 """
 
-import csv
 import dataclasses
 import glob
-import io
-import itertools
-import json
+import re
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet
-from PIL import Image, ImageOps
-
 from fbjax.config import Columns
+from fbjax.data.images import normalise_image
+from fbjax.data.rows import column_names, listed, read_rows
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
 OTHER_SPLIT = "group is in another split"
-STORED_AS_IS = ("JPEG", "PNG")
-Image.MAX_IMAGE_PIXELS = 200_000_000  # beyond it Pillow refuses at twice the number: such a row is skipped
+MAX_NAME = 500  # characters of an id, a category, a group: a longer one is a cell that swallowed others
+MAX_IMAGE_BYTES = 2**28
+NOTHING = frozenset(("nan", "NaN", "null", "NULL", "None", "<NA>", "N/A", "#N/A"))  # how programs spell a missing value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +42,9 @@ class Skipped:
 
 def find_files(pattern: str) -> list[Path]:
     """The table files that a path or glob names, sorted."""
-    files = [Path(name) for name in sorted(glob.glob(str(pattern)))]
+    files = [Path(pattern)] if Path(pattern).is_file() else [Path(name) for name in sorted(glob.glob(str(pattern)))]
     if not files:
-        raise FileNotFoundError(f"no table at {pattern!r}: set config.data.train (or --data) to a file or a glob")
+        raise FileNotFoundError(f"no table at {str(pattern)!r}: set config.data.train (or --data) to a file or a glob")
     wrong = [str(file) for file in files if file.suffix.lower() not in SUFFIXES]
     if wrong:
         raise ValueError(f"{wrong[0]} is none of {', '.join(SUFFIXES)}")
@@ -57,20 +55,16 @@ def check_columns(files: list[Path], columns: Columns) -> None:
     """Raises with the columns there are where a mapped one is missing from any file."""
     for file in files:
         there = column_names(file)
-        wanted = [columns.id, *columns.text, columns.image, columns.category]
-        missing = [name for name in wanted + [columns.group] * bool(columns.group) if name not in there]
+        missing = [name for name in mapped_columns(columns) if name not in there]
         if missing:
             raise ValueError(
-                f"{file} has no column {', '.join(map(repr, missing))}; it has {', '.join(there)} "
+                f"{file} has no column {', '.join(map(repr, missing))}; it has {listed(there)} "
                 "(map them in config.data.columns)"
             )
 
 
-def count_rows(files: list[Path]) -> int | None:
-    """Rows in all, or None where only reading them would tell."""
-    if all(file.suffix.lower() == ".parquet" for file in files):
-        return sum(pyarrow.parquet.read_metadata(file).num_rows for file in files)
-    return None
+def mapped_columns(columns: Columns) -> list[str]:
+    return [columns.id, *columns.text, columns.image, columns.category, *[columns.group] * bool(columns.group)]
 
 
 def read_products(
@@ -85,105 +79,114 @@ def read_products(
     Images are shrunk as far as `max_side` x `max_side` allows. Of rows with one id the first with text and category
     counts.
     """
+    for described, cell, folder in describe_rows(files, columns):
+        if isinstance(described, Product):
+            if wanted(described.group):
+                described = with_image(described, cell, Path(image_root or folder), max_side)
+            else:
+                described = Skipped(described.where, described.id, OTHER_SPLIT, described.group)
+        yield described
+
+
+def describe_rows(
+    files: list[Path], columns: Columns, images: bool = True
+) -> Iterator[tuple[Product | Skipped, object, Path]]:
+    """Every row as a product that still lacks its image, or as skipped; its image cell, None unless `images`; its
+    file's folder."""
     seen: set[str] = set()
+    names = {name for name in mapped_columns(columns) if images or name != columns.image}
     for file in files:
-        root = Path(image_root) if image_root else file.parent
-        for number, row in enumerate(_rows(file), start=1):
-            where = f"{file.name} row {number}"
-            described = row if isinstance(row, str) else _described(row, columns, where)
-            if isinstance(described, str):
-                yield Skipped(where, "" if isinstance(row, str) else clean_text(row.get(columns.id)), described)
-                continue
-            if described.id in seen:
-                yield Skipped(where, described.id, "duplicate id")
-                continue
-            seen.add(described.id)
-            if not wanted(described.group):
-                yield Skipped(where, described.id, OTHER_SPLIT, described.group)
-                continue
-            try:
-                image = normalise_image(_image_bytes(row.get(columns.image), root), max_side)
-                yield dataclasses.replace(described, image=image)
-            except FileNotFoundError:
-                yield Skipped(where, described.id, "image file not found", described.group)
-            except OSError:
-                yield Skipped(where, described.id, "unreadable image file", described.group)
-            except ValueError as error:
-                yield Skipped(where, described.id, str(error), described.group)
+        for number, row in enumerate(read_rows(file, names), start=1):
+            described = describe(row, columns, f"{file.name} row {number}")
+            if isinstance(described, Product):
+                if described.id in seen:
+                    described = Skipped(described.where, described.id, "duplicate id")
+                seen.add(described.id)
+            yield described, row.get(columns.image) if isinstance(row, dict) else None, file.parent
 
 
 def read_texts(files: list[Path], columns: Columns) -> Iterator[str]:
     """The text of every row that has one, images untouched."""
     for file in files:
-        for row in _rows(file, {*columns.text}):
-            if not isinstance(row, str) and (text := _joined(row, columns)):
+        for row in read_rows(file, {*columns.text}):
+            if isinstance(row, dict) and (text := _joined(row, columns)):
                 yield text
 
 
-def normalise_image(encoded: bytes, max_side: int) -> bytes:
-    """An encoded image as JPEG or PNG, RGB, upright, no larger than needed for `max_side` x `max_side`.
-
-    Bytes that are all that already come back unchanged. Transparency becomes white. Raises ValueError on no image.
-    """
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            image.load()
-            plain = (
-                image.format in STORED_AS_IS
-                and image.mode == "RGB"
-                and "transparency" not in image.info
-                and image.getexif().get(0x0112, 1) == 1
-                and min(image.size) <= max_side
-            )
-            if plain:
-                return encoded
-            was_jpeg = image.format == "JPEG"
-            image = to_rgb(ImageOps.exif_transpose(image))
-    except Exception as error:  # Pillow raises a dozen kinds on broken files
-        raise ValueError("undecodable image") from error
-    if min(image.size) > max_side:
-        scale = max_side / min(image.size)
-        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    image.save(out, **({"format": "JPEG", "quality": 95} if was_jpeg else {"format": "PNG"}))
-    return out.getvalue()
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB: 16 bits scaled to 8, transparency on white."""
-    if image.mode.startswith("I"):  # 16 bits: convert() would clip instead of scale
-        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _described(row: dict, columns: Columns, where: str) -> Product | str:
+def describe(row: dict | str, columns: Columns, where: str) -> Product | Skipped:
     """All of a row's product but its image, or why there is none."""
-    identity, text, category = (
-        clean_text(row.get(columns.id)),
-        _joined(row, columns),
-        clean_text(row.get(columns.category)),
-    )
+    if isinstance(row, str):
+        return Skipped(where, "", row)
+    named = {"id": clean_name(row.get(columns.id)), "category": clean_name(row.get(columns.category))}
+    named["group"] = (clean_name(row.get(columns.group)) if columns.group else "") or named["id"]
+    text = _joined(row, columns)
+    identity = named["id"][:MAX_NAME]
     if not identity:
-        return "missing id"
+        return Skipped(where, "", "missing id")
     if not text:
-        return "empty text"
-    if not category:
-        return "missing category"
-    group = clean_text(row.get(columns.group)) if columns.group else ""
-    return Product(identity, text, category, group or identity, b"", where)
+        return Skipped(where, identity, "empty text")
+    if not named["category"]:
+        return Skipped(where, identity, "missing category")
+    for role, name in named.items():
+        if len(name) > MAX_NAME:
+            return Skipped(where, identity, f"{role} of more than {MAX_NAME} characters")
+    return Product(text=text, image=b"", where=where, **named)
 
 
-def _image_bytes(value, root: Path) -> bytes:
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes) and value:
-        return value
-    if isinstance(value, str) and value.strip():
-        return (root / value.strip()).read_bytes()
-    raise ValueError("missing image")
+def with_image(product: Product, cell, root: Path, max_side: int) -> Product | Skipped:
+    """`product` with the image that its cell holds or names, or why there is none."""
+    try:
+        return dataclasses.replace(product, image=normalise_image(image_bytes(cell, root), max_side))
+    except FileNotFoundError:
+        reason = "image file not found"
+    except OSError:
+        reason = "unreadable image file"
+    except ValueError as error:
+        reason = str(error)
+    return Skipped(product.where, product.id, reason, product.group)
+
+
+def image_bytes(cell, root: Path) -> bytes:
+    """The encoded image that a cell holds or names: bytes, a path, a {bytes, path} struct, or the first of a list."""
+    if isinstance(cell, list):
+        cell = next(filter(None, cell), None)
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, bytes) and cell:
+        return cell
+    name = cell.strip() if isinstance(cell, str) else ""
+    if not name or name in NOTHING:
+        raise ValueError("missing image")
+    if name.lower().startswith("file://"):
+        name = urllib.parse.unquote(name[len("file://") :].removeprefix("localhost"))
+    elif is_url(name):
+        raise ValueError("image is a URL: it is not fetched")
+    path = _image_path(name, root)
+    if path.stat().st_size > MAX_IMAGE_BYTES:
+        raise ValueError(f"image file of more than {MAX_IMAGE_BYTES // 2**20} MiB")
+    encoded = path.read_bytes()
+    if not encoded:
+        raise ValueError("empty image file")
+    return encoded
+
+
+def is_url(name: str) -> bool:
+    return re.match(r"[a-z][a-z0-9+.-]+://|//|data:", name, re.IGNORECASE) is not None
+
+
+def _image_path(name: str, root: Path) -> Path:
+    """The regular file that a cell names; a path written on Windows where there is no such file as it stands."""
+    for path in (root / name, root / name.replace("\\", "/")):
+        try:
+            if path.is_file():
+                return path
+        except (ValueError, OSError):  # NUL, half a surrogate pair, too long a name
+            continue
+    try:
+        there = (root / name).exists()
+    except (ValueError, OSError):
+        there = False
+    raise OSError(f"{name} is no file") if there else FileNotFoundError(name)  # a folder, or what would never end
 
 
 def _joined(row: dict, columns: Columns) -> str:
@@ -191,79 +194,26 @@ def _joined(row: dict, columns: Columns) -> str:
 
 
 def clean_text(value) -> str:
-    """A cell's text with single spaces; "" where there is none."""
+    """A cell's text with single spaces; "" where there is none. Lists and structs are their values, joined."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, list | dict):
+        value = " ".join(_scalars(value, depth=3))
     if value is None or value != value:  # None or NaN
         return ""
     return " ".join(str(value).encode("utf-8", "replace").decode().split())  # half a surrogate pair becomes ?
 
 
-def column_names(file: Path) -> list[str]:
-    match file.suffix.lower():
-        case ".parquet":
-            return _read_parquet_schema(file)
-        case ".jsonl":
-            rows = (row for row in _rows(file) if isinstance(row, dict))
-            return list(dict.fromkeys(name for row in itertools.islice(rows, 100) for name in row))
-        case _:
-            with _open_text(file) as stream:
-                return list(csv.DictReader(stream, dialect=_dialect(file)).fieldnames or [])
+def clean_name(value) -> str:
+    """What is compared rather than read, an id, category or group: without NUL, which NumPy drops at an end."""
+    name = clean_text(value)
+    name = " ".join(name.replace("\0", " ").split()) if "\0" in name else name
+    return "" if name in NOTHING else name
 
 
-def _read_parquet_schema(file: Path) -> list[str]:
-    try:
-        return pyarrow.parquet.read_schema(file).names
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{file} is not a readable Parquet file: {error}") from None
-
-
-def _rows(file: Path, names: set[str] | None = None) -> Iterator[dict | str]:
-    """Rows as dicts, or a string that says why a row is none."""
-    match file.suffix.lower():
-        case ".parquet":
-            parquet = pyarrow.parquet.ParquetFile(file)
-            for batch in parquet.iter_batches(256, columns=sorted(names) if names else None):
-                yield from batch.to_pylist()
-        case ".jsonl":
-            with _open_text(file) as stream:
-                for line in stream:
-                    if line.strip():
-                        yield _json_row(line)
-        case _:
-            with _open_text(file) as stream:
-                yield from _csv_rows(csv.DictReader(stream, dialect=_dialect(file)))
-
-
-def _csv_rows(reader: csv.DictReader) -> Iterator[dict | str]:
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error:  # a cell beyond the limit: mostly a quote never closed
-            yield "malformed row"
-            continue
-        yield "malformed row" if None in row else row
-
-
-def _json_row(line: str) -> dict | str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        return "malformed row"
-    return row if isinstance(row, dict) else "malformed row"
-
-
-def _open_text(file: Path):
-    return open(file, encoding="utf-8-sig", errors="replace", newline="")
-
-
-def _dialect(file: Path) -> type[csv.Dialect]:
-    """Tabs in a .tsv; else whichever of , ; tab | stands most often in the header line."""
-
-    class Dialect(csv.excel):
-        pass
-
-    with _open_text(file) as stream:
-        header = stream.readline()
-    Dialect.delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t|", key=header.count)
-    return Dialect
+def _scalars(value, depth: int) -> Iterator[str]:
+    for part in value.values() if isinstance(value, dict) else value:
+        if not isinstance(part, list | dict):
+            yield clean_text(part)
+        elif depth > 1:
+            yield from _scalars(part, depth - 1)

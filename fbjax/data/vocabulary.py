@@ -93,6 +93,12 @@ class Vocabulary:
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [_without_padding(encoding.ids, encoding.word_ids) for encoding in encodings]
 
+    def words(self, text: str) -> list[str]:
+        """The words that `pieces` numbers, as they stand in `text`."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        spans = (encoding.word_to_chars(word) for word in range(max(encoding.word_ids, default=-1) + 1))
+        return [text[start:end] for start, end in spans]
+
     def frame(self, pieces: Sequence[int], num_tokens: int) -> np.ndarray:
         """``[CLS] pieces [SEP] [PAD] ..`` as int32 [num_tokens]; pieces beyond the limit are cut off."""
         kept = list(pieces[: num_tokens - 2])

@@ -1,7 +1,7 @@
 """The BERT encoder: post-LayerNorm transformer layers over embeddings that are given (Devlin et al. 2019).
 
-Knows nothing of modalities or tasks. Every parameter is boxed with logical axis names, which `fbjax.mesh` maps to a
-mesh.
+Knows nothing of modalities or tasks. Every parameter is boxed with logical axis names, mapped to a mesh by
+`fbjax.mesh`.
 """
 
 import dataclasses
@@ -11,7 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-INIT = nn.initializers.normal(0.02)
 NORM_EPSILON = 1e-12
 gelu = partial(jax.nn.gelu, approximate=False)
 
@@ -27,15 +26,22 @@ class EncoderShape:
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
+    initializer_range: float = 0.02
+
+    def table(self, axes: tuple[str | None, ...]):
+        """An initializer of weights that carry the logical `axes`."""
+        return nn.with_logical_partitioning(nn.initializers.normal(self.initializer_range), axes)
 
 
-def dense(features: int, axes: tuple[str | None, str | None], *, dtype, use_bias: bool = True, name: str) -> nn.Dense:
+def dense(
+    shape: EncoderShape, features: int, axes: tuple[str | None, str | None], *, use_bias: bool = True, name: str
+) -> nn.Dense:
     """A dense layer whose kernel carries the logical `axes` (input, output)."""
     return nn.Dense(
         features,
         use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=nn.with_logical_partitioning(INIT, axes),
+        dtype=shape.dtype,
+        kernel_init=shape.table(axes),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
         name=name,
     )
@@ -58,10 +64,10 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, queries: jax.Array, keys: jax.Array, mask: jax.Array, deterministic: bool) -> jax.Array:
-        heads, dtype = self.shape.num_heads, self.shape.dtype
+        heads = self.shape.num_heads
 
         def project(x, name):
-            x = dense(self.shape.width, ("embed", "heads"), dtype=dtype, name=name)(x)
+            x = dense(self.shape, self.shape.width, ("embed", "heads"), name=name)(x)
             return x.reshape(*x.shape[:2], heads, -1)
 
         q, k, v = project(queries, "query"), project(keys, "key"), project(keys, "value")
@@ -78,7 +84,7 @@ class Attention(nn.Module):
                 deterministic=False,
             )
         mixed = mixed.reshape(*queries.shape[:2], -1)
-        return dense(self.shape.width, ("heads", "embed"), dtype=dtype, name="out")(mixed)
+        return dense(self.shape, self.shape.width, ("heads", "embed"), name="out")(mixed)
 
 
 class Layer(nn.Module):
@@ -92,12 +98,11 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, positions: jax.Array | None, deterministic: bool) -> jax.Array:
         drop = nn.Dropout(self.shape.hidden_dropout)
-        dtype = self.shape.dtype
         rows = x if positions is None else jnp.take_along_axis(x, positions[..., None], axis=1)
         attended = Attention(self.shape, name="attention")(rows, x, mask, deterministic)
         rows = layer_norm("attention_norm")(rows + drop(attended, deterministic))
-        hidden = gelu(dense(self.shape.mlp_width, ("embed", "mlp"), dtype=dtype, name="mlp_in")(rows))
-        hidden = dense(self.shape.width, ("mlp", "embed"), dtype=dtype, name="mlp_out")(hidden)
+        hidden = gelu(dense(self.shape, self.shape.mlp_width, ("embed", "mlp"), name="mlp_in")(rows))
+        hidden = dense(self.shape, self.shape.width, ("mlp", "embed"), name="mlp_out")(hidden)
         return layer_norm("mlp_norm")(rows + drop(hidden, deterministic))
 
 

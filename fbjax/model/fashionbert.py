@@ -1,23 +1,20 @@
-"""FashionBERT: text pieces and image patches through one BERT encoder, and a head for each pretraining task (section
-3).
+"""FashionBERT (section 3): text pieces and image patches through one BERT encoder, a head for each pretraining task.
 
 The two modalities share the encoder and nothing before it: position, segment and LayerNorm tables are each its own.
 Methods are the parts that callers combine: `embed_text`, `embed_image`, `encode`, and the heads.
 """
+
+import dataclasses
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from fbjax.config import ModelConfig
-from fbjax.model.bert import INIT, Encoder, EncoderShape, dense, gelu, layer_norm
+from fbjax.model.bert import Encoder, EncoderShape, dense, gelu, layer_norm
 from fbjax.model.patches import PatchNetwork
 
 NUM_TEXT_SEGMENTS = 2  # rows of BERT's token-type table; text is segment 0
-
-
-def _table(name_axes: tuple[str | None, ...]):
-    return nn.with_logical_partitioning(INIT, name_axes)
 
 
 class TextEmbeddings(nn.Module):
@@ -29,9 +26,9 @@ class TextEmbeddings(nn.Module):
 
     def setup(self):
         width = self.shape.width
-        self.word = self.param("word", _table(("vocabulary", "embed")), (self.vocabulary_size, width))
-        self.position = self.param("position", _table((None, "embed")), (self.num_positions, width))
-        self.segment = self.param("segment", _table((None, "embed")), (NUM_TEXT_SEGMENTS, width))
+        self.word = self.param("word", self.shape.table(("vocabulary", "embed")), (self.vocabulary_size, width))
+        self.position = self.param("position", self.shape.table((None, "embed")), (self.num_positions, width))
+        self.segment = self.param("segment", self.shape.table((None, "embed")), (NUM_TEXT_SEGMENTS, width))
         self.norm = layer_norm("norm")
         self.dropout = nn.Dropout(self.shape.hidden_dropout)
 
@@ -54,10 +51,10 @@ class ImageEmbeddings(nn.Module):
     def __call__(self, features: jax.Array, deterministic: bool) -> jax.Array:
         width = self.shape.width
         drop = nn.Dropout(self.shape.hidden_dropout)
-        position = self.param("position", _table((None, "embed")), (self.num_patches, width))
-        segment = self.param("segment", _table((None, "embed")), (1, width))
+        position = self.param("position", self.shape.table((None, "embed")), (self.num_patches, width))
+        segment = self.param("segment", self.shape.table((None, "embed")), (1, width))
         features = drop(features.astype(jnp.float32), deterministic)
-        x = dense(width, ("feature", "embed"), dtype=self.shape.dtype, use_bias=False, name="projection")(features)
+        x = dense(self.shape, width, ("feature", "embed"), use_bias=False, name="projection")(features)
         return drop(layer_norm("norm")(x + position + segment), deterministic)
 
 
@@ -69,7 +66,7 @@ class MlmHead(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array, decode) -> jax.Array:
-        x = gelu(dense(self.shape.width, ("embed", None), dtype=self.shape.dtype, name="transform")(hidden))
+        x = gelu(dense(self.shape, self.shape.width, ("embed", None), name="transform")(hidden))
         x = layer_norm("norm")(x).astype(self.shape.dtype)
         bias = self.param(
             "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("vocabulary",)), (self.vocabulary_size,)
@@ -90,14 +87,14 @@ class FashionBert(nn.Module):
     shape: EncoderShape
 
     def setup(self):
-        width, dtype = self.shape.width, self.shape.dtype
+        width = self.shape.width
         self.text_embeddings = TextEmbeddings(self.vocabulary_size, self.text_tokens, self.shape)
         self.image_embeddings = ImageEmbeddings(self.num_patches, self.shape)
         self.encoder = Encoder(self.shape)
-        self.pooler = dense(width, ("embed", None), dtype=dtype, name="pooler")
+        self.pooler = dense(self.shape, width, ("embed", None), name="pooler")
         self.mlm = MlmHead(self.vocabulary_size, self.shape)
-        self.mpm = dense(self.feature_size, ("embed", "feature"), dtype=dtype, use_bias=False, name="mpm")
-        self.tia = dense(2, ("embed", None), dtype=jnp.float32, name="tia")
+        self.mpm = dense(self.shape, self.feature_size, ("embed", "feature"), use_bias=False, name="mpm")
+        self.tia = dense(dataclasses.replace(self.shape, dtype=jnp.float32), 2, ("embed", None), name="tia")
 
     def __call__(self, ids: jax.Array, text_mask: jax.Array, features: jax.Array):
         """Every head on every position it could serve: to initialise all parameters, and to inspect."""
@@ -153,6 +150,7 @@ def build_model(config: ModelConfig, vocabulary_size: int, patches: PatchNetwork
             hidden_dropout=config.hidden_dropout,
             attention_dropout=config.attention_dropout,
             dtype=jnp.dtype(config.dtype),
+            initializer_range=config.initializer_range,
         ),
     )
 

@@ -1,0 +1,74 @@
+"""Whatever a shop calls an image becomes JPEG or PNG, RGB and upright; knows nothing of tables."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+STORED_AS_IS = ("JPEG", "PNG")
+MAX_PIXELS = 100_000_000  # by the header, before anything is decoded: 300 MB of RGB
+TURNED = range(2, 9)  # EXIF orientations that are not upright
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, of which it first only warns
+Image.init()
+FORMATS = [
+    name
+    for name in ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO")
+    if name in Image.OPEN  # what Pillow was built with; EPS would run Ghostscript
+]
+
+
+def normalise_image(encoded: bytes, max_side: int) -> bytes:
+    """An encoded image as JPEG or PNG, RGB, upright, no larger than needed for `max_side` x `max_side`.
+
+    Bytes that are all that already come back unchanged. Transparency becomes white. Raises ValueError on no image.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise _TooLarge(f"image of more than {MAX_PIXELS:,} pixels")
+            image.load()
+            upright = _upright(image)
+            plain = (
+                upright is image
+                and image.format in STORED_AS_IS
+                and image.mode == "RGB"
+                and "transparency" not in image.info
+                and min(image.size) <= max_side
+            )
+            if plain:
+                return encoded
+            as_jpeg = image.format in ("JPEG", "MPO")
+            image = to_rgb(upright)
+        if min(image.size) > max_side:
+            scale = max_side / min(image.size)
+            image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+        image.info.clear()  # a CMYK profile, say, is not true of RGB
+        out = io.BytesIO()
+        image.save(out, **({"format": "JPEG", "quality": 95} if as_jpeg else {"format": "PNG"}))
+        return out.getvalue()
+    except _TooLarge:
+        raise
+    except Exception as error:  # Pillow raises a dozen kinds on broken files
+        raise ValueError("undecodable image") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB: 16 bits scaled to 8, transparency on white."""
+    if image.mode.startswith("I"):  # 16 bits: convert() would clip instead of scale
+        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+class _TooLarge(ValueError):
+    pass
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says; the image itself where that says nothing or is broken."""
+    try:
+        return ImageOps.exif_transpose(image) if image.getexif().get(0x0112) in TURNED else image
+    except Exception:
+        return image

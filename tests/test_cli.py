@@ -1,0 +1,90 @@
+"""The command as a newcomer types it: every example of every verb, in their order, and help that answers at once."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from fbjax.cli import EXAMPLES, main
+from tests.runs import CONFIG_FILE
+from tests.tables import encode, make_products, write_csv
+
+RESULTS = {  # a pattern that shows on stdout, or a file that is there afterwards
+    "draw": ["drawn/train.parquet", "drawn/validation.parquet", r"1,000 products"],
+    "prepare": ["prepared", r"config.data.columns.text", r"train: \d+ products"],
+    "train": ["runs/mine/config.json"],
+    "evaluate": ["metrics.json", r"Rank@1 \d"],
+    "rank": ["ranking.html", r"best \d+ of \d+ products"],
+    "report": ["runs/mine/report.html"],
+    "bench": [r'"pairs_per_second"'],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What the examples speak of: a template, a table with images, a photograph."""
+    folder = tmp_path_factory.mktemp("shop")
+    products = make_products(96)
+    write_csv(folder / "products.csv", products)
+    (folder / "photo.jpg").write_bytes(encode(products[0]["image"], "JPEG"))
+    (folder / "configs").mkdir()
+    template = CONFIG_FILE.format(train="", validation="", prepared="prepared")
+    (folder / "configs" / "my_catalogue.py").write_text(template.replace("return c", "c.data.holdout = 0.3; return c"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("verb", EXAMPLES)
+def test_every_example_in_the_help_runs(verb, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as exit_:
+        main([verb, "--help"])
+    shown = capsys.readouterr().out
+    assert exit_.value.code == 0
+    for example in EXAMPLES[verb]:
+        assert example in shown
+        assert main(shlex.split(example)[1:]) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    for result in RESULTS[verb]:
+        assert (folder / result).exists() or re.search(result, printed), f"{result} not in {printed}"
+    if verb == "bench":
+        json.loads(printed)
+
+
+def test_the_examples_cover_every_verb(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    verbs = re.findall(r"^    (\w+) ", capsys.readouterr().out, flags=re.MULTILINE)
+    assert sorted(verbs) == sorted(EXAMPLES) == sorted(RESULTS)
+
+
+def test_help_loads_no_library():
+    """It answers at once because of this: under half a second beside seconds for any of these."""
+    probe = "import sys; from fbjax.cli import main\ntry: main(['--help'])\nfinally: print(*sys.modules, file=sys.stderr)"
+    loaded = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True).stderr.split()
+    assert "fbjax.cli" in loaded
+    assert not {"jax", "flax", "numpy", "tensorflow", "transformers", "orbax", "matplotlib"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["rank", "--workdir", "w"], "a text or an image"),
+        (["rank", "--workdir", "nowhere", "--text", "red"], "nowhere is no workdir"),
+        (["prepare"], "--config FILE, or --check TABLE"),
+        (["prepare", "--check", "nothing.csv"], "no table at"),
+        (["report", "--workdir", "nowhere"], "nowhere is no workdir"),
+        (["draw", "--out", "drawn", "--products", "3"], "3"),
+        (["rank", "--workdir", "w", "--text", "red", "--html", "no/such/folder/x.html"], "no/such/folder/x.html"),
+        (["train", "--config", "c.py", "--workdir", "w", "--steps=3"], "unknown argument --steps=3"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_on_stderr(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and message in printed.err and len(printed.err.splitlines()) == 1
