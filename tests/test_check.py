@@ -17,7 +17,7 @@ from fbjax import config as configs
 from fbjax.config import Columns, Config
 from fbjax.data.check import as_columns, check, understand
 from fbjax.data.images import normalise_image
-from fbjax.data.rows import column_names, form_of, read_rows
+from fbjax.data.rows import column_names, form_of, read_rows, sample_rows
 from fbjax.data.table import Product, Skipped, find_files, image_bytes, read_products
 from tests.tables import COLUMNS, encode, make_products, write_csv, write_jsonl, write_parquet
 
@@ -106,6 +106,17 @@ def test_what_would_be_skipped_is_what_reading_skips(tmp_path):
     expected = [product.reason for product in read(path) if isinstance(product, Skipped)]
     said = {skip.reason: skip.count for skip in (*found.skips, *found.pictures.skips)}
     assert said == {reason: expected.count(reason) for reason in expected} and len(said) == 5
+
+
+@pytest.mark.parametrize("form", ["products.csv", "products.parquet"])
+@pytest.mark.parametrize("num, taken", [(20, 20), (60, 60), (200, 60)])
+def test_a_sample_falls_in_step_with_no_rhythm_of_the_table(tmp_path, form, num, taken):
+    path = (write_csv if form.endswith("csv") else write_parquet)(tmp_path / form, PRODUCTS)
+    sampled = [(number, row["id"]) for _, number, row in sample_rows([path], {"id"}, num, len(PRODUCTS))]
+    assert len(sampled) == taken
+    assert all(PRODUCTS[number - 1]["id"] == id_ for number, id_ in sampled)
+    for rhythm in (2, 3, 5):
+        assert {number % rhythm for number, _ in sampled} == set(range(rhythm))
 
 
 def test_checking_needs_no_heavy_import(tmp_path):
