@@ -4,8 +4,10 @@ import json
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -62,12 +64,13 @@ def test_the_examples_cover_every_verb(capsys):
     assert sorted(verbs) == sorted(EXAMPLES) == sorted(RESULTS)
 
 
-def test_help_loads_no_library():
-    """It answers at once because of this: under half a second beside seconds for any of these."""
-    probe = "import sys; from fbjax.cli import main\ntry: main(['--help'])\nfinally: print(*sys.modules, file=sys.stderr)"
-    loaded = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True).stderr.split()
-    assert "fbjax.cli" in loaded
-    assert not {"jax", "flax", "numpy", "tensorflow", "transformers", "orbax", "matplotlib"} & set(loaded)
+def test_help_answers_in_half_a_second():
+    seconds = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "fbjax.cli", "--help"], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - begin)
+    assert statistics.median(seconds) < 0.5
 
 
 @pytest.mark.parametrize(
