@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 CONFIG ?= configs/my_catalogue.py
 
-.PHONY: quickstart setup test test-slow bench clean
+.PHONY: quickstart setup test test-slow bench profile clean
 
 quickstart: $(VENV)/.installed  ## draws a catalogue, trains on it, asks it and writes a report: quickstart/report.html
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/quickstart.sh
@@ -31,8 +31,11 @@ test: setup  ## everything but the slow tests, on the CPU with eight simulated d
 test-slow: setup  ## runs killed and resumed, full disks, mutated tables, the quickstart
 	JAX_PLATFORMS=cpu $(BIN)/pytest -m slow
 
-bench: setup  ## step time of each adaptive method on the shapes of CONFIG
-	$(BIN)/fbjax bench --config $(CONFIG)
+bench: setup  ## training, scoring and patch features on the shapes of CONFIG, beside the same model in PyTorch
+	$(BIN)/fbjax bench --config $(CONFIG) --compare torch
+
+profile: $(VENV)/.installed  ## a trace of three train steps in profile/, for TensorBoard or Perfetto
+	$(BIN)/fbjax bench --config $(CONFIG) --repeats 0 --trace profile
 
 clean:
 	rm -rf $(VENV) build *.egg-info

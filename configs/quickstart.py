@@ -27,6 +27,7 @@ def get_config():
 
     config.patches.network = "pixels"
     config.patches.image_size, config.patches.patch_size, config.patches.enlarge_to = 96, 24, 24
+    config.patches.cached = True  # 330 MB; two cores have no time to decode two images a product in every step
 
     config.model.vocabulary = "train:1000"
     config.model.num_layers = 2

@@ -1,23 +1,27 @@
 """The analytic adaptive loss (paper, section 3.5, Algorithm 1): weights for K task losses, solved inside the step.
 
-Knows only that there are K losses of the same parameters; which tasks they are is not its business. One forward pass;
-the weighted gradient is ``sum_i w_i grad l_i`` over the pull-backs, never a further backward pass.
+Knows only that there are K losses, each a head over what trunks compute; which tasks they are is not its business. One
+forward pass; the weighted gradient ``sum_i w_i grad l_i`` needs no backward pass beyond those that the weights need.
 
 Sources differ, and so do the methods:
 
 * ``gradient``: ``w_i = (K - s_i)^-1 / sum_k (K - s_k)^-1`` (Eq. 6) with ``s_i`` the squared norm of task i's
   gradient, scaled into ``[0, domain)``, domain < K. The paper does not say how it scales; see
-  `AdaptiveConfig.scaling`.
+  `AdaptiveConfig.scaling`. With ``every: n`` solved in every n-th step, the weights held in between.
+* ``estimate``: Eq. 6 on the gradients with respect to what the heads read, which cost no pass through the trunks.
 * ``loss_softmax``: Eq. 6 with ``s_i = softmax(l)_i^2`` (the authors' release, which uses no gradient).
 * ``fixed``: constants.
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+from fbjax.branches import Branches, merged
 
 
 @flax.struct.dataclass
@@ -26,9 +30,17 @@ class Weighted:
 
     losses: jax.Array  # [K]
     weights: jax.Array  # [K], positive, sum 1
-    gradient_norms: jax.Array  # [K], over the shared parameters; NaN where the method does not need them
+    estimated: jax.Array  # [K]: the weights that `estimate` gives, whatever the method
+    gradient_norms: jax.Array  # [K], over the shared parameters; NaN where this step did not need them
     gradient: Any  # like the parameters
-    aux: Any
+    metrics: dict
+
+
+class _Pulled(NamedTuple):
+    losses: jax.Array  # [K]
+    squared_outputs: jax.Array  # [K]: squared norms of the gradients with respect to what the heads read
+    gradient: Any  # like the parameters, or K of those
+    metrics: dict
 
 
 def eq6(scaled: jax.Array) -> jax.Array:
@@ -56,34 +68,124 @@ def loss_softmax_weights(losses: jax.Array) -> jax.Array:
 
 
 def weighted_gradient(
-    loss_fn: Callable[[Any], tuple[jax.Array, Any]], params: Any, config, is_shared: Callable[[Any], Any]
+    branches: Callable[[Any], Branches],
+    micro_batches: Any,
+    params: Any,
+    config,
+    is_shared: Callable[[Any], Any],
+    step: jax.Array | int = 0,
+    held: jax.Array | None = None,
 ) -> Weighted:
-    """Losses, weights and the weighted gradient of ``loss_fn(params) -> (losses [K], aux)``.
+    """Losses, weights and the weighted gradient over all micro-batches, whose leaves are [M, ...].
 
-    `is_shared` picks the shared part of a gradient, over which norms are taken (task heads excluded).
+    `is_shared` picks the shared part of a gradient, over which norms are taken (task heads excluded). `held` are the
+    weights [K] between two solves, where ``config.every`` is above 1.
     """
-    losses, pull_back, aux = jax.vjp(loss_fn, params, has_aux=True)
-    num_tasks = len(losses)
-    unknown = jnp.full(num_tasks, jnp.nan)
+    over_batch = partial(_sum_over, micro_batches=micro_batches)
+    num_micro_batches = jax.tree.leaves(micro_batches)[0].shape[0]
 
-    if config.method == "gradient":
-        (per_task,) = jax.vmap(pull_back)(jnp.eye(num_tasks))  # K pull-backs in one batch
-        squared = _squared_norms(is_shared(per_task), num_tasks)
+    def each() -> _Pulled:
+        return over_batch(lambda examples: _pull_each(branches(examples), params))
+
+    def solved() -> Weighted:
+        pulled = each()
+        squared = jnp.stack([_squared_norm(is_shared(gradient)) for gradient in pulled.gradient])
         weights = eq6(scale_norms(squared, config.scaling, config.domain))
-        gradient = jax.tree.map(lambda g: jnp.einsum("k,k...->...", weights, g), per_task)
-        return Weighted(losses, weights, jnp.sqrt(squared), gradient, aux)
+        gradient = _combined(weights, pulled.gradient)
+        estimated = _estimated(pulled, config)
+        return Weighted(pulled.losses, weights, estimated, jnp.sqrt(squared), gradient, pulled.metrics)
 
+    def weighed(weigh) -> Weighted:
+        """In one pull-back: `weigh` gives the weights, and the derivative of the weighted loss by each loss."""
+        if num_micro_batches > 1 and config.method in ("estimate", "loss_softmax"):
+            pulled = each()  # the whole batch's weights are not known before its last part
+            gradient = _combined(weigh(pulled)[1], pulled.gradient)
+        else:
+            pulled = over_batch(lambda examples: _pull_once(branches(examples), params, lambda p: weigh(p)[1]))
+            gradient = pulled.gradient
+        weights, unknown = weigh(pulled)[0], jnp.full(len(pulled.losses), jnp.nan)
+        return Weighted(pulled.losses, weights, _estimated(pulled, config), unknown, gradient, pulled.metrics)
+
+    if config.method != "gradient":
+        return weighed(partial(_cheap_weights, config=config))
+    if held is None:
+        return solved()
+    return jax.lax.cond(step % config.every == 0, solved, lambda: weighed(lambda pulled: (held, held)))
+
+
+def _cheap_weights(pulled: _Pulled, config) -> tuple[jax.Array, jax.Array]:
+    """Weights [K], and the derivative [K] of the weighted loss by each loss, where no trunk gradient is needed."""
     if config.method == "loss_softmax":
-        weights = loss_softmax_weights(losses)
-        held = loss_softmax_weights(jax.lax.stop_gradient(losses))
-        pull = held if config.stop_gradient else jax.grad(lambda l: loss_softmax_weights(l) @ l)(losses)
+        weights = loss_softmax_weights(pulled.losses)
+        if config.stop_gradient:
+            return weights, weights
+        return weights, jax.grad(lambda losses: loss_softmax_weights(losses) @ losses)(pulled.losses)
+    if config.method == "estimate":
+        weights = _estimated(pulled, config)
     else:
-        weights = pull = jnp.asarray(config.fixed, jnp.float32)
-    (gradient,) = pull_back(pull)
-    return Weighted(losses, weights, unknown, gradient, aux)
+        weights = jnp.asarray(config.fixed, jnp.float32)
+    return weights, weights
 
 
-def _squared_norms(per_task: Any, num_tasks: int) -> jax.Array:
-    """Squared norms in float32, [K], of gradients stacked along their first axis."""
-    squares = [jnp.square(g.astype(jnp.float32)).reshape(num_tasks, -1).sum(axis=1) for g in jax.tree.leaves(per_task)]
-    return sum(squares)
+def _estimated(pulled: _Pulled, config) -> jax.Array:
+    """Eq. 6 on the shares of gradients by outputs: their size is not that of gradients by parameters."""
+    return eq6(scale_norms(pulled.squared_outputs, "share", config.domain))
+
+
+def _sum_over(pull: Callable[[Any], _Pulled], micro_batches: Any) -> _Pulled:
+    """`pull` of every micro-batch, one after another, added up."""
+    first, rest = (jax.tree.map(lambda x, at=at: x[at], micro_batches) for at in (0, slice(1, None)))
+    total = pull(first)
+    if not jax.tree.leaves(rest)[0].shape[0]:
+        return total
+    add = lambda total, examples: (jax.tree.map(jnp.add, total, pull(examples)), None)  # noqa: E731
+    return jax.lax.scan(add, total, rest)[0]
+
+
+def _forward(branches: Branches, params: Any):
+    """Pull-backs of the trunks, and of each head its loss, metrics and gradients by parameters and outputs."""
+    outputs, pull_trunks = zip(*(jax.vjp(trunk, params) for trunk in branches.trunks), strict=True)
+    losses, metrics, direct, into = [], [], [], []
+    for head in branches.heads:
+        loss, pull, metric = jax.vjp(head.loss, params, *(outputs[i] for i in head.reads), has_aux=True)
+        by_params, *by_outputs = pull(jnp.ones_like(loss))
+        losses.append(loss)
+        metrics.append(metric)
+        direct.append(by_params)
+        into.append(dict(zip(head.reads, by_outputs, strict=True)))
+    squared = jnp.stack([_squared_norm(by_outputs) for by_outputs in into])
+    return pull_trunks, direct, into, _Pulled(jnp.stack(losses), squared, None, merged(metrics))
+
+
+def _pull_once(branches: Branches, params: Any, derivatives: Callable[[_Pulled], jax.Array]) -> _Pulled:
+    """The gradient of ``derivatives(..) @ losses``, in one pull-back through each trunk."""
+    pull_trunks, direct, into, pulled = _forward(branches, params)
+    by_loss = derivatives(pulled)
+    gradient = _combined(by_loss, direct)
+    for i, pull in enumerate(pull_trunks):
+        reading = [k for k in range(len(into)) if i in into[k]]
+        (through,) = pull(_combined(by_loss[jnp.array(reading)], [into[k][i] for k in reading]))
+        gradient = jax.tree.map(jnp.add, gradient, through)
+    return pulled._replace(gradient=gradient)
+
+
+def _pull_each(branches: Branches, params: Any) -> _Pulled:
+    """K gradients, one of each loss: through each trunk the tasks that read it go in one batch."""
+    pull_trunks, gradients, into, pulled = _forward(branches, params)
+    for i, pull in enumerate(pull_trunks):
+        reading = [k for k in range(len(into)) if i in into[k]]
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *(into[k][i] for k in reading))
+        (through,) = jax.vmap(pull)(stacked)
+        for place, k in enumerate(reading):
+            gradients[k] = jax.tree.map(lambda g, t, place=place: g + t[place], gradients[k], through)
+    return pulled._replace(gradient=tuple(gradients))
+
+
+def _combined(weights: jax.Array, trees) -> Any:
+    """``sum_i weights[i] trees[i]``."""
+    return jax.tree.map(lambda *leaves: sum(w * x for w, x in zip(weights, leaves, strict=True)), *trees)
+
+
+def _squared_norm(tree: Any) -> jax.Array:
+    """In float32."""
+    return sum(jnp.square(x.astype(jnp.float32)).sum() for x in jax.tree.leaves(tree))

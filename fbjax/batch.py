@@ -2,6 +2,7 @@
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 
 @flax.struct.dataclass
@@ -21,3 +22,14 @@ class Batch:
     def text_mask(self) -> jax.Array:
         """[B, T] bool: True up to and with [SEP]. [PAD] is id 0 and stands nowhere else."""
         return self.ids != 0
+
+
+def batch_shapes(config, patches, text_tokens: int) -> Batch:
+    """Shapes and dtypes of a global batch, texts padded to `text_tokens`, for a `Config` and its patch network."""
+    b, size = config.train.batch_size, config.patches.image_size
+    text = jax.ShapeDtypeStruct((b, text_tokens), jnp.int32)
+    if config.patches.cached:
+        image = jax.ShapeDtypeStruct((b, patches.num_patches, patches.feature_size), jnp.float16)
+    else:
+        image = jax.ShapeDtypeStruct((b, size, size, 3), jnp.uint8)
+    return Batch(jax.ShapeDtypeStruct((b,), jnp.int32), text, text, image, image)

@@ -22,7 +22,7 @@ EXAMPLES = {  # in the order in which a newcomer runs them
         "fbjax rank --workdir runs/mine --image photo.jpg --data products.csv --category dress --html ranking.html",
     ),
     "report": ("fbjax report --workdir runs/mine",),
-    "bench": ("fbjax bench --config configs/my_catalogue.py --repeats 10 --json",),
+    "bench": ("fbjax bench --config configs/my_catalogue.py --repeats 3 --json",),
 }
 USER_ERRORS = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, TypeError)
 
@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         overrides = _overrides(rest, arguments)
         _quiet_libraries()
+        _keep_compilations()
         arguments.run(arguments, overrides)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -103,11 +104,15 @@ def _parser() -> argparse.ArgumentParser:
         "--queries", type=int, default=200, help="a direction, where it is not evaluated yet (default: %(default)s)"
     )
 
-    bench = verb("bench", _bench, "time the train step under each adaptive method, on synthetic batches")
+    bench = verb("bench", _bench, "time training, scoring and patch features on synthetic batches")
     bench.add_argument("--config", required=True, help=config_help)
     bench.add_argument(
         "--repeats", type=int, default=10, help="timed rounds; 0 only plans memory (default: %(default)s)"
     )
+    bench.add_argument(
+        "--compare", choices=["torch"], default="", help="time the same model in PyTorch too: its time over ours"
+    )
+    bench.add_argument("--trace", metavar="DIR", default="", help="write a profile of three steps to this folder")
     bench.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -215,18 +220,13 @@ def _report(arguments, overrides) -> None:
 
 def _bench(arguments, overrides) -> None:
     from fbjax import config as configs
-    from fbjax.bench import bench
+    from fbjax.bench.bench import bench, table
     from fbjax.console import say
 
-    figures = bench(configs.load(arguments.config, overrides), arguments.repeats, say)
-    if arguments.json:
-        print(json.dumps(figures, indent=2))
-        return
-    if not arguments.repeats:
-        return
-    print(f"train step: {figures['train']['pairs_per_second']:.0f} pairs/s on {figures['device']}")
-    for method, ratio in figures["train"]["adaptive"].items():
-        print(f"adaptive {method}: {ratio:.2f} x the step time of fixed weights")
+    config = configs.load(arguments.config, overrides)
+    figures = bench(config, arguments.repeats, say, arguments.compare, arguments.trace)
+    for line in [json.dumps(figures, indent=2)] if arguments.json else table(figures):
+        print(line)
 
 
 def _check_out(flag: str, path: str) -> None:
@@ -242,6 +242,16 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger().setLevel(logging.ERROR)
+
+
+def _keep_compilations() -> None:
+    """Compiled programs are kept for the next command, where the user's own JAX settings do not say otherwise.
+
+    Has to come before JAX is imported, which reads the variables; JAX names each file by program, device and version.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "fbjax", "compiled"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 * 2**30))  # bytes; the least recently used go first
 
 
 if __name__ == "__main__":

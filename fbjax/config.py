@@ -8,16 +8,18 @@ import ast
 import dataclasses
 import importlib.util
 import json
-import math
 import os
 from pathlib import Path
 
 import ml_collections
 
+from fbjax.rules import contradictions
+
 PATHS = ("data.train", "data.validation", "data.image_root", "data.prepared", "patches.weights", "model.vocabulary")
 FREE = (  # may change when a run is resumed: where things lie (their content is checked), and what is kept and shown
     *("data.train", "data.validation", "data.image_root", "data.prepared", "patches.weights"),
     *("train.log_every", "train.keep_last", "mesh.data", "mesh.fsdp", "mesh.tensor"),
+    *("model.attention", "model.remat", "train.micro_batches"),  # how it is computed, not what
 )
 
 
@@ -57,16 +59,22 @@ class PatchConfig:
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     pretrained: str = ""  # a BERT to start from: "minilm", a folder, or a hub name; "": random weights
-    vocabulary: str = ""  # "": the pretrained BERT's; a path to vocab.txt; "train:8000": trained on the catalogue
+    # "": the pretrained BERT's; "used": those of its pieces that the catalogue uses; a path to vocab.txt; "train:8000":
+    # trained on the catalogue
+    vocabulary: str = ""
     num_layers: int = 12  # the pretrained BERT's first n
     width: int = 768
     num_heads: int = 12
     mlp_width: int = 3072
     text_tokens: int = 64  # T, [CLS] and [SEP] included
+    text_bucket: int = 16  # a batch of shorter texts is padded to the next multiple only; text_tokens: always to T
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
     initializer_range: float = 0.02  # deviation of random weights: BERT's, for its width of 768; narrow ones want more
     dtype: str = "float32"  # of matrix products: float32 | bfloat16; parameters stay float32
+    attention: str = "xla"  # xla | cudnn (NVIDIA GPUs: flash attention, bfloat16, no attention_dropout)
+    # what the backward pass recomputes to save memory: none | dots (all but products with weights) | layers (all)
+    remat: str = "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +89,10 @@ class TaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveConfig:
-    method: str = "gradient"  # gradient (the paper, Eq. 6) | loss_softmax (the release) | fixed
+    # gradient (the paper, Eq. 6) | estimate (Eq. 6 on gradients at the encoder's output) | loss_softmax (the release) |
+    # fixed
+    method: str = "gradient"
+    every: int = 1  # gradient: steps from one solve to the next; the weights are held in between
     fixed: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)  # weights of `fixed`, in the order mlm, mpm, tia; sum 1
     scaling: str = (
         "share"  # of squared gradient norms n_i into [0, domain): share = n_i / sum n, squash = n_i / (1 + n_i)
@@ -93,6 +104,7 @@ class AdaptiveConfig:
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     batch_size: int = 64  # products in a global batch; each yields two pairs
+    micro_batches: int = 1  # parts of a batch computed one after another to save memory; Eq. 6 sees the whole batch
     num_steps: int = 100_000
     learning_rate: float = 2e-5  # peak
     warmup_steps: int = 5_000
@@ -155,7 +167,7 @@ def load(path: str | Path, overrides: list[str] = ()) -> Config:
 def freeze(config: ml_collections.ConfigDict) -> Config:
     """The frozen form of `config`; every setting that contradicts another is reported in one error."""
     frozen = _build(Config, config.to_dict())
-    problems = _problems(frozen)
+    problems = contradictions(frozen)
     if problems:
         raise ValueError("config:\n  " + "\n  ".join(problems))
     return frozen
@@ -225,8 +237,8 @@ def _apply(config: ml_collections.ConfigDict, override: str) -> None:
 
 
 def _absolute(path: str) -> str:
-    """A local path as an absolute one; "", URLs and "train:8000" as they are."""
-    return path if not path or ":" in path else os.path.abspath(path)
+    """A local path as an absolute one; "", URLs, "train:8000" and "used" as they are."""
+    return path if path in ("", "used") or ":" in path else os.path.abspath(path)
 
 
 def _flat(values: dict, prefix: str = "") -> dict:
@@ -234,90 +246,3 @@ def _flat(values: dict, prefix: str = "") -> dict:
     for name, value in values.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
-
-
-def _problems(config: Config) -> list[str]:
-    """What contradicts what, in words that name the values and the remedy."""
-    data, patches, model, tasks = config.data, config.patches, config.model, config.tasks
-    adaptive, train = config.adaptive, config.train
-    choices = {
-        "patches.geometry": (patches.geometry, ("isolated", "grid")),
-        "model.dtype": (model.dtype, ("float32", "bfloat16")),
-        "adaptive.method": (adaptive.method, ("gradient", "loss_softmax", "fixed")),
-        "adaptive.scaling": (adaptive.scaling, ("share", "squash")),
-    }
-    ranges = [
-        ("tasks.easy_start", tasks.easy_start, 0 <= tasks.easy_start <= 1, "in [0, 1]"),
-        ("tasks.easy_end", tasks.easy_end, 0 <= tasks.easy_end <= 1, "in [0, 1]"),
-        ("tasks.easy_steps", tasks.easy_steps, tasks.easy_steps >= 0, "at least 0"),
-        ("tasks.mlm_rate", tasks.mlm_rate, 0 < tasks.mlm_rate < 1, "in (0, 1)"),
-        ("tasks.mpm_rate", tasks.mpm_rate, 0 < tasks.mpm_rate < 1, "in (0, 1)"),
-        ("model.initializer_range", model.initializer_range, 0 < model.initializer_range < 1, "in (0, 1)"),
-        ("model.hidden_dropout", model.hidden_dropout, 0 <= model.hidden_dropout < 1, "in [0, 1)"),
-        ("model.attention_dropout", model.attention_dropout, 0 <= model.attention_dropout < 1, "in [0, 1)"),
-        ("train.learning_rate", train.learning_rate, 0 < train.learning_rate < math.inf, "above 0"),
-        ("train.warmup_steps", train.warmup_steps, train.warmup_steps >= 0, "at least 0"),
-        ("train.beta1", train.beta1, 0 <= train.beta1 < 1, "in [0, 1)"),
-        ("train.beta2", train.beta2, 0 <= train.beta2 < 1, "in [0, 1)"),
-        ("train.weight_decay", train.weight_decay, 0 <= train.weight_decay < math.inf, "at least 0"),
-        ("train.clip_norm", train.clip_norm, train.clip_norm > 0, "above 0"),
-        ("train.seed", train.seed, train.seed >= 0, "at least 0"),
-    ]
-    positive = {
-        f"{section}.{name}": getattr(getattr(config, section), name)
-        for section, names in {
-            "patches": ("image_size", "patch_size", "enlarge_to"),
-            "model": ("num_layers", "width", "num_heads", "mlp_width"),
-            "train": ("batch_size", "num_steps", "log_every", "save_every", "evaluate_products", "keep_last"),
-        }.items()
-        for name in names
-    }
-    problems = [
-        f"{name} {value!r} is unknown (use {' or '.join(map(repr, known))})"
-        for name, (value, known) in choices.items()
-        if value not in known
-    ]
-    problems += [f"{name} {value} must be {allowed}" for name, value, fits, allowed in ranges if not fits]
-    problems += [f"{name} {value} must be at least 1" for name, value in positive.items() if value < 1]
-    if problems:  # what follows computes with these values
-        return problems
-    rules = [
-        (
-            patches.image_size % patches.patch_size,
-            f"patches.patch_size {patches.patch_size} does not divide image_size {patches.image_size}",
-        ),
-        (
-            patches.cached and patches.trainable,
-            "patches.cached and patches.trainable exclude each other: cached features never change",
-        ),
-        (model.width % model.num_heads, f"model.num_heads {model.num_heads} does not divide model.width {model.width}"),
-        (model.text_tokens < 8, f"model.text_tokens {model.text_tokens} is too short (use at least 8)"),
-        (
-            not model.vocabulary and not model.pretrained,
-            "model.vocabulary is not set and there is no pretrained BERT to take it from "
-            "(use a path to vocab.txt, or 'train:8000' to train one on the catalogue)",
-        ),
-        (
-            not 0 < adaptive.domain < 3,
-            f"adaptive.domain {adaptive.domain} must lie in (0, 3), Eq. 6's domain for 3 tasks",
-        ),
-        (
-            len(adaptive.fixed) != 3
-            or not all(isinstance(weight, int | float) and weight >= 0 for weight in adaptive.fixed)
-            or abs(sum(adaptive.fixed) - 1) > 1e-6,
-            f"adaptive.fixed {adaptive.fixed} must be three weights >= 0 that sum to 1",
-        ),
-        (
-            train.warmup_steps >= train.num_steps,
-            f"train.warmup_steps {train.warmup_steps} must be below num_steps {train.num_steps} (lower it as well)",
-        ),
-        (
-            not data.columns.text or not all(data.columns.text),
-            f"data.columns.text {data.columns.text} must name at least one column",
-        ),
-        (
-            not data.validation and not 0 < data.holdout < 1,
-            f"data.holdout {data.holdout} must lie in (0, 1) where there is no validation table",
-        ),
-    ]
-    return [message for broken, message in rules if broken]

@@ -64,7 +64,7 @@ class Log:
         if not self._pending:
             return
         fetched, self._pending = jax.device_get(self._pending), []
-        means = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
+        means = {name: _mean(name, [m[name] for m in fetched]) for name in fetched[0]}
         self._check_finite(step, len(fetched), means)
         now = time.perf_counter()
         means["pairs_per_second"] = 2 * self._config.batch_size * len(fetched) / (now - self._window)
@@ -132,6 +132,12 @@ class Log:
             f"step {step}/{self._config.num_steps}  {losses}  accuracy {means['tia_accuracy']:.3f}  "
             f"{means['pairs_per_second']:.0f} pairs/s  {left} left"
         )
+
+
+def _mean(name: str, values: list) -> float:
+    """The mean; of a task's gradient norm over those steps that know it, NaN where none does."""
+    known = [value for value in values if not (name.endswith("/gradient_norm") and math.isnan(value))]
+    return float(np.mean(known)) if known else math.nan
 
 
 def read_curves(workdir: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fbjax.config import MeshConfig
+from fbjax.config import MeshConfig, TrainConfig
 
 AXES = ("data", "fsdp", "tensor")
 RULES = (
@@ -59,10 +59,11 @@ def put_batch(batch, mesh: Mesh):
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+def check_batch_size(config: TrainConfig, mesh: Mesh) -> None:
     num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % num_shards:
+    if config.batch_size % (num_shards * config.micro_batches):
         raise ValueError(
-            f"train.batch_size {batch_size} is not divisible by the {num_shards} devices that share it "
-            f"(mesh {dict(mesh.shape)}; use a multiple of {num_shards})"
+            f"train.batch_size {config.batch_size} is not divisible by the {num_shards} devices that share it, times "
+            f"train.micro_batches {config.micro_batches} (mesh {dict(mesh.shape)}; use a multiple of "
+            f"{num_shards * config.micro_batches})"
         )

@@ -11,12 +11,13 @@ import jax
 import numpy as np
 
 from fbjax import workdir as workdirs
+from fbjax.batch import batch_shapes
 from fbjax.checkpoint import Checkpoints
 from fbjax.config import Config
 from fbjax.console import progress, say
 from fbjax.data.catalogue import Records, Source, prepare, read_report
 from fbjax.data.pipeline import read_images, train_batches
-from fbjax.data.sampling import Partners, Sampler
+from fbjax.data.sampling import Partners, Sampler, padded_lengths
 from fbjax.evaluate import ValidationSample
 from fbjax.features import describe, features_of
 from fbjax.log import Log
@@ -24,13 +25,13 @@ from fbjax.mesh import check_batch_size, make_mesh, put_batch
 from fbjax.model import pretrained
 from fbjax.objectives.pretraining import Pretraining
 from fbjax.scoring import Scorer
-from fbjax.step import TrainState, abstract_state, init_state, make_optimizer, make_step
+from fbjax.step import TrainState, abstract_state, compiled, init_state, make_optimizer, make_step
 
 
 def train(config: Config, workdir: str | Path) -> TrainState:
     """Trains `config` in `workdir`, resuming from its newest readable checkpoint; the state after the last step."""
     mesh = make_mesh(config.mesh)
-    check_batch_size(config.train.batch_size, mesh)
+    check_batch_size(config.train, mesh)
     run = workdirs.begin(config, workdir, say)
     with workdirs.timed(workdir, "records"):
         splits = prepare(Source.from_config(config), run.vocabulary, config.data.prepared, progress)
@@ -47,7 +48,8 @@ def train(config: Config, workdir: str | Path) -> TrainState:
     frozen = jax.device_put(run.frozen)
     scorer = Scorer(run.model, run.step_patches, mesh)
     sample = ValidationSample(run, validation, scorer, config.train.evaluate_products)
-    train_step = make_step(objective, optimizer, config.adaptive, config.train.seed, mesh, shape)
+    lengths = padded_lengths(records.num_pieces, config.model.text_tokens, config.model.text_bucket)
+    sampler = Sampler(partners, lengths, config.train.batch_size, config.train.seed, config.tasks)
 
     with Checkpoints(workdir, config.train.keep_last, say) as checkpoints, contextlib.ExitStack() as stack:
         # 1. an interrupted run continues where its newest readable checkpoint stands
@@ -60,10 +62,9 @@ def train(config: Config, workdir: str | Path) -> TrainState:
         else:
             start, state = 0, init_state(objective, optimizer, config, mesh)
             if config.model.pretrained:
-                state = _import_bert(state, config)
+                state = _import_bert(state, run)
 
         # the data position is the step: nothing else has to be restored
-        sampler = Sampler(partners, len(records), config.train.batch_size, config.train.seed, config.tasks)
         process = (jax.process_index(), jax.process_count())
         batches = train_batches(
             records, sampler, run.vocabulary, config, start=start, features=features, process=process
@@ -72,7 +73,10 @@ def train(config: Config, workdir: str | Path) -> TrainState:
         log = stack.enter_context(contextlib.closing(Log(workdir, config, start)))
 
         if start < config.train.num_steps:
-            say("compiling the step ..")
+            used = sampler.text_tokens_used()
+            say(f"compiling the step for texts of {', '.join(map(str, used))} tokens ..")
+            shapes = (batch_shapes(config, run.step_patches, length) for length in used)
+            train_step = compiled(make_step(objective, optimizer, config, mesh, shape), shape, frozen, shapes)
         for step in range(start, config.train.num_steps + 1):
             last = step == config.train.num_steps
             if step > start and (last or step % config.train.save_every == 0):
@@ -109,9 +113,10 @@ def describe_run(run: workdirs.Run, records: Records, partners: Partners, featur
     say(describe(features))
 
 
-def _import_bert(state: TrainState, config: Config) -> TrainState:
-    folder = pretrained.find(config.model.pretrained)
-    imported = pretrained.load_bert(folder, config.model, state.params["fashionbert"])
-    say(f"BERT {config.model.pretrained}: {len(imported.taken)} arrays, its first {config.model.num_layers} layers")
+def _import_bert(state: TrainState, run: workdirs.Run) -> TrainState:
+    model = run.config.model
+    folder = pretrained.find(model.pretrained)
+    imported = pretrained.load_bert(folder, model, state.params["fashionbert"], run.vocabulary.rows)
+    say(f"BERT {model.pretrained}: {len(imported.taken)} arrays, its first {model.num_layers} layers")
     say("initialised, as BERT lacks them: " + ", ".join(imported.initialised))
     return state.replace(params=state.params | {"fashionbert": imported.params})

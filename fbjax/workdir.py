@@ -6,11 +6,12 @@ Training begins it (`begin`); everything else opens it (`Run.open`).
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fbjax import config as configs
@@ -75,9 +76,10 @@ def begin(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Ru
                 "(use its config to resume it, or another --workdir)"
             )
         return dataclasses.replace(Run.open(workdir), config=config)
+    vocabulary = make_vocabulary(config, say)
     if config.model.pretrained:
-        pretrained.check_architecture(pretrained.find(config.model.pretrained), config.model)
-    run = Run.build(config, make_vocabulary(config, say), None)
+        pretrained.check_fit(pretrained.find(config.model.pretrained), config.model, vocabulary.rows)
+    run = Run.build(config, vocabulary, None)
     (workdir / DATA).unlink(missing_ok=True)
     run.vocabulary.save(workdir / VOCABULARY)
     if NETWORKS[config.patches.network].needs_weights:
@@ -127,25 +129,48 @@ def read_times(workdir: str | Path) -> dict[str, float]:
 
 
 def make_vocabulary(config: Config, say: Callable[[str], None]) -> Vocabulary:
-    """The vocabulary a config names: a file's, one trained on the catalogue ("train:8000"), or its BERT's."""
+    """The vocabulary a config names: its BERT's, what the catalogue uses of that ("used"), one trained on the catalogue
+    ("train:8000"), or a file's."""
     name = config.model.vocabulary
-    if not name:
-        return Vocabulary.from_file(pretrained.find(config.model.pretrained) / "vocab.txt")
-    if not name.startswith("train:"):
+    if name.startswith("train:"):
+        size = name.removeprefix("train:")
+        if not size.isdigit():
+            raise ValueError(f"model.vocabulary {name!r}: write 'train:8000' for 8000 pieces")
+        doing = f"training a vocabulary of {size} pieces on {config.data.train}"
+        return _from_catalogue(config, size, lambda texts: Vocabulary.train(texts, int(size)), say, doing)
+    if name not in ("", "used"):
         return Vocabulary.from_file(name)
-    size = name.removeprefix("train:")
-    if not size.isdigit():
-        raise ValueError(f"model.vocabulary {name!r}: write 'train:8000' for 8000 pieces")
+    whole = Vocabulary.from_file(pretrained.find(config.model.pretrained) / "vocab.txt")
+    if not name:
+        return whole
+    doing = f"looking for those of {whole.size:,} pieces that {config.data.train} uses"
+    return _from_catalogue(config, f"used {whole.fingerprint}", whole.restricted_to, say, doing)
+
+
+def _from_catalogue(
+    config: Config, recipe: str, make: Callable[[Iterable[str]], Vocabulary], say: Callable[[str], None], doing: str
+) -> Vocabulary:
+    """What `make` makes of the training table's texts, kept among the prepared files under table and `recipe`."""
     files = table.find_files(config.data.train)
     table.check_columns(files, config.data.columns)
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = hashlib.sha256(repr((stats, config.data.columns.text, size)).encode()).hexdigest()[:12]
+    key = hashlib.sha256(repr((stats, config.data.columns.text, recipe)).encode()).hexdigest()[:12]
     path = Path(config.data.prepared) / f"vocabulary-{key}.json"
     if not path.is_file():
-        say(f"training a vocabulary of {size} pieces on {config.data.train}")
-        vocabulary = Vocabulary.train(table.read_texts(files, config.data.columns), int(size))
+        texts = table.read_texts(files, config.data.columns)
+        first = next(texts, None)
+        if first is None:
+            columns = ", ".join(map(repr, config.data.columns.text))
+            raise ValueError(
+                f"{config.data.train} has no text in {columns} to make model.vocabulary {config.model.vocabulary!r} of "
+                "(map columns that have some in config.data.columns.text)"
+            )
+        say(doing)
+        vocabulary = make(itertools.chain([first], texts))
         path.parent.mkdir(parents=True, exist_ok=True)
-        vocabulary.save(path)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        vocabulary.save(partial)
+        partial.rename(path)
     return Vocabulary.load(path)
 
 

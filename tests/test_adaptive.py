@@ -1,5 +1,7 @@
 """The adaptive loss against the paper's formula, the release's worked examples, and its own definition."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fbjax.adaptive import eq6, loss_softmax_weights, scale_norms, weighted_gradient
+from fbjax.branches import Branches, Head
 from fbjax.config import AdaptiveConfig
 
 norms = st.lists(st.floats(0, 2.0**40, width=32, allow_subnormal=False), min_size=3, max_size=3)
@@ -49,20 +52,36 @@ def test_loss_softmax_gives_the_worked_examples_of_the_release(losses, weights, 
     losses = jnp.array(losses)
     np.testing.assert_allclose(loss_softmax_weights(losses), weights, atol=6e-4)
     # parameters that are the losses themselves: their gradient is the effective derivative
-    released = weighted_gradient(lambda p: (p, None), losses, AdaptiveConfig(method="loss_softmax"), lambda g: g)
-    np.testing.assert_allclose(released.gradient, effective, atol=6e-4)
-    held = AdaptiveConfig(method="loss_softmax", stop_gradient=True)
-    np.testing.assert_allclose(
-        weighted_gradient(lambda p: (p, None), losses, held, lambda g: g).gradient, weights, atol=6e-4
+    heads = tuple(Head((0,), lambda params, output, i=i: (output[i], {})) for i in range(3))
+    branches = Branches((lambda params: params,), heads)
+    for config, gradient in [
+        (AdaptiveConfig(method="loss_softmax"), effective),
+        (AdaptiveConfig(method="loss_softmax", stop_gradient=True), weights),
+    ]:
+        weighted = weighted_gradient(lambda _: branches, jnp.zeros((1, 1)), losses, config, lambda g: g)
+        np.testing.assert_allclose(weighted.gradient, gradient, atol=6e-4)
+
+
+def three_tasks(rows):
+    """Three tasks of two trunks over `rows` [n, 4]: one task reads the first, one the second, one both."""
+
+    def trunk(params, power):
+        return jnp.tanh((rows**power) @ params["shared"])
+
+    def head(params, *outputs, i):
+        return jnp.sin(sum(output @ params["heads"][i] for output in outputs)).sum(), {f"rows_{i}": len(rows) * 1.0}
+
+    # as a tied decoder does, the last head uses the shared parameters as well
+    def tied(params, output):
+        return ((output @ params["shared"].T) ** 2).sum(), {}
+
+    return Branches(
+        (partial(trunk, power=1), partial(trunk, power=2)),
+        (Head((0,), partial(head, i=0)), Head((0, 1), partial(head, i=1)), Head((1,), tied)),
     )
 
 
-def three_losses(params):
-    """Three losses of a shared matrix and two heads that one task each reaches."""
-    shared, heads = params["shared"], params["heads"]
-    return jnp.stack([jnp.sin(shared @ heads[0]).sum(), (shared**2).mean(), jnp.tanh(shared @ heads[1]).sum()]), {}
-
-
+ROWS = jax.random.normal(jax.random.key(2), (6, 4))
 PARAMS = {
     "shared": jax.random.normal(jax.random.key(0), (4, 5)),
     "heads": jax.random.normal(jax.random.key(1), (2, 5)),
@@ -70,29 +89,73 @@ PARAMS = {
 METHODS = [
     AdaptiveConfig(method="gradient"),
     AdaptiveConfig(method="gradient", scaling="squash", domain=1.0),
+    AdaptiveConfig(method="estimate"),
     AdaptiveConfig(method="loss_softmax", stop_gradient=True),
+    AdaptiveConfig(method="loss_softmax"),
     AdaptiveConfig(method="fixed", fixed=(0.1, 0.2, 0.7)),
 ]
 
 
-@pytest.mark.parametrize("config", METHODS, ids=lambda c: f"{c.method}-{c.scaling}")
+def losses_of(params):
+    return three_tasks(ROWS).losses(params)[0]
+
+
+def weigh(config, parts=1, **held):
+    micro_batches = ROWS.reshape(parts, -1, 4)
+    return jax.jit(
+        lambda params: weighted_gradient(three_tasks, micro_batches, params, config, lambda g: g["shared"], **held)
+    )(PARAMS)
+
+
+def assert_equal(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-5), a, b)
+
+
+@pytest.mark.parametrize("config", [m for m in METHODS if m.stop_gradient or m.method != "loss_softmax"], ids=str)
 def test_weighted_gradient_is_the_gradient_of_the_weighted_loss_with_weights_held(config):
-    weighted = jax.jit(lambda p: weighted_gradient(three_losses, p, config, lambda g: g["shared"]))(PARAMS)
-    expected = jax.grad(lambda p: jax.lax.stop_gradient(weighted.weights) @ three_losses(p)[0])(PARAMS)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), weighted.gradient, expected)
-    np.testing.assert_allclose(weighted.losses, three_losses(PARAMS)[0], rtol=1e-6)
+    weighted = weigh(config)
+    assert_equal(weighted.gradient, jax.grad(lambda p: jax.lax.stop_gradient(weighted.weights) @ losses_of(p))(PARAMS))
+    np.testing.assert_allclose(weighted.losses, losses_of(PARAMS), rtol=1e-6)
     assert float(weighted.weights.sum()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("config", METHODS, ids=str)
+def test_micro_batches_change_neither_weights_nor_gradient(config):
+    whole, split = weigh(config), weigh(config, parts=3)
+    assert_equal((whole.losses, whole.weights, whole.gradient), (split.losses, split.weights, split.gradient))
+    np.testing.assert_array_equal(split.metrics["rows_0"], 6)
+    assert_equal(whole.gradient_norms, split.gradient_norms)
+
+
 def test_gradient_weights_follow_the_norms_over_the_shared_parameters_alone():
-    config = AdaptiveConfig(method="gradient", domain=2.5)
-    weighted = weighted_gradient(three_losses, PARAMS, config, lambda g: g["shared"])
-    squared = [float((jax.grad(lambda p, i=i: three_losses(p)[0][i])(PARAMS)["shared"] ** 2).sum()) for i in range(3)]
+    weighted = weigh(AdaptiveConfig(method="gradient", domain=2.5))
+    squared = [float((jax.grad(lambda p, i=i: losses_of(p)[i])(PARAMS)["shared"] ** 2).sum()) for i in range(3)]
     np.testing.assert_allclose(weighted.gradient_norms, np.sqrt(squared), rtol=1e-5)
     scaled = 2.5 * np.array(squared) / sum(squared)
     np.testing.assert_allclose(weighted.weights, (1 / (3 - scaled)) / (1 / (3 - scaled)).sum(), rtol=1e-5)
-    with_heads = weighted_gradient(three_losses, PARAMS, config, lambda g: g)
-    assert not np.allclose(with_heads.weights, weighted.weights, atol=1e-3)
+
+
+def test_estimate_weights_follow_the_gradients_by_what_the_heads_read():
+    branches = three_tasks(ROWS)
+    outputs = [trunk(PARAMS) for trunk in branches.trunks]
+    squared = []
+    for head in branches.heads:
+        gradient = jax.grad(lambda read, head=head: head.loss(PARAMS, *read)[0])([outputs[i] for i in head.reads])
+        squared.append(sum(float((g**2).sum()) for g in gradient))
+    scaled = 2.5 * np.array(squared) / sum(squared)
+    weights = weigh(AdaptiveConfig(method="estimate", domain=2.5)).weights
+    np.testing.assert_allclose(weights, (1 / (3 - scaled)) / (1 / (3 - scaled)).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_weights_are_solved_every_n_steps_and_held_in_between(parts):
+    config, held = AdaptiveConfig(method="gradient", every=4), jnp.array([0.2, 0.3, 0.5])
+    exact = weigh(AdaptiveConfig(method="gradient"))
+    for step in range(9):
+        weighted = weigh(config, parts, step=step, held=held)
+        weights = exact.weights if step in (0, 4, 8) else held
+        np.testing.assert_allclose(weighted.weights, weights, rtol=1e-5)
+        assert_equal(weighted.gradient, jax.grad(lambda p, w=weights: w @ losses_of(p))(PARAMS))
 
 
 def test_release_weights_always_lie_between_two_sevenths_and_three_sevenths():

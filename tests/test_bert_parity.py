@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 from fbjax.config import ModelConfig
-from fbjax.data.vocabulary import Vocabulary
+from fbjax.data.vocabulary import SPECIAL, Vocabulary
 from fbjax.model import pretrained
 from fbjax.model.bert import Encoder
 from fbjax.model.fashionbert import build_model
@@ -23,6 +23,7 @@ import transformers  # noqa: E402  (its models need torch)
 
 torch.set_num_threads(1)  # on a busy machine its threads wait for each other, far longer than one computes
 V, T, P, C = 99, 16, 3, 5
+PIECES = [*SPECIAL, *(f"piece{row}" for row in range(len(SPECIAL), V))]
 TINY = {"num_layers": 3, "width": 48, "num_heads": 4, "mlp_width": 96, "text_tokens": T}
 PATCHES = SimpleNamespace(num_patches=P, feature_size=C)
 IMAGE_SIDE = {
@@ -68,9 +69,9 @@ def fashionbert(config, vocabulary_size=V):
     return model, jax.tree.map(lambda array: jnp.asarray(0.1 * rng.standard_normal(array.shape, np.float32)), shapes)
 
 
-def text_batch(length=T):
+def text_batch(length=T, vocabulary_size=V):
     """Ids [3, length] with their mask: a full row, a long one and a short one."""
-    ids = np.random.default_rng(0).integers(1, V, (3, length))
+    ids = np.random.default_rng(0).integers(1, vocabulary_size, (3, length))
     mask = np.arange(length) < np.array([[length], [length - 3], [2]])
     return ids * mask, mask
 
@@ -97,6 +98,10 @@ def save_bin(bert, folder, rename=lambda name: name):
     torch.save({rename(name): tensor for name, tensor in bert.state_dict().items()}, folder / "pytorch_model.bin")
 
 
+def save_vocabulary(folder, pieces=PIECES):
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
+
+
 def save_prefixed_bin(bert, folder):
     save_bin(bert, folder, lambda name: f"bert.{name}")
 
@@ -115,7 +120,7 @@ def test_imported_text_side_equals_torch_bert(tmp_path, save):
     config = ModelConfig(**TINY)
     model, params = fashionbert(config)
     ids, mask = text_batch()
-    hidden, pooled = text_side(model, pretrained.load_bert(tmp_path, config, params).params, ids, mask)
+    hidden, pooled = text_side(model, pretrained.load_bert(tmp_path, config, params, PIECES).params, ids, mask)
     expected = torch_outputs(bert, ids, mask)
     np.testing.assert_allclose(hidden, expected.last_hidden_state, atol=1e-4)
     np.testing.assert_allclose(pooled, expected.pooler_output, atol=1e-4)
@@ -126,7 +131,7 @@ def test_text_and_patches_together_equal_torch_encoder_over_both(tmp_path):
     save_safetensors(bert, tmp_path)
     config = ModelConfig(**TINY)
     model, params = fashionbert(config)
-    params = pretrained.load_bert(tmp_path, config, params).params
+    params = pretrained.load_bert(tmp_path, config, params, PIECES).params
     _, mask = text_batch()
     text, image = (np.random.default_rng(1).normal(size=(3, n, 48)).astype(np.float32) for n in (T, P))
     hidden = jax.jit(partial(model.apply, method="encode"))({"params": params}, text, mask, image)
@@ -143,7 +148,7 @@ def test_imported_mlm_head_equals_torch(tmp_path, kind):
     save_safetensors(bert, tmp_path)
     config = ModelConfig(**TINY)
     model, params = fashionbert(config)
-    params = pretrained.load_bert(tmp_path, config, params).params
+    params = pretrained.load_bert(tmp_path, config, params, PIECES).params
     ids, mask = text_batch()
     hidden, _ = text_side(model, params, ids, mask)
     logits = model.apply({"params": params}, hidden, method="mlm_logits")
@@ -152,13 +157,29 @@ def test_imported_mlm_head_equals_torch(tmp_path, kind):
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
+def test_a_restricted_vocabulary_takes_its_rows_of_the_word_table_and_of_the_decoder(tmp_path):
+    bert = torch_bert(transformers.BertForMaskedLM)
+    save_safetensors(bert, tmp_path)
+    save_vocabulary(tmp_path)
+    kept = np.array([0, *np.random.default_rng(2).permutation(np.arange(1, V))[:40]])  # in an order of its own
+    config = ModelConfig(**TINY)
+    model, params = fashionbert(config, len(kept))
+    params = pretrained.load_bert(tmp_path, config, params, [PIECES[row] for row in kept]).params
+    ids, mask = text_batch(vocabulary_size=len(kept))
+    hidden, _ = text_side(model, params, ids, mask)
+    logits = model.apply({"params": params}, hidden, method="mlm_logits")
+    expected = torch_outputs(bert, kept[ids], mask)
+    np.testing.assert_allclose(hidden, expected.hidden_states[-1], atol=1e-5)
+    np.testing.assert_allclose(logits, expected.logits[..., kept], atol=1e-5)
+
+
 def test_first_two_layers_give_torch_hidden_states_after_two_layers(tmp_path):
     bert = torch_bert()
     save_safetensors(bert, tmp_path)
     config = ModelConfig(**TINY | {"num_layers": 2})
     model, params = fashionbert(config)
     ids, mask = text_batch()
-    hidden, _ = text_side(model, pretrained.load_bert(tmp_path, config, params).params, ids, mask)
+    hidden, _ = text_side(model, pretrained.load_bert(tmp_path, config, params, PIECES).params, ids, mask)
     np.testing.assert_allclose(hidden, torch_outputs(bert, ids, mask).hidden_states[2], atol=1e-4)
 
 
@@ -183,7 +204,7 @@ def test_imported_minilm_equals_torch_on_sentences(minilm):
     vocabulary = Vocabulary.from_file(minilm / "vocab.txt")
     config = ModelConfig(num_layers=6, width=384, num_heads=12, mlp_width=1536, text_tokens=24)
     model, params = fashionbert(config, vocabulary.size)
-    imported = pretrained.load_bert(minilm, config, params)
+    imported = pretrained.load_bert(minilm, config, params, vocabulary.rows)
     assert set(imported.initialised) == IMAGE_SIDE | MLM_HEAD
     ids = vocabulary.encode(
         ["Floral-print crêpe midi dress, navy", "Slim fit cotton oxford shirt with button-down collar", "belt"], 24
@@ -226,7 +247,7 @@ def test_what_bert_lacks_is_named_and_left_as_initialised(tmp_path, kind, lackin
     save_safetensors(torch_bert(kind), tmp_path)
     config = ModelConfig(**TINY)
     _, params = fashionbert(config)
-    imported = pretrained.load_bert(tmp_path, config, params)
+    imported = pretrained.load_bert(tmp_path, config, params, PIECES)
     assert set(imported.initialised) == lacking
     before, after = (flatten_dict(tree, sep="/") for tree in (params, imported.params))
     assert before.keys() == after.keys()
@@ -243,24 +264,34 @@ def test_everything_that_does_not_fit_is_named_in_one_error(tmp_path):
     del arrays["encoder.layer.1.output.dense.weight"]
     arrays["encoder.layer.0.intermediate.dense.weight"] = np.zeros((95, 48), np.float32)
     save_file(arrays, tmp_path / "model.safetensors")
+    save_vocabulary(tmp_path, [*PIECES, "late"])
     config = ModelConfig(**TINY)
+    pieces = [*PIECES[: V - 7], *(f"other{i}" for i in range(6)), "late"]
     with pytest.raises(ValueError) as error:
-        pretrained.load_bert(tmp_path, config, fashionbert(config)[1])
-    assert str(error.value).split("\n  ")[1:] == [
+        pretrained.load_bert(tmp_path, config, fashionbert(config)[1], pieces)
+    by_files = [
         "model.width is 48, the BERT's hidden_size 64",
         "model.num_heads is 4, the BERT's num_attention_heads 8",
         "model.num_layers is 3, the BERT has 2",
+        "vocab.txt lacks 6 of the 99 pieces of model.vocabulary: 'other0', 'other1', 'other2', 'other3', 'other4', .. "
+        "(use 'used' or '' for pieces of the BERT's own)",
+    ]
+    assert str(error.value).split("\n  ")[1:] == by_files + [
+        "embeddings.word_embeddings.weight has 99 rows, vocab.txt a piece in use in row 99",
         "encoder.layer.0.intermediate.dense.weight gives encoder/layer_0/mlp_in/kernel "
         "shape (48, 95), expected (48, 96)",
         "missing encoder.layer.1.output.dense.weight (for encoder/layer_1/mlp_out/kernel)",
     ]
+    with pytest.raises(ValueError) as error:
+        pretrained.check_fit(tmp_path, config, pieces)
+    assert str(error.value).split("\n  ")[1:] == by_files
 
 
 def test_more_text_tokens_than_positions_is_an_error(tmp_path):
     save_safetensors(torch_bert(), tmp_path)
     config = ModelConfig(**TINY | {"text_tokens": 41})
     with pytest.raises(ValueError, match="model.text_tokens is 41, the BERT has 40 positions"):
-        pretrained.load_bert(tmp_path, config, fashionbert(config)[1])
+        pretrained.load_bert(tmp_path, config, fashionbert(config)[1], PIECES)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
@@ -268,13 +299,13 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder with a BERT .*nowhere"):
         pretrained.find(str(nowhere))
     with pytest.raises(FileNotFoundError, match="nowhere has no config.json"):
-        pretrained.load_bert(nowhere, ModelConfig(**TINY), {})
+        pretrained.load_bert(nowhere, ModelConfig(**TINY), {}, PIECES)
 
 
 def test_a_folder_without_weights_says_which_files_were_sought(tmp_path):
     torch_bert().config.save_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="neither model.safetensors nor pytorch_model.bin"):
-        pretrained.load_bert(tmp_path, ModelConfig(**TINY), {})
+        pretrained.load_bert(tmp_path, ModelConfig(**TINY), {}, PIECES)
 
 
 @pytest.mark.parametrize("kept", [0, 5, 1000, -4], ids=["empty", "in the length", "in the header", "in the arrays"])
@@ -283,7 +314,7 @@ def test_a_truncated_safetensors_file_is_named(tmp_path, kept):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:kept])
     with pytest.raises(ValueError, match="model.safetensors is not a safetensors file"):
-        pretrained.load_bert(tmp_path, ModelConfig(**TINY), {})
+        pretrained.load_bert(tmp_path, ModelConfig(**TINY), {}, PIECES)
 
 
 def test_parameters_of_bert_base_size_by_hand():

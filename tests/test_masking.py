@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,10 +14,10 @@ word_lengths = st.lists(st.integers(1, 5), min_size=1, max_size=12).filter(lambd
 mask_text = jax.jit(masking.mask_text, static_argnames=("rate", "mask_id", "vocabulary_size"))
 
 
-def text_of(lengths):
+def text_of(lengths, num_tokens=T):
     """Ids and word numbers of one word of each length, framed and padded to T."""
     words = np.repeat(np.arange(len(lengths)), lengths)
-    ids, word_ids = np.zeros(T, np.int32), np.full(T, -1, np.int32)
+    ids, word_ids = np.zeros(num_tokens, np.int32), np.full(num_tokens, -1, np.int32)
     ids[0], ids[1 : 1 + len(words)], ids[1 + len(words)] = 2, 100 + np.arange(len(words)), 3
     word_ids[1 : 1 + len(words)] = words
     return jnp.array(ids), jnp.array(word_ids)
@@ -36,6 +37,29 @@ def test_words_are_masked_whole_and_special_tokens_never(lengths, seed):
     assert len(chosen) <= max(1, round(0.3 * sum(lengths)))
     untouched = np.setdiff1d(np.arange(T), chosen)
     np.testing.assert_array_equal(np.asarray(masked)[untouched], np.asarray(ids)[untouched])
+
+
+@given(word_lengths, st.integers(0, 2**31), st.sampled_from([33, 48, 64]))
+def test_padding_does_not_change_masks(lengths, seed, longer):
+    texts = [text_of(lengths), text_of(lengths, longer)]
+    masked, positions, valid = zip(
+        *(mask_text(jax.random.key(seed), *text, rate=0.5, mask_id=MASK_ID, vocabulary_size=V) for text in texts),
+        strict=True,
+    )
+    np.testing.assert_array_equal(masked[0], masked[1][:T])
+    np.testing.assert_array_equal(masked[1][T:], 0)
+    np.testing.assert_array_equal(positions[0][valid[0]], positions[1][valid[1]])
+
+
+@pytest.mark.parametrize("rate", [0.15, 0.3, 0.35])
+def test_a_text_of_single_pieces_has_its_share_masked_to_the_piece_and_in_the_slots(rate):
+    num_pieces = np.arange(1, 191)  # 0.15 * 190 is 28.5, rounded to 28; in float32 it is more
+    word_ids = jnp.stack([text_of([1] * n, 192)[1] for n in num_pieces])
+    masks = jax.vmap(lambda key, words: masking.choose_words(key, words, rate))(
+        jax.random.split(jax.random.key(0), len(num_pieces)), word_ids
+    )
+    assert masks.sum(axis=1).tolist() == [max(1, round(rate * n)) for n in num_pieces.tolist()]
+    assert masks[-1].sum() == masking.num_mlm_slots(192, rate)
 
 
 def test_rates_and_the_80_10_10_split_hold_on_average():

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fbjax.batch import Batch
+from fbjax.batch import Batch, batch_shapes
 from fbjax.config import AdaptiveConfig, Config, MeshConfig, ModelConfig, PatchConfig, TaskConfig, TrainConfig
 from fbjax.mesh import make_mesh, put_batch
 from fbjax.model.fashionbert import build_model
 from fbjax.model.patches import build_patch_network
 from fbjax.objectives.pretraining import Pretraining, patch_divergence
-from fbjax.step import init_state, make_optimizer, make_schedule, make_step
+from fbjax.step import compiled, init_state, make_optimizer, make_schedule, make_step
 from tests.runs import write_mobilenet
 
 B, T, V = 16, 16, 60
@@ -70,7 +70,9 @@ def test_losses_equal_a_recomputation_from_the_whole_sequence():
     objective, batch = make_objective(), make_batch()
     params = make_state(objective).params
     key = jax.random.key(3)
-    ids, text_at, valid, patch_at = map(np.asarray, objective._draw_masks(jax.random.split(key)[0], batch))
+    examples = objective.prepare(batch, jax.random.split(key)[0])
+    ids, text_at, patch_at = map(np.asarray, (examples.ids, examples.text_positions, examples.patch_positions))
+    valid = np.asarray(examples.piece_weight) > 0
     apply = lambda *a, **k: objective.model.apply({"params": params["fashionbert"]}, *a, **k)  # noqa: E731
     mlm, mpm, tia = [], [], []
     for pair, images in enumerate([batch.image, batch.partner]):
@@ -119,26 +121,106 @@ def test_padding_does_not_change_the_alignment_scores():
     np.testing.assert_allclose(*scores, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("mask_mismatched", [True, False])
+def test_padding_changes_no_loss_and_no_gradient(mask_mismatched):
+    """A batch of short texts as the length buckets give it, and padded to the full T."""
+    objective, padded = make_objective(tasks=TaskConfig(mask_mismatched=mask_mismatched)), make_batch()
+    shortened = padded.ids.copy()
+    shortened[:, 8:] = 0
+    word_ids = np.where(shortened > 0, padded.word_ids, -1)
+    padded = padded.replace(ids=shortened, word_ids=word_ids)
+    trimmed = padded.replace(ids=shortened[:, :8], word_ids=word_ids[:, :8])
+    params = make_state(objective).params
+
+    def losses_and_gradient(batch):
+        losses = lambda p: objective.losses(p, {"patches": {}}, batch, jax.random.key(3))[0]  # noqa: E731
+        return jax.jit(lambda p: (losses(p), jax.grad(lambda p: losses(p).sum())(p)))(params)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        losses_and_gradient(trimmed),
+        losses_and_gradient(padded),
+    )
+
+
+def stepped(config, steps=2, devices=None):
+    """Parameters, weights held and last metrics after `steps` steps of `config`."""
+    devices = devices or make_one_device_mesh()
+    objective = make_objective(config.model)
+    state = make_state(objective, config, devices)
+    step = make_step(objective, make_optimizer(TRAIN), config, devices, state)
+    with jax.set_mesh(devices):
+        for i in range(steps):
+            state, metrics = step(state, {"patches": {}}, put_batch(make_batch(i), devices))
+    return jax.device_get((state.params, state.task_weights, metrics))
+
+
+def assert_same_step(one, other):
+    (params, weights, metrics), (other_params, other_weights, other_metrics) = one, other
+    for name, value in metrics.items():
+        np.testing.assert_allclose(other_metrics[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
+    difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), params, other_params)
+    assert max(jax.tree.leaves(difference)) < 2e-3  # of steps of 1e-2
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4), weights, other_weights)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train.micro_batches": 4},
+        {"train.micro_batches": 4, "adaptive.method": "fixed"},
+        {"train.micro_batches": 4, "adaptive.method": "estimate"},
+        {"train.micro_batches": 4, "adaptive.every": 2},
+        {"model.remat": "layers"},
+        {"model.remat": "dots"},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_what_saves_memory_does_not_change_the_step(changes):
+    """Micro-batches hold different numbers of masked pieces: only a mean over the whole batch comes out the same."""
+
+    def changed(*names):
+        config = CONFIG
+        for name in names:
+            section, field = name.split(".")
+            part = dataclasses.replace(getattr(config, section), **{field: changes[name]})
+            config = dataclasses.replace(config, **{section: part})
+        return config
+
+    saving = [name for name in changes if name in ("train.micro_batches", "model.remat")]
+    assert_same_step(stepped(changed(*changes.keys() - set(saving))), stepped(changed(*changes)))
+
+
+def test_weights_are_held_in_the_state_between_two_solves():
+    config = dataclasses.replace(CONFIG, adaptive=AdaptiveConfig(every=2))
+    (_, first, _), (_, second, _), (_, third, metrics) = (stepped(config, steps) for steps in (1, 2, 3))
+    np.testing.assert_array_equal(first, second)
+    assert np.abs(second - third).max() > 1e-3
+    np.testing.assert_array_equal([metrics[f"{task}/weight"] for task in ("mlm", "mpm", "tia")], third)
+
+
+def test_a_compiled_step_takes_the_shapes_it_was_compiled_for_and_no_other():
+    objective, mesh = make_objective(), make_one_device_mesh()
+    state, batch = make_state(objective), make_batch()
+    step = make_step(objective, make_optimizer(TRAIN), CONFIG, mesh, state)
+    shapes = [batch_shapes(CONFIG, objective.patches, length) for length in (8, T)]
+    run = compiled(step, state, {"patches": {}}, shapes)
+    state, _ = run(state, {"patches": {}}, put_batch(batch, mesh))
+    short = batch.replace(ids=batch.ids[:, :8], word_ids=batch.word_ids[:, :8])
+    state, _ = run(state, {"patches": {}}, put_batch(short, mesh))
+    assert step._cache_size() == 0 and int(state.step) == 2
+    with pytest.raises(KeyError):
+        run(state, {"patches": {}}, batch.replace(ids=batch.ids[:, :12]))
+
+
 @pytest.mark.parametrize(
     "method, mesh",
     [("gradient", MeshConfig(8, 1, 1)), ("gradient", MeshConfig(2, 2, 2)), ("loss_softmax", MeshConfig(8, 1, 1))],
     ids=["gradient-data", "gradient-data-fsdp-tensor", "loss_softmax-data"],
 )
 def test_device_count_does_not_change_the_step(method, mesh):
-    results = []
-    for devices in (make_one_device_mesh(), make_mesh(mesh)):
-        objective = make_objective()
-        state = make_state(objective, mesh=devices)
-        step = make_step(objective, make_optimizer(TRAIN), AdaptiveConfig(method=method), 0, devices, state)
-        with jax.set_mesh(devices):
-            for i in range(2):
-                state, metrics = step(state, {"patches": {}}, put_batch(make_batch(i), devices))
-        results.append((jax.device_get(state.params), jax.device_get(metrics)))
-    (one_params, one), (many_params, many) = results
-    for name, value in one.items():
-        np.testing.assert_allclose(many[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
-    difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), one_params, many_params)
-    assert max(jax.tree.leaves(difference)) < 2e-3  # of steps of 1e-2
+    config = dataclasses.replace(CONFIG, adaptive=AdaptiveConfig(method=method))
+    assert_same_step(stepped(config), stepped(config, devices=make_mesh(mesh)))
 
 
 def test_a_patch_network_gets_gradients_when_it_trains_and_is_no_parameter_when_not(tmp_path):

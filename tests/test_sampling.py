@@ -10,17 +10,31 @@ from hypothesis import strategies as st
 from fbjax.config import Config, TaskConfig
 from fbjax.data.catalogue import Source, prepare
 from fbjax.data.pipeline import train_batches
-from fbjax.data.sampling import Partners, Sampler
+from fbjax.data.sampling import WINDOW, Partners, Sampler, padded_lengths
 from fbjax.data.vocabulary import Vocabulary
 from tests.tables import make_products, write_parquet
 
 SIDE, NUM_PRODUCTS, NUM_STEPS = 32, 20, 8  # 8 steps of 8 products: three epochs and a bit
+TEXT_TOKENS, TEXT_BUCKET = 10, 3
 catalogues = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=2, max_size=14)  # (category, group)
 
 
-def make_sampler(categories, groups, batch_size, seed=0, **tasks) -> Sampler:
+orders = given(st.integers(2, 300), st.integers(1, 50), st.integers(0, 3))  # products, batch size, seed
+
+
+def make_sampler(categories, groups, batch_size, seed=0, lengths=None, **tasks) -> Sampler:
     partners = Partners(np.asarray(categories), np.asarray(groups))
-    return Sampler(partners, len(categories), batch_size, seed, TaskConfig(**tasks))
+    lengths = np.full(len(categories), 64) if lengths is None else lengths
+    return Sampler(partners, lengths, batch_size, seed, TaskConfig(**tasks))
+
+
+def make_order(num_products, batch_size, seed, lengths=None) -> Sampler:
+    """A sampler whose partners do not matter."""
+    return make_sampler(np.zeros(num_products, int), np.arange(num_products), batch_size, seed, lengths)
+
+
+def draw_lengths(num_products, seed):
+    return np.random.default_rng(seed).choice([16, 32, 48, 64], num_products, p=[0.3, 0.5, 0.15, 0.05])
 
 
 def allowed_partners(row, categories, groups, easy) -> set[int]:
@@ -29,9 +43,9 @@ def allowed_partners(row, categories, groups, easy) -> set[int]:
     return others if easy or not same else same
 
 
-@given(st.integers(2, 40), st.integers(1, 50), st.integers(0, 3))
+@orders
 def test_every_epoch_visits_each_product_once(num_products, batch_size, seed):
-    sampler = make_sampler(np.zeros(num_products, int), np.arange(num_products), batch_size, seed)
+    sampler = make_order(num_products, batch_size, seed, draw_lengths(num_products, seed))
     num_steps = -(-3 * num_products // batch_size)
     rows = np.concatenate([sampler.batch(step)[0] for step in range(num_steps)])
     for epoch in range(3):
@@ -39,22 +53,62 @@ def test_every_epoch_visits_each_product_once(num_products, batch_size, seed):
 
 
 def test_every_epoch_and_every_seed_has_its_own_order():
-    orders = [
-        tuple(make_sampler(np.zeros(30, int), np.arange(30), 30, seed).batch(epoch)[0])
-        for seed in range(3)
-        for epoch in range(3)
-    ]
-    assert len(set(orders)) == 9
+    orders = {tuple(make_order(30, 30, seed).batch(epoch)[0]) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+
+
+@orders
+def test_texts_of_equal_lengths_come_in_a_plain_permutation(num_products, batch_size, seed):
+    sampler = make_order(num_products, batch_size, seed)
+    rows = np.concatenate([sampler.batch(step)[0] for step in range(-(-2 * num_products // batch_size))])
+    plain = np.concatenate([np.random.default_rng([seed, epoch, 1]).permutation(num_products) for epoch in range(2)])
+    np.testing.assert_array_equal(rows[: len(plain)], plain)
+
+
+@orders
+def test_a_window_of_batches_keeps_its_products_and_is_padded_as_little_as_can_be(num_products, batch_size, seed):
+    lengths = draw_lengths(num_products, seed)
+    plain, sampler = make_order(num_products, batch_size, seed), make_order(num_products, batch_size, seed, lengths)
+    for epoch in range(2):
+        first, end = -(-epoch * num_products // batch_size), (epoch + 1) * num_products // batch_size  # whole batches
+        for start in range(first, end, WINDOW):
+            steps = range(start, min(start + WINDOW, end))
+            drawn, regrouped = (np.stack([s.batch(step)[0] for step in steps]) for s in (plain, sampler))
+            tokens = np.array([sampler.text_tokens(step) for step in steps])
+            np.testing.assert_array_equal(tokens, lengths[regrouped].max(axis=1))
+            by_length = np.array(sorted(drawn.ravel(), key=lambda row: lengths[row])).reshape(regrouped.shape)
+            np.testing.assert_array_equal(regrouped[np.argsort(tokens, kind="stable")], by_length)
+            assert sorted(tokens) == lengths[by_length[:, -1]].tolist()
+        if end * batch_size < (epoch + 1) * num_products:  # a batch of two epochs
+            np.testing.assert_array_equal(sampler.batch(end)[0], plain.batch(end)[0])
+            assert sampler.text_tokens(end) == lengths[plain.batch(end)[0]].max()
+
+
+def test_a_batch_of_rare_length_comes_at_any_time_of_its_window():
+    num_batches, num_epochs = 8, 800
+    sampler = make_order(4 * num_batches, 4, 0, np.repeat([16, 64], [4 * num_batches - 4, 4]))
+    tokens = np.array([sampler.text_tokens(step) for step in range(num_batches * num_epochs)])
+    counts = (tokens.reshape(num_epochs, num_batches) == 64).sum(axis=0)
+    assert counts.sum() == num_epochs
+    assert ((counts - 100) ** 2 / 100).sum() < 24.3  # 7 degrees of freedom, 0.1 %
+
+
+def test_lengths_count_the_frame_and_are_rounded_up_to_buckets_below_the_limit():
+    num_pieces = np.array([1, 14, 15, 30, 31, 38, 39, 500], np.int32)
+    lengths = padded_lengths(num_pieces, text_tokens=40, text_bucket=16)
+    assert lengths.tolist() == [16, 16, 32, 32, 40, 40, 40, 40]
+    assert make_order(8, 2, 0, lengths).text_tokens_used() == (16, 32, 40)
+    assert padded_lengths(num_pieces, text_tokens=40, text_bucket=40).tolist() == [40] * 8
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.integers(1, 25))
 def test_a_batch_depends_on_its_step_alone(steps, batch_size):
-    categories, groups = np.arange(18) % 3, np.arange(18) // 2
-    used = make_sampler(categories, groups, batch_size, easy_start=1.0, easy_steps=30)
+    arguments = (np.arange(18) % 3, np.arange(18) // 2, batch_size, 0, np.arange(18) % 5)
+    used = make_sampler(*arguments, easy_start=1.0, easy_steps=30)
     for step in steps:
-        batch = used.batch(step)
-        fresh = make_sampler(categories, groups, batch_size, easy_start=1.0, easy_steps=30).batch(step)
-        np.testing.assert_array_equal(batch, fresh)
+        batch, fresh = used.batch(step), make_sampler(*arguments, easy_start=1.0, easy_steps=30)
+        np.testing.assert_array_equal(batch, fresh.batch(step))
+        assert used.text_tokens(step) == fresh.text_tokens(step)
         for array in batch:
             array[:] = -1  # a caller's changes must not reach later batches
 
@@ -131,19 +185,23 @@ def test_as_many_partners_are_of_any_category_as_the_easy_share_says(easy, cross
 def catalogue(tmp_path_factory):
     """Products whose images are SIDE x SIDE PNGs, prepared; so that decoding has to give their very pixels."""
     folder = tmp_path_factory.mktemp("sampling")
-    products = [{**p, "image": p["image"].resize((SIDE, SIDE)), "format": "PNG"} for p in make_products(NUM_PRODUCTS)]
+    products = [
+        {**p, "title": " ".join([p["title"]] * repeats), "image": p["image"].resize((SIDE, SIDE)), "format": "PNG"}
+        for p, repeats in zip(make_products(NUM_PRODUCTS), [1, 1, 1, 2, 3] * 4, strict=True)
+    ]
     base = Config()
     config = dataclasses.replace(
         base,
         data=dataclasses.replace(base.data, columns=dataclasses.replace(base.data.columns, group="group")),
         patches=dataclasses.replace(base.patches, image_size=SIDE),
-        model=dataclasses.replace(base.model, text_tokens=8),
+        model=dataclasses.replace(base.model, text_tokens=TEXT_TOKENS),
         train=dataclasses.replace(base.train, batch_size=8, num_steps=NUM_STEPS),
     )
     vocabulary = Vocabulary.train([p["title"] for p in products], 200)
     source = Source.one_table(str(write_parquet(folder / "table.parquet", products)), config)
     records = prepare(source, vocabulary, folder / "prepared", lambda rows, total, label: rows)["validation"]
-    sampler = make_sampler(records.categories, records.groups, 8)
+    lengths = padded_lengths(records.num_pieces, TEXT_TOKENS, TEXT_BUCKET)
+    sampler = make_sampler(records.categories, records.groups, 8, lengths=lengths)
     pixels = np.stack([np.asarray(p["image"]) for p in products])
 
     def stream(start=0, process=(0, 1), features=None):
@@ -164,9 +222,11 @@ def test_a_batch_holds_the_sampled_texts_images_and_partners(catalogue):
         np.testing.assert_array_equal(batch.partner, pixels[partners])
         for row, ids, word_ids in zip(rows, batch.ids, batch.word_ids, strict=True):
             ((pieces, words),) = vocabulary.pieces([products[row]["title"]])
-            padding = 8 - 2 - len(pieces)
+            pieces, words = pieces[: TEXT_TOKENS - 2], words[: TEXT_TOKENS - 2]
+            padding = sampler.text_tokens(step) - 2 - len(pieces)
             assert ids.tolist() == [vocabulary.cls_id, *pieces, vocabulary.sep_id] + [0] * padding
             assert word_ids.tolist() == [-1, *words, -1] + [-1] * padding
+    assert {batch.ids.shape[1] for batch in batches} == {6, 10}
 
 
 def test_the_stream_from_a_step_is_the_tail_of_the_stream_from_the_first(catalogue):

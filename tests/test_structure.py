@@ -23,13 +23,14 @@ ONLY_IN = {  # import -> the files or folders that may have it
     "markupsafe": ("pages/",),
     "resvg_py": ("data/drawn/",),
     "ml_collections": ("config.py",),
-    "torch": ("model/pretrained.py",),
+    "torch": ("model/pretrained.py", "bench/rival.py"),
 }
 LAYERS = {  # a room -> what it must not know
     "model/": ("fbjax.data", "fbjax.objectives", "fbjax.adaptive", "fbjax.train", "fbjax.evaluate", "fbjax.workdir"),
     "objectives/": ("fbjax.data", "fbjax.adaptive", "fbjax.train", "fbjax.evaluate", "fbjax.workdir"),
     "data/": ("jax", "fbjax.model", "fbjax.objectives", "fbjax.train", "fbjax.evaluate", "fbjax.workdir"),
-    "adaptive.py": ("fbjax.",),
+    "adaptive.py": ("fbjax.model", "fbjax.objectives", "fbjax.config", "fbjax.batch", "fbjax.step"),
+    "branches.py": ("fbjax.",),
     "metrics.py": ("jax", "fbjax."),
 }
 

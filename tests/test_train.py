@@ -26,9 +26,9 @@ from tests.tables import make_products, write_parquet
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """An uninterrupted run: its folder, config and last state."""
+    """An uninterrupted run: its folder, config and last state. Task weights are held over its checkpoint of step 8."""
     folder = tmp_path_factory.mktemp("finished")
-    config = tiny_config(folder)
+    config = tiny_config(folder, "adaptive.every=5")
     return folder, config, train(config, folder / "run")
 
 
@@ -168,7 +168,11 @@ def test_a_batch_that_the_devices_cannot_share_is_an_error(tmp_path):
         ("train.num_steps=many", "config.train.num_steps expects int"),
         ("adaptive.domain=3.0", "adaptive.domain 3.0 must lie in"),
         ("adaptive.fixed=(0.5,0.6,0.1)", "must be three weights"),
-        ("model.vocabulary=", "model.vocabulary is not set"),
+        ("model.vocabulary=", "model.vocabulary '' names none"),
+        ("model.vocabulary=used", "model.vocabulary 'used' names none"),
+        ("model.attention=cudnn", "needs dtype 'bfloat16'"),
+        ("train.micro_batches=3", "micro_batches 3 does not divide batch_size"),
+        ("adaptive.every=0", "adaptive.every 0 must be at least 1"),
         ("train.learning_rate=-1", "train.learning_rate -1.0 must be above 0"),
         ("tasks.mlm_rate=0", "tasks.mlm_rate 0.0 must be in (0, 1)"),
         ("model.num_heads=5", "num_heads 5 does not divide model.width 32"),
@@ -196,6 +200,11 @@ def test_a_setting_reads_as_a_person_writes_it(tmp_path, override, value):
     for name in rest:
         setting = getattr(setting, name)
     assert setting == value and type(setting) is type(value)
+
+
+def test_a_vocabulary_s_keyword_is_no_path(tmp_path):
+    config = tiny_config(tmp_path, "model.vocabulary=used", "model.pretrained=minilm")
+    assert config.model.vocabulary == "used"
 
 
 def test_a_config_survives_its_json_form(tmp_path):

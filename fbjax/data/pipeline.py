@@ -31,7 +31,7 @@ def train_batches(
     features: np.ndarray | None = None,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """Batches of host arrays for steps start, start + 1, .. num_steps - 1.
+    """Batches of host arrays for steps start, start + 1, .. num_steps - 1, each padded to `sampler.text_tokens`.
 
     `features` [N, P, C]: cached patch features to send in place of images. `process`: (index, count); each process gets
     its consecutive share of every global batch.
@@ -39,11 +39,12 @@ def train_batches(
     read = records.open()
     rank, num_processes = process
     share = sampler.batch_size // num_processes
-    num_tokens, size = config.model.text_tokens, config.patches.image_size
+    size = config.patches.image_size
 
     def look_up(step):
         rows, partners = (x[rank * share : (rank + 1) * share] for x in sampler.batch(int(step)))
         return (
+            np.full(share, sampler.text_tokens(int(step)), np.int32),
             rows,
             partners,
             np.array(read(rows), object),
@@ -51,10 +52,10 @@ def train_batches(
         )
 
     def fetch(step):
-        rows, partners, own, other = tf.numpy_function(look_up, [step], [tf.int64, tf.int64, tf.string, tf.string])
-        return tuple(tf.ensure_shape(x, [share]) for x in (rows, partners, own, other))
+        types = [tf.int32, tf.int64, tf.int64, tf.string, tf.string]
+        return tuple(tf.ensure_shape(x, [share]) for x in tf.numpy_function(look_up, [step], types))
 
-    def parse(row, partner, own, other):
+    def parse(num_tokens, row, partner, own, other):
         example = _deserialize(records, own)
         ids, word_ids = _frame(example["pieces"], example["word_ids"], vocabulary, num_tokens)
         if features is not None:
@@ -124,14 +125,14 @@ def _decode(encoded: tf.Tensor, size: int) -> tf.Tensor:
     return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
 
 
-def _frame(pieces: tf.Tensor, word_ids: tf.Tensor, vocabulary: Vocabulary, num_tokens: int):
+def _frame(pieces: tf.Tensor, word_ids: tf.Tensor, vocabulary: Vocabulary, num_tokens: tf.Tensor):
     """``[CLS] pieces [SEP] [PAD] ..`` and the word numbers, [T] each; the tf.data form of `Vocabulary.frame`."""
     pieces, word_ids = pieces[: num_tokens - 2], word_ids[: num_tokens - 2]
     ids = tf.concat([[vocabulary.cls_id], pieces, [vocabulary.sep_id]], axis=0)
     ids = tf.pad(ids, [[0, num_tokens - tf.shape(ids)[0]]])
     word_ids = tf.concat([[NO_WORD], word_ids], axis=0)
     word_ids = tf.pad(word_ids, [[0, num_tokens - tf.shape(word_ids)[0]]], constant_values=NO_WORD)
-    return tf.ensure_shape(ids, [num_tokens]), tf.ensure_shape(word_ids, [num_tokens])
+    return ids, word_ids
 
 
 def _gather(features: np.ndarray, rows: tf.Tensor) -> tf.Tensor:

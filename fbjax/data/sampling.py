@@ -1,15 +1,18 @@
 """Order and partner as pure functions of (seed, epoch, index): which products a step sees, and against which images.
 
-Nothing here is state: the data position is the step, on any number of processes.
+Texts of like length meet in a batch, so that little of it is padding (the paper's variable sequence length). Nothing
+here is state: the data position is the step, on any number of processes.
 """
 
 import dataclasses
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 
 from fbjax.config import TaskConfig
 
+WINDOW = 64  # batches among which products are exchanged to meet others of their length
 _ORDER, _PARTNER = 1, 2  # streams of random numbers
 
 
@@ -61,28 +64,43 @@ def _run_bounds(changes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]
     return np.repeat(edges[:-1], lengths), np.repeat(edges[1:], lengths)
 
 
+def padded_lengths(num_pieces: np.ndarray, text_tokens: int, text_bucket: int) -> np.ndarray:
+    """Tokens of texts of `num_pieces` [N], framed and rounded up to a multiple of text_bucket, at most text_tokens."""
+    return np.minimum(-(-(num_pieces + 2) // text_bucket) * text_bucket, text_tokens)
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampler:
     """What every step of training sees."""
 
     partners: Partners
-    num_products: int
+    lengths: np.ndarray  # [N] int: `padded_lengths`
     batch_size: int
     seed: int
     tasks: TaskConfig
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows of `step`'s global batch and their partners' rows, int64 [B] each."""
+        num_products = len(self.lengths)
         places = step * self.batch_size + np.arange(self.batch_size)
-        epochs, positions = np.divmod(places, self.num_products)
+        epochs, positions = np.divmod(places, num_products)
         rows, partners = np.empty_like(places), np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            rows[here] = _permutation(self.seed, int(epoch), self.num_products)[positions[here]]
-            uniform = _uniform(self.seed, int(epoch), self.num_products)[:, rows[here]]
+            rows[here] = self._order(int(epoch))[positions[here]]
+            uniform = _uniform(self.seed, int(epoch), num_products)[:, rows[here]]
             easy = uniform[0] < self.easy_share(step)
             partners[here] = self.partners.draw(rows[here], uniform[1], easy)
         return rows, partners
+
+    def text_tokens(self, step: int) -> int:
+        """What the texts of `step`'s global batch are padded to: the longest of them."""
+        rows, _ = self.batch(step)
+        return int(self.lengths[rows].max())
+
+    def text_tokens_used(self) -> tuple[int, ...]:
+        """Every value that `text_tokens` can have, ascending."""
+        return tuple(np.unique(self.lengths).tolist())
 
     def easy_share(self, step: int) -> float:
         """Share of any-category partners at `step`: linear from easy_start to easy_end."""
@@ -90,10 +108,29 @@ class Sampler:
         done = min(1.0, step / tasks.easy_steps) if tasks.easy_steps else 1.0
         return tasks.easy_start + (tasks.easy_end - tasks.easy_start) * done
 
+    @cached_property
+    def _order(self) -> Callable[[int], np.ndarray]:
+        """The order of an epoch. Two are kept: a batch may lie in both."""
+        return lru_cache(maxsize=2)(partial(_epoch_order, self.seed, lengths=self.lengths, batch_size=self.batch_size))
 
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch, _ORDER]).permutation(size)
+
+def _epoch_order(seed: int, epoch: int, *, lengths: np.ndarray, batch_size: int) -> np.ndarray:
+    """The rows of `epoch` in order, [N]: a random permutation whose batches are regrouped by length.
+
+    Each window of WINDOW batches is sorted by length and cut into batches anew. Batches of different lengths come in
+    random order, those of one length in the order drawn: where all lengths are equal, nothing moves. A batch that lies
+    in two epochs stays as drawn.
+    """
+    rng = np.random.default_rng([seed, epoch, _ORDER])
+    rows = rng.permutation(len(lengths))
+    first = -epoch * len(lengths) % batch_size  # products of a batch that the epoch before began
+    for start in range(first, len(lengths) - batch_size + 1, WINDOW * batch_size):
+        num_batches = min(WINDOW, (len(lengths) - start) // batch_size)
+        window = rows[start : start + num_batches * batch_size]
+        batches = window[np.argsort(lengths[window], kind="stable")].reshape(num_batches, batch_size)
+        places = np.argsort(rng.permutation(lengths[batches[:, -1]]), kind="stable")
+        window.reshape(num_batches, batch_size)[places] = batches
+    return rows
 
 
 @lru_cache(maxsize=2)

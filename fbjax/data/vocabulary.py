@@ -1,11 +1,13 @@
 """WordPiece vocabularies: text becomes piece ids, each with the number of the word it belongs to.
 
-From a pretrained BERT's folder, a vocab.txt, or trained on a catalogue's own text; kept as one tokenizer.json.
+From a pretrained BERT's folder, all of it or what a catalogue uses, a vocab.txt, or trained on a catalogue's own text;
+kept as one tokenizer.json.
 """
 
 import collections
 import hashlib
-from collections.abc import Iterable, Sequence
+import string
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,10 +59,7 @@ class Vocabulary:
         The trainer numbers letters in the order of a hash map, another one every time: here they come numbered.
         """
         wordpiece = BertWordPieceTokenizer(lowercase=True)
-        counts = collections.Counter()
-        for text in texts:
-            text = wordpiece.normalizer.normalize_str(text)
-            counts.update(word for word, _ in wordpiece.pre_tokenizer.pre_tokenize_str(text))
+        counts = _count_words(wordpiece, texts)
         letters = collections.Counter()
         for word, count in counts.items():
             for letter in word:
@@ -77,6 +76,22 @@ class Vocabulary:
         wordpiece = BertWordPieceTokenizer(wordpiece.get_vocab(with_added_tokens=True), lowercase=True)
         return cls(wordpiece._tokenizer, f"of {size} pieces trained on the catalogue")
 
+    def restricted_to(self, texts: Iterable[str]) -> "Vocabulary":
+        """The pieces that `texts` use, and those of one letter, ASCII's and theirs, into which new words then split.
+
+        [PAD] and the other special pieces come first, the rest in the order of its rows here. A text of the same words
+        has the same pieces: of a word, the longest that fits is among them at every step.
+        """
+        known = set(self.rows)
+        words = _count_words(self._tokenizer, texts)
+        longest = self._tokenizer.model.max_input_chars_per_word
+        used = {piece for word in words if len(word) <= longest for piece in _longest_first(word, known)}
+        letters = {*string.ascii_letters, *string.digits, *string.punctuation}.union(*used)
+        kept = [piece for piece in self.rows if piece in used or piece.removeprefix("##") in letters]
+        rows = {piece: i for i, piece in enumerate([*SPECIAL, *kept])}
+        wordpiece = BertWordPieceTokenizer(rows, lowercase=self._tokenizer.normalizer.lowercase)
+        return Vocabulary(wordpiece._tokenizer, f"of {len(rows)} pieces in use")
+
     @classmethod
     def load(cls, path: str | Path) -> "Vocabulary":
         return cls(Tokenizer.from_file(str(path)), str(path))
@@ -87,6 +102,11 @@ class Vocabulary:
     @property
     def fingerprint(self) -> str:
         return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()[:12]
+
+    @property
+    def rows(self) -> list[str]:
+        """The piece of every row."""
+        return [self._tokenizer.id_to_token(row) for row in range(self.size)]
 
     def pieces(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """For each text its piece ids and their word numbers, without [CLS] and [SEP], of any length."""
@@ -109,6 +129,26 @@ class Vocabulary:
     def encode(self, texts: Sequence[str], num_tokens: int) -> np.ndarray:
         """Framed ids, int32 [len(texts), num_tokens]."""
         return np.stack([self.frame(ids, num_tokens) for ids, _ in self.pieces(texts)])
+
+
+def _count_words(tokenizer: Tokenizer | BertWordPieceTokenizer, texts: Iterable[str]) -> collections.Counter:
+    counts = collections.Counter()
+    for text in texts:
+        text = tokenizer.normalizer.normalize_str(text)
+        counts.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
+    return counts
+
+
+def _longest_first(word: str, known: set[str]) -> Iterator[str]:
+    """WordPiece's choices for a word, up to where none fits: with these alone it gets no further than with all."""
+    start = 0
+    while start < len(word):
+        fitting = ("##" * (start > 0) + word[start:end] for end in range(len(word), start, -1))
+        piece = next((piece for piece in fitting if piece in known), None)
+        if piece is None:
+            return
+        yield piece
+        start += len(piece) - 2 * (start > 0)
 
 
 def _without_padding(ids: list[int], word_ids: list[int]) -> tuple[list[int], list[int]]:

@@ -151,6 +151,8 @@ def build_model(config: ModelConfig, vocabulary_size: int, patches: PatchNetwork
             attention_dropout=config.attention_dropout,
             dtype=jnp.dtype(config.dtype),
             initializer_range=config.initializer_range,
+            attention=config.attention,
+            remat=config.remat,
         ),
     )
 

@@ -1,13 +1,14 @@
 """Weights of a BERT in Hugging Face form become FashionBERT's text side and encoder, its first n layers.
 
-A table says which array goes where; whatever is missing or misshapen is reported in one error, whatever FashionBERT has
-and BERT lacks is left as initialised and named.
+A table says which array goes where, and vocab.txt which row is which piece's; whatever is missing or misshapen is
+reported in one error, whatever FashionBERT has and BERT lacks is left as initialised and named.
 """
 
 import dataclasses
 import importlib.resources
 import json
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import flax.traverse_util
@@ -18,6 +19,7 @@ from fbjax.config import ModelConfig
 from fbjax.model.bert import NORM_EPSILON
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+OF_PIECES = ("text_embeddings/word", "mlm/bias")  # a row for each piece
 PREFIXES = ("", "bert.")  # BertModel, BertForPreTraining
 
 
@@ -48,19 +50,23 @@ class Imported:
     initialised: tuple[str, ...]  # those that BERT lacks
 
 
-def check_architecture(folder: Path, config: ModelConfig) -> None:
-    """Raises ValueError with all that config.json alone shows not to fit."""
-    _raise_all(folder, _architecture_problems(folder, config))
+def check_fit(folder: Path, config: ModelConfig, pieces: Sequence[str]) -> None:
+    """Raises ValueError with all that config.json and vocab.txt alone show not to fit."""
+    _raise_all(folder, _architecture_problems(folder, config) + _find_rows(folder, pieces)[1])
 
 
-def load_bert(folder: str | Path, config: ModelConfig, params: dict) -> Imported:
-    """`params` (FashionBert's, freshly initialised) with everything that the BERT in `folder` has put in its place."""
+def load_bert(folder: str | Path, config: ModelConfig, params: dict, pieces: Sequence[str]) -> Imported:
+    """`params` (FashionBert's, freshly initialised) with everything that the BERT in `folder` has put in its place.
+
+    `pieces` are the run's, [V] in the order of its rows: each takes the row that it has in the BERT's vocab.txt.
+    """
     folder = Path(folder)
-    problems = _architecture_problems(folder, config)
+    rows, lacking = _find_rows(folder, pieces)
+    problems = _architecture_problems(folder, config) + lacking
     arrays = _read_arrays(folder)
     expected = flax.traverse_util.flatten_dict(params, sep="/")
     taken = {}
-    for target, (source, transform) in _table(config.num_layers).items():
+    for target, (source, transform) in parameter_names(config.num_layers).items():
         found = next((arrays[prefix + source] for prefix in PREFIXES if prefix + source in arrays), None)
         optional = target.split("/")[0] in ("mlm", "pooler")
         if found is None:
@@ -70,6 +76,10 @@ def load_bert(folder: str | Path, config: ModelConfig, params: dict) -> Imported
         array = transform(found)
         if target.endswith("position"):
             array = array[: config.text_tokens]
+        if target in OF_PIECES and rows is not None:
+            if len(array) <= rows.max():
+                problems.append(f"{source} has {len(array)} rows, vocab.txt a piece in use in row {rows.max()}")
+            array = np.take(array, rows, axis=0, mode="clip")
         if array.shape != expected[target].shape:
             problems.append(f"{source} gives {target} shape {array.shape}, expected {expected[target].shape}")
         taken[target] = array
@@ -83,6 +93,25 @@ def load_bert(folder: str | Path, config: ModelConfig, params: dict) -> Imported
         taken=tuple(sorted(taken)),
         initialised=tuple(sorted(expected.keys() - taken.keys())),
     )
+
+
+def _find_rows(folder: Path, pieces: Sequence[str]) -> tuple[np.ndarray | None, list[str]]:
+    """Each piece's row in the BERT's vocab.txt, int [V], and the problem of those that have none, if any do.
+
+    None without a vocab.txt: the rows are then the BERT's own, as a vocabulary of the same size has to be.
+    """
+    path = folder / "vocab.txt"
+    if not path.is_file():
+        return None, []
+    listed = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    row_of = {piece: row for row, piece in enumerate(listed)}
+    lacking = [piece for piece in pieces if piece not in row_of]
+    named = ", ".join(map(repr, lacking[:5])) + ", .." * (len(lacking) > 5)
+    problem = (
+        f"vocab.txt lacks {len(lacking):,} of the {len(pieces):,} pieces of model.vocabulary: {named} "
+        "(use 'used' or '' for pieces of the BERT's own)"
+    )
+    return np.array([row_of.get(piece, 0) for piece in pieces]), [problem] * bool(lacking)
 
 
 def _raise_all(folder: Path, problems: list[str]) -> None:
@@ -106,7 +135,7 @@ def _norm(target: str, source: str) -> dict:
     return {f"{target}/scale": (f"{source}.weight", _same), f"{target}/bias": (f"{source}.bias", _same)}
 
 
-def _table(num_layers: int) -> dict:
+def parameter_names(num_layers: int) -> dict:
     """Target parameter -> (source array, transform)."""
     table = {
         f"text_embeddings/{ours}": (f"embeddings.{theirs}_embeddings.weight", _same)

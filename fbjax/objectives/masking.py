@@ -1,4 +1,8 @@
-"""Which pieces and patches of one example are hidden: pure functions of a key (paper, section 3.4)."""
+"""Which pieces and patches of one example are hidden: pure functions of a key (paper, section 3.4).
+
+How far a text is padded does not matter: draws of shape [T] begin with those of any shorter T (JAX's threefry, as it is
+partitionable), and nothing else depends on T.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +26,15 @@ def choose_words(key: jax.Array, word_ids: jax.Array, rate: float) -> jax.Array:
     """
     num_tokens = len(word_ids)
     real = word_ids >= 0
-    limit = jnp.maximum(1, jnp.round(rate * real.sum()))
+    limits = jnp.array([num_mlm_slots(num_pieces + 2, rate) for num_pieces in range(num_tokens)])
+    limit = limits[real.sum()]  # float32 on the device would round 0.15 * 190 up, beyond the slots
     lengths = jnp.zeros(num_tokens, jnp.int32).at[jnp.where(real, word_ids, num_tokens)].add(1, mode="drop")
 
     def visit(taken, word):
         fits = (taken + lengths[word] <= limit) & (lengths[word] > 0)
         return taken + jnp.where(fits, lengths[word], 0), fits
 
-    order = jax.random.permutation(key, num_tokens)
+    order = jnp.argsort(jax.random.uniform(key, (num_tokens,)))
     _, fits = jax.lax.scan(visit, jnp.int32(0), order)
     chosen = jnp.zeros(num_tokens, bool).at[order].set(fits)
     return real & chosen[word_ids]

@@ -1,24 +1,39 @@
 """The pretraining objective {mlm, mpm, tia} on a Batch (paper, sections 3.3 and 3.4): K = 3 losses, nothing of weights.
 
-An objective is a set of named task losses: it has `tasks`, their names in order, ``losses(params, frozen, batch, key)``
-and ``shared(gradients)``, the part that every task's gradient reaches.
+An objective is a set of named task losses: it has `tasks`, their names in order; ``prepare(batch, key) -> examples``, a
+tree of [B, ...] with everything drawn or counted over the global batch; ``branches(params, frozen, examples, key)``,
+the losses of some of those examples for `fbjax.adaptive`; and ``shared(gradients)``, the part that every task reaches.
 """
 
 import dataclasses
 from functools import partial
 from typing import Any, ClassVar
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
 from fbjax.batch import Batch
+from fbjax.branches import Branches, Head
 from fbjax.config import TaskConfig
 from fbjax.model.fashionbert import FashionBert
 from fbjax.model.patches import PatchNetwork
 from fbjax.objectives import masking
 
 SHARED = ("text_embeddings", "image_embeddings", "encoder")  # the pooler serves tia alone, as the heads do their task
+
+
+@flax.struct.dataclass
+class Examples:
+    """B products with their masks drawn, and what each counts for in the means over the global batch."""
+
+    batch: Batch
+    ids: jax.Array  # [B, T], masked
+    text_positions: jax.Array  # [B, M]
+    piece_weight: jax.Array  # [B, M]: 1 over the number of masked pieces in the global batch; 0 where a slot is empty
+    patch_positions: jax.Array  # [B, 2, K]
+    weight: jax.Array  # [B]: 1 over the number of products in the global batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,56 +48,14 @@ class Pretraining:
     tasks: ClassVar[tuple[str, ...]] = ("mlm", "mpm", "tia")
 
     def losses(self, params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict]:
-        """Losses [3], each a mean over the global batch, and metrics.
-
-        `params` and `frozen` together hold "fashionbert" and "patches". Both pairs of a product are masked alike,
-        true or not: were only true pairs masked, [MASK] would tell them apart.
-        """
-        variables = {**frozen, **params}
+        """Losses [3], each a mean over the batch, and metrics."""
         key_masks, key_dropout = jax.random.split(key)
-        ids, text_positions, text_valid, patch_positions = self._draw_masks(key_masks, batch)
+        return self.branches(frozen, self.prepare(batch, key_masks), key_dropout).losses(params)
 
-        features = self._features(variables["patches"], batch)  # [B, 2, P, C]
-        hide = jax.nn.one_hot(patch_positions, self.patches.num_patches, dtype=bool).any(axis=2)  # [B, 2, P]
-        hidden = self._encode(
-            variables["fashionbert"],
-            key_dropout,
-            ids,
-            batch.text_mask,
-            jnp.where(hide[..., None], 0.0, features),
-            text_positions,
-            patch_positions,
-        )  # [B, 2, 1 + M + K, D]
+    def prepare(self, batch: Batch, key: jax.Array) -> Examples:
+        """Masks keyed by each product's own index, so that order and device count do not matter.
 
-        head = partial(self.model.apply, {"params": variables["fashionbert"]})
-        pairs = 2 if self.config.mask_mismatched else 1  # the true pair comes first
-        num_slots = text_positions.shape[-1]
-
-        logits = head(hidden[:, :pairs, 1 : 1 + num_slots], method="mlm_logits")
-        labels = jnp.take_along_axis(batch.ids, text_positions, axis=1)[:, None]
-        mlm = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.broadcast_to(labels, logits.shape[:-1]))
-        valid = jnp.broadcast_to(text_valid[:, None], mlm.shape)
-        mlm = jnp.where(valid, mlm, 0.0).sum() / jnp.maximum(valid.sum(), 1)
-
-        predicted = head(hidden[:, :pairs, 1 + num_slots :], method="mpm_logits")
-        target = jnp.take_along_axis(features[:, :pairs], patch_positions[:, :pairs, :, None], axis=2)
-        mpm = patch_divergence(jax.lax.stop_gradient(target), predicted).mean()
-
-        matches = jnp.broadcast_to(jnp.array([1, 0]), hidden.shape[:2])
-        logits = head(hidden[:, :, 0].reshape(-1, hidden.shape[-1]), method="tia_logits").reshape(*matches.shape, 2)
-        tia = optax.softmax_cross_entropy_with_integer_labels(logits, matches).mean()
-        accuracy = (logits.argmax(axis=-1) == matches).mean()
-        return jnp.stack([mlm, mpm, tia]), {"tia_accuracy": accuracy}
-
-    def shared(self, gradients: Any) -> Any:
-        """The part of a gradient that every task reaches: embeddings, encoder, and a patch network that trains."""
-        parts = {name: gradients["fashionbert"][name] for name in SHARED}
-        return parts | {"patches": gradients.get("patches", {})}
-
-    def _draw_masks(self, key: jax.Array, batch: Batch):
-        """Masked ids [B, T], text positions and validity [B, M], patch positions [B, 2, K].
-
-        Keyed by each product's own index, so that order and device count do not matter.
+        Both pairs of a product are masked alike: were only true ones masked, [MASK] would tell them apart.
         """
 
         def draw(index, ids, word_ids):
@@ -93,40 +66,97 @@ class Pretraining:
             choose = partial(masking.choose_patches, num_patches=self.patches.num_patches, rate=self.config.mpm_rate)
             return *text, jnp.stack([choose(k) for k in keys_patches])
 
-        return jax.vmap(draw)(batch.index, batch.ids, batch.word_ids)
+        ids, positions, valid, patches = jax.vmap(draw)(batch.index, batch.ids, batch.word_ids)
+        return Examples(
+            batch=batch,
+            ids=ids,
+            text_positions=positions,
+            piece_weight=valid / jnp.maximum(valid.sum(), 1),
+            patch_positions=patches,
+            weight=jnp.full(len(ids), 1.0 / len(ids)),
+        )
 
-    def _features(self, params: Any, batch: Batch) -> jax.Array:
-        """Features of image and partner, [B, 2, P, C] float32: stacked on axis 1, so that a shard of B stays one."""
-        images = jnp.stack([batch.image, batch.partner], axis=1)
+    def branches(self, frozen: Any, examples: Examples, key: jax.Array) -> Branches:
+        """The three losses over hidden states [B, n, 1 + M + K, D] at [CLS], masked pieces and masked patches.
+
+        One trunk computes both pairs (n = 2). Where MLM and MPM look at true pairs only, each kind has its own: those
+        two tasks then cost no pull-back through mismatched pairs, of which [CLS] alone leaves the last layer.
+        """
+        num_slots = examples.text_positions.shape[1]
+        kinds = (slice(0, 2),) if self.config.mask_mismatched else (slice(0, 1), slice(1, 2))
+        keys = jax.random.split(key, len(kinds))
+
+        def trunk(params, kind, key):
+            variables = {**frozen, **params}
+            features = self._features(variables["patches"], examples.batch, kind)
+            hidden = self._encode(variables["fashionbert"], key, examples, features, kind, cls_only=kind != kinds[0])
+            return hidden, jax.lax.stop_gradient(features)
+
+        def head(params, *arguments, method):
+            return self.model.apply({"params": params["fashionbert"]}, *arguments, method=method)
+
+        def mlm(params, output):
+            hidden = output[0][:, :, 1 : 1 + num_slots]
+            labels = jnp.take_along_axis(examples.batch.ids, examples.text_positions, axis=1)[:, None]
+            logits = head(params, hidden, method="mlm_logits")
+            losses = optax.softmax_cross_entropy_with_integer_labels(
+                logits, jnp.broadcast_to(labels, logits.shape[:-1])
+            )
+            return (examples.piece_weight * losses.mean(axis=1)).sum(), {}
+
+        def mpm(params, output):
+            hidden, features = output[0], jax.lax.stop_gradient(output[1])
+            positions = examples.patch_positions[:, kinds[0], :, None]
+            target = jnp.take_along_axis(features, positions, axis=2)
+            losses = patch_divergence(target, head(params, hidden[:, :, 1 + num_slots :], method="mpm_logits"))
+            return examples.weight @ losses.mean(axis=(1, 2)), {}
+
+        def tia(params, *outputs):
+            cls = jnp.concatenate([hidden[:, :, 0] for hidden, _ in outputs], axis=1)  # [B, 2, D]
+            matches = jnp.broadcast_to(jnp.array([1, 0]), cls.shape[:2])
+            logits = head(params, cls.reshape(-1, cls.shape[-1]), method="tia_logits").reshape(*matches.shape, 2)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, matches)
+            right = (logits.argmax(axis=-1) == matches).mean(axis=1)
+            return examples.weight @ losses.mean(axis=1), {"tia_accuracy": examples.weight @ right}
+
+        return Branches(
+            trunks=tuple(partial(trunk, kind=kind, key=key) for kind, key in zip(kinds, keys, strict=True)),
+            heads=(Head((0,), mlm), Head((0,), mpm), Head(tuple(range(len(kinds))), tia)),
+        )
+
+    def shared(self, gradients: Any) -> Any:
+        """The part of a gradient that every task reaches: embeddings, encoder, and a patch network that trains."""
+        parts = {name: gradients["fashionbert"][name] for name in SHARED}
+        return parts | {"patches": gradients.get("patches", {})}
+
+    def _features(self, params: Any, batch: Batch, kind: slice) -> jax.Array:
+        """Features of image and partner, [B, n, P, C] float32: stacked on axis 1, so that a shard of B stays one."""
+        images = jnp.stack([batch.image, batch.partner][kind], axis=1)
         features = self.patches.apply(params, images.reshape(-1, *images.shape[2:]))
         return features.astype(jnp.float32).reshape(*images.shape[:2], *features.shape[1:])
 
-    def _encode(self, params, key, ids, text_mask, features, text_positions, patch_positions) -> jax.Array:
-        """Hidden states at [CLS], the masked pieces and the masked patches of both pairs, [B, 2, R, D]."""
-        b, t = ids.shape
+    def _encode(self, params, key, examples: Examples, features: jax.Array, kind: slice, cls_only: bool) -> jax.Array:
+        """Hidden states at [CLS], and at the masked pieces and patches unless `cls_only`, of n pairs, [B, n, .., D]."""
+        b, n = features.shape[:2]
+        patch_positions = examples.patch_positions[:, kind]
+        hide = jax.nn.one_hot(patch_positions, features.shape[2], dtype=bool).any(axis=2)  # [B, n, P]
+        features = jnp.where(hide[..., None], 0.0, features).reshape(b * n, *features.shape[2:])
         key_text, key_image, key_encoder = jax.random.split(key, 3)
         apply = partial(self.model.apply, {"params": params}, deterministic=False)
 
-        text = apply(ids, method="embed_text", rngs={"dropout": key_text})
-        features = features.reshape(2 * b, *features.shape[2:])
+        text = apply(examples.ids, method="embed_text", rngs={"dropout": key_text})
         image = apply(features, method="embed_image", rngs={"dropout": key_image})
-        positions = jnp.concatenate(
-            [
-                jnp.zeros((b, 2, 1), jnp.int32),
-                jnp.repeat(text_positions[:, None], 2, axis=1),
-                t + patch_positions,
-            ],
-            axis=2,
-        )
+        masked = [jnp.repeat(examples.text_positions[:, None], n, axis=1), examples.ids.shape[1] + patch_positions]
+        positions = jnp.concatenate([jnp.zeros((b, n, 1), jnp.int32), *([] if cls_only else masked)], axis=2)
         hidden = apply(
-            jnp.repeat(text, 2, axis=0),
-            jnp.repeat(text_mask, 2, axis=0),
+            jnp.repeat(text, n, axis=0),
+            jnp.repeat(examples.batch.text_mask, n, axis=0),
             image,
-            positions.reshape(2 * b, -1),
+            positions.reshape(b * n, -1),
             method="encode",
             rngs={"dropout": key_encoder},
         )
-        return hidden.reshape(b, 2, *hidden.shape[1:])
+        return hidden.reshape(b, n, *hidden.shape[1:])
 
 
 def patch_divergence(target: jax.Array, prediction: jax.Array) -> jax.Array:

@@ -1,0 +1,112 @@
+"""What a config must fulfil before long work starts. Checked as a whole by `fbjax.config.freeze`."""
+
+import math
+
+
+def contradictions(config) -> list[str]:
+    """What of a `Config` is out of range or contradicts what, in words that name the values and the remedy."""
+    data, patches, model, tasks = config.data, config.patches, config.model, config.tasks
+    adaptive, train = config.adaptive, config.train
+    choices = {
+        "patches.geometry": (patches.geometry, ("isolated", "grid")),
+        "model.dtype": (model.dtype, ("float32", "bfloat16")),
+        "model.attention": (model.attention, ("xla", "cudnn")),
+        "model.remat": (model.remat, ("none", "dots", "layers")),
+        "adaptive.method": (adaptive.method, ("gradient", "estimate", "loss_softmax", "fixed")),
+        "adaptive.scaling": (adaptive.scaling, ("share", "squash")),
+    }
+    ranges = [
+        ("tasks.easy_start", tasks.easy_start, 0 <= tasks.easy_start <= 1, "in [0, 1]"),
+        ("tasks.easy_end", tasks.easy_end, 0 <= tasks.easy_end <= 1, "in [0, 1]"),
+        ("tasks.easy_steps", tasks.easy_steps, tasks.easy_steps >= 0, "at least 0"),
+        ("tasks.mlm_rate", tasks.mlm_rate, 0 < tasks.mlm_rate < 1, "in (0, 1)"),
+        ("tasks.mpm_rate", tasks.mpm_rate, 0 < tasks.mpm_rate < 1, "in (0, 1)"),
+        ("model.initializer_range", model.initializer_range, 0 < model.initializer_range < 1, "in (0, 1)"),
+        ("model.hidden_dropout", model.hidden_dropout, 0 <= model.hidden_dropout < 1, "in [0, 1)"),
+        ("model.attention_dropout", model.attention_dropout, 0 <= model.attention_dropout < 1, "in [0, 1)"),
+        ("train.learning_rate", train.learning_rate, 0 < train.learning_rate < math.inf, "above 0"),
+        ("train.warmup_steps", train.warmup_steps, train.warmup_steps >= 0, "at least 0"),
+        ("train.beta1", train.beta1, 0 <= train.beta1 < 1, "in [0, 1)"),
+        ("train.beta2", train.beta2, 0 <= train.beta2 < 1, "in [0, 1)"),
+        ("train.weight_decay", train.weight_decay, 0 <= train.weight_decay < math.inf, "at least 0"),
+        ("train.clip_norm", train.clip_norm, train.clip_norm > 0, "above 0"),
+        ("train.seed", train.seed, train.seed >= 0, "at least 0"),
+    ]
+    positive = {
+        f"{section}.{name}": getattr(getattr(config, section), name)
+        for section, names in {
+            "patches": ("image_size", "patch_size", "enlarge_to"),
+            "model": ("num_layers", "width", "num_heads", "mlp_width", "text_bucket"),
+            "adaptive": ("every",),
+            "train": ("batch_size", "micro_batches", "num_steps", "log_every", "save_every", "evaluate_products")
+            + ("keep_last",),
+        }.items()
+        for name in names
+    }
+    problems = [
+        f"{name} {value!r} is unknown (use {' or '.join(map(repr, known))})"
+        for name, (value, known) in choices.items()
+        if value not in known
+    ]
+    problems += [f"{name} {value} must be {allowed}" for name, value, fits, allowed in ranges if not fits]
+    problems += [f"{name} {value} must be at least 1" for name, value in positive.items() if value < 1]
+    if problems:  # what follows computes with these values
+        return problems
+    rules = [
+        (
+            patches.image_size % patches.patch_size,
+            f"patches.patch_size {patches.patch_size} does not divide image_size {patches.image_size}",
+        ),
+        (
+            patches.cached and patches.trainable,
+            "patches.cached and patches.trainable exclude each other: cached features never change",
+        ),
+        (model.width % model.num_heads, f"model.num_heads {model.num_heads} does not divide model.width {model.width}"),
+        (model.text_tokens < 8, f"model.text_tokens {model.text_tokens} is too short (use at least 8)"),
+        (
+            model.vocabulary in ("", "used") and not model.pretrained,
+            f"model.vocabulary {model.vocabulary!r} names none, and there is no pretrained BERT to take it from "
+            "(use a path to vocab.txt, or 'train:8000' to train one on the catalogue)",
+        ),
+        (
+            model.attention == "cudnn" and (model.dtype != "bfloat16" or model.attention_dropout),
+            f"model.attention 'cudnn' needs dtype 'bfloat16' and attention_dropout 0, not {model.dtype!r} and "
+            f"{model.attention_dropout}",
+        ),
+        (
+            train.batch_size % train.micro_batches,
+            f"train.micro_batches {train.micro_batches} does not divide batch_size {train.batch_size}",
+        ),
+        (
+            adaptive.every > 1 and adaptive.method != "gradient",
+            f"adaptive.every {adaptive.every} is for method 'gradient', not {adaptive.method!r} (leave it at 1)",
+        ),
+        (
+            adaptive.method == "estimate" and adaptive.scaling != "share",
+            f"adaptive.scaling {adaptive.scaling!r} wants the norms' true size; method 'estimate' knows only their "
+            "shares (use 'share')",
+        ),
+        (
+            not 0 < adaptive.domain < 3,
+            f"adaptive.domain {adaptive.domain} must lie in (0, 3), Eq. 6's domain for 3 tasks",
+        ),
+        (
+            len(adaptive.fixed) != 3
+            or not all(isinstance(weight, int | float) and weight >= 0 for weight in adaptive.fixed)
+            or abs(sum(adaptive.fixed) - 1) > 1e-6,
+            f"adaptive.fixed {adaptive.fixed} must be three weights >= 0 that sum to 1",
+        ),
+        (
+            train.warmup_steps >= train.num_steps,
+            f"train.warmup_steps {train.warmup_steps} must be below num_steps {train.num_steps} (lower it as well)",
+        ),
+        (
+            not data.columns.text or not all(data.columns.text),
+            f"data.columns.text {data.columns.text} must name at least one column",
+        ),
+        (
+            not data.validation and not 0 < data.holdout < 1,
+            f"data.holdout {data.holdout} must lie in (0, 1) where there is no validation table",
+        ),
+    ]
+    return [message for broken, message in rules if broken]
