@@ -43,7 +43,7 @@ def get_config():
     config.adaptive.fixed = (0.2, 0.1, 0.7)  # mlm, mpm, tia
 
     config.train.batch_size = 16
-    config.train.num_steps = 6000
+    config.train.num_steps = 8000
     config.train.learning_rate = 8e-4
     config.train.warmup_steps = 400
     config.train.beta1, config.train.beta2, config.train.weight_decay = 0.9, 0.999, 0.01

@@ -41,10 +41,14 @@ class Log:
 
     @contextlib.contextmanager
     def waiting(self):
-        """Times what the step waits for its input."""
+        """Times what the device waits for its input: nothing, where it is still at the step before when the input is there.
+
+        Where it is not, it may have become idle any time since: all of the block counts.
+        """
         begin = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - begin
+        if not self._pending or self._pending[-1]["loss"].is_ready():
+            self._waited += time.perf_counter() - begin
 
     def add(self, step: int, metrics: dict) -> None:
         """Takes the metrics of the step that led to `step`; writes them out at log steps."""

@@ -1,0 +1,75 @@
+"""How closely the cheap task weights follow the exact ones (Eq. 6), over batches at a checkpoint of any run.
+
+    python launch/tracking.py runs/catalogue --step 1000 --batches 32
+
+`held`: the weights of the last solve, every 16 batches, at unchanging parameters. `estimate`: from the gradients at the
+encoder's output. `constant`: the exact weights' own mean over these batches, which no method knows beforehand: what is
+left then is how much the exact weights jump from batch to batch. Errors are absolute, means over tasks and batches.
+"""
+
+import argparse
+import contextlib
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from fbjax.adaptive import weighted_gradient
+from fbjax.console import progress
+from fbjax.data.catalogue import Source, prepare
+from fbjax.data.pipeline import train_batches
+from fbjax.data.sampling import Partners, Sampler, padded_lengths
+from fbjax.evaluate import load_params
+from fbjax.features import features_of
+from fbjax.mesh import make_mesh, put_batch
+from fbjax.objectives.pretraining import Pretraining
+from fbjax.workdir import Run
+
+EVERY = 16
+
+
+def weights_at(workdir: str, step: int, num_batches: int) -> tuple[np.ndarray, np.ndarray]:
+    """Exact and estimated weights [batches, K] on the batches that training took from `step` on."""
+    run = Run.open(workdir)
+    config, mesh = run.config, make_mesh(run.config.mesh)
+    _, params = load_params(run, workdir, mesh, step)
+    records = prepare(Source.from_config(config), run.vocabulary, config.data.prepared, progress)["train"]
+    objective = Pretraining(run.model, run.step_patches, config.tasks, run.vocabulary.mask_id)
+    lengths = padded_lengths(records.num_pieces, config.model.text_tokens, config.model.text_bucket)
+    partners = Partners(records.categories, records.groups)
+    sampler = Sampler(partners, lengths, config.train.batch_size, config.train.seed, config.tasks)
+    exact = replace(config.adaptive, method="gradient", every=1)
+
+    @jax.jit
+    def weigh(params, batch, key):
+        key_masks, key_dropout = jax.random.split(key)
+        examples = (objective.prepare(batch, key_masks), key_dropout)
+        one_micro_batch = jax.tree.map(lambda x: x[None], examples)
+        weighted = weighted_gradient(
+            lambda examples: objective.branches(run.frozen, *examples), one_micro_batch, params, exact, objective.shared
+        )
+        return weighted.weights, weighted.estimated
+
+    weights = []
+    batches = train_batches(records, sampler, run.vocabulary, config, start=step, features=features_of(run, records))
+    with contextlib.closing(batches):
+        for number in range(num_batches):
+            weights.append(jax.device_get(weigh(params, put_batch(next(batches), mesh), jax.random.key(number))))
+    return tuple(np.array(weights).swapaxes(0, 1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir")
+    parser.add_argument("--step", type=int, required=True)
+    parser.add_argument("--batches", type=int, default=32)
+    arguments = parser.parse_args()
+    exact, estimated = weights_at(arguments.workdir, arguments.step, arguments.batches)
+    held = exact[np.arange(len(exact)) // EVERY * EVERY]
+    print(f"exact     mean {exact.mean(axis=0).round(3)}  deviation between batches {exact.std(axis=0).round(3)}")
+    for name, weights in {"held": held, "estimate": estimated, "constant": exact.mean(axis=0)[None]}.items():
+        print(f"{name:9} mean {weights.mean(axis=0).round(3)}  error {np.abs(weights - exact).mean():.3f}")
+
+
+if __name__ == "__main__":
+    main()
