@@ -6,11 +6,11 @@
 One run, seed 0, 2 CPU cores: records 12 seconds, patch features 3 minutes, training 48 minutes at the 62 pairs/s of an
 otherwise idle machine (3.4 GiB), evaluation of the 1,000 + 1,000 lists 21 minutes beside other work. AUC .934 against
 the same sub-category, .962 against any; Rank@1/5/10 of 16.6/51.4/72.7 % image to text and 17.2/53.2/74.0 % text to
-image. Intervals are in the README.
+image. Intervals are in the README, and what has changed since that run.
 
 Departs from the paper, for the sake of an hour on two cores: a 4 x 4 grid of one pass over 128 pixels (the photographs
-have 60 x 80), three layers, 48 text tokens, fixed task weights (a step with the adaptive `gradient` takes twice as
-long), and mismatched partners that go from any category to the same sub-category in the first 1,000 steps.
+have 60 x 80), three layers, 48 text tokens, fixed task weights (a step with the adaptive `gradient` takes 1.66
+times as long), and mismatched partners that go from any category to the same sub-category in the first 1,000 steps.
 """
 
 from fbjax.config import defaults
