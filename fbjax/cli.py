@@ -22,7 +22,7 @@ EXAMPLES = {  # in the order in which a newcomer runs them
         "fbjax rank --workdir runs/mine --image photo.jpg --data products.csv --category dress --html ranking.html",
     ),
     "report": ("fbjax report --workdir runs/mine",),
-    "bench": ("fbjax bench --config configs/my_catalogue.py --repeats 3 --json",),
+    "bench": ("fbjax bench --config configs/my_catalogue.py --repeats 0 --json",),
 }
 USER_ERRORS = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, TypeError)
 

@@ -41,7 +41,7 @@ class Log:
 
     @contextlib.contextmanager
     def waiting(self):
-        """Times what the device waits for its input: nothing, where it is still at the step before when the input is there.
+        """Times what the device waits for its input: nothing, where that is there before the last step is done.
 
         Where it is not, it may have become idle any time since: all of the block counts.
         """

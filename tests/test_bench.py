@@ -92,6 +92,7 @@ def test_a_rival_that_differs_is_not_compared(one_thread, monkeypatch):
         comparison.Comparison(prepare(config, build_patch_network(config.patches)), print)
 
 
+@pytest.mark.slow
 def test_figures_have_the_keys_of_the_design(one_thread, tmp_path):
     said = []
     figures = bench(tiny(num_layers=1), 1, said.append, compare="torch", trace=str(tmp_path / "trace"))
@@ -109,18 +110,17 @@ def test_figures_have_the_keys_of_the_design(one_thread, tmp_path):
     assert json.loads(json.dumps(figures)) == figures and any("PyTorch" in line for line in table(figures))
 
 
-def test_without_repeats_memory_alone_is_planned():
-    figures = bench(tiny(num_layers=1), 0, lambda message: None, compare="torch")
-    assert set(figures) == {"repeats", "device", "memory"} and figures["memory"]["step"]["fixed"] > 0
-
-
-def test_tensorflow_is_not_imported(tmp_path):
+def test_without_repeats_memory_alone_is_planned_and_tensorflow_never_imported(tmp_path):
     (tmp_path / "c.py").write_text(CONFIG_FILE.format(train="none.csv", validation="", prepared=""))
     code = (
-        "import sys; from fbjax.cli import main; status = main(['bench', '--config', 'c.py', '--repeats', '0'])\n"
+        "import sys; from fbjax.cli import main\n"
+        "status = main(['bench', '--config', 'c.py', '--repeats', '0', '--json'])\n"
         "import fbjax.bench.comparison\n"
         "print(status, [m for m in ('tensorflow', 'tensorflow_datasets') if m in sys.modules])"
     )
     pytest.importorskip("torch")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.split("\n")[-2] == "0 []", done.stderr
+    *printed, last = done.stdout.strip().split("\n")
+    assert last == "0 []", done.stderr
+    figures = json.loads("\n".join(printed))
+    assert set(figures) == {"repeats", "device", "memory"} and figures["memory"]["step"]["fixed"] > 0

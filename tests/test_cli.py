@@ -22,7 +22,7 @@ RESULTS = {  # a pattern that shows on stdout, or a file that is there afterward
     "evaluate": ["metrics.json", r"Rank@1 \d"],
     "rank": ["ranking.html", r"best \d+ of \d+ products"],
     "report": ["runs/mine/report.html"],
-    "bench": [r'"pairs_per_second"'],
+    "bench": [r'"memory"'],
 }
 
 
