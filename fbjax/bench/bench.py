@@ -67,6 +67,8 @@ def bench(config: Config, repeats: int, say: Callable[[str], None], compare: str
 
         comparison = Comparison(subject, say)
     variants, own = _variants(config.adaptive)
+    if not repeats:
+        variants = {name: variants[name] for name in (BASE, "gradient", own)}
     steps, batch = Steps(subject), synthetic_batch(subject, config.model.text_tokens)
     memory = {"state": steps.state_bytes, "step": {}}
     for name, adaptive in variants.items():
