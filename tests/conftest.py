@@ -1,9 +1,13 @@
-"""Tests run on the CPU with eight simulated devices."""
+"""Tests run on the CPU with eight simulated devices; what they compile is kept for the next run."""
 
 import os
 import subprocess
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**28)  # bytes
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import pytest  # noqa: E402
