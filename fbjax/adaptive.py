@@ -29,7 +29,7 @@ class Weighted:
     """K losses, the weights solved for them, and the gradient of the weighted loss."""
 
     losses: jax.Array  # [K]
-    weights: jax.Array  # [K], positive, sum 1
+    weights: jax.Array  # [K], sum 1
     estimated: jax.Array  # [K]: the weights that `estimate` gives, whatever the method
     gradient_norms: jax.Array  # [K], over the shared parameters; NaN where this step did not need them
     gradient: Any  # like the parameters

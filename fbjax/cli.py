@@ -245,12 +245,14 @@ def _quiet_libraries() -> None:
 
 
 def _keep_compilations() -> None:
-    """Compiled programs are kept for the next command, where the user's own JAX settings do not say otherwise.
+    """Compiled programs are kept for the next command; a cache of the user's own is left as it is.
 
     Has to come before JAX is imported, which reads the variables; JAX names each file by program, device and version.
     """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "fbjax", "compiled"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(cache, "fbjax", "compiled")
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 * 2**30))  # bytes; the least recently used go first
 
 

@@ -19,7 +19,7 @@ PATHS = ("data.train", "data.validation", "data.image_root", "data.prepared", "p
 FREE = (  # may change when a run is resumed: where things lie (their content is checked), and what is kept and shown
     *("data.train", "data.validation", "data.image_root", "data.prepared", "patches.weights"),
     *("train.log_every", "train.keep_last", "mesh.data", "mesh.fsdp", "mesh.tensor"),
-    *("model.attention", "model.remat", "train.micro_batches"),  # how it is computed, not what
+    *("model.attention", "model.remat", "train.micro_batches"),  # how it is computed; not what, but for dropout's draws
 )
 
 
@@ -67,12 +67,12 @@ class ModelConfig:
     num_heads: int = 12
     mlp_width: int = 3072
     text_tokens: int = 64  # T, [CLS] and [SEP] included
-    text_bucket: int = 16  # a batch of shorter texts is padded to the next multiple only; text_tokens: always to T
+    text_bucket: int = 16  # shorter texts are padded to the next multiple, the step compiled for each; T: always to T
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
     initializer_range: float = 0.02  # deviation of random weights: BERT's, for its width of 768; narrow ones want more
     dtype: str = "float32"  # of matrix products: float32 | bfloat16; parameters stay float32
-    attention: str = "xla"  # xla | cudnn (NVIDIA GPUs: flash attention, bfloat16, no attention_dropout)
+    attention: str = "xla"  # xla | cudnn (flash attention on NVIDIA GPUs: bfloat16, no attention_dropout)
     # what the backward pass recomputes to save memory: none | dots (all but products with weights) | layers (all)
     remat: str = "none"
 
@@ -181,13 +181,13 @@ def from_json(text: str) -> Config:
     return _build(Config, json.loads(text))
 
 
-def difference(stored: Config, given: Config) -> list[str]:
-    """One line for each setting in which two configs differ, but for those in `FREE`."""
-    old, new = _flat(dataclasses.asdict(stored)), _flat(dataclasses.asdict(given))
+def difference(stored: str, given: Config) -> list[str]:
+    """One line for each setting in which a config differs from JSON, or that this lacks, but for those in `FREE`."""
+    old, new = _flat(json.loads(stored)), _flat(dataclasses.asdict(given))
     return [
-        f"{name}: {old[name]!r} in the workdir, {new[name]!r} given"
-        for name in old
-        if old[name] != new[name] and name not in FREE
+        f"{name}: {repr(old[name]) if name in old else 'nothing'} in the workdir, {new[name]!r} given"
+        for name in new
+        if (name not in old or old[name] != new[name]) and name not in FREE
     ]
 
 

@@ -37,7 +37,7 @@ class Log:
         self._begun = self._window = time.perf_counter()
         self._waited = self._waited_before = self._evaluating = self._evaluation_cost = 0.0
         self._skipped_validation = False
-        self._compiled: float | None = None
+        self._uncounted = 1  # the first step: it warms up, no rate should count it
 
     @contextlib.contextmanager
     def waiting(self):
@@ -54,12 +54,11 @@ class Log:
         """Takes the metrics of the step that led to `step`; writes them out at log steps."""
         self._pending.append(metrics)
         self._bar.update(1)
-        if self._compiled is None:  # the first step's time is compilation: no rate should count it
+        if step == self._start_step + 1:
             jax.block_until_ready(metrics)
-            self._compiled = time.perf_counter() - self._begun
             self._steady = self._window = time.perf_counter()
             self._waited = self._waited_before = 0.0
-            say(f"compiled in {duration(self._compiled)}")
+            say(f"compiled in {duration(self._window - self._begun)}")
         if step % self._config.log_every == 0:
             self.flush(step)
 
@@ -71,8 +70,10 @@ class Log:
         means = {name: _mean(name, [m[name] for m in fetched]) for name in fetched[0]}
         self._check_finite(step, len(fetched), means)
         now = time.perf_counter()
-        means["pairs_per_second"] = 2 * self._config.batch_size * len(fetched) / (now - self._window)
-        means["input_wait_share"] = (self._waited - self._waited_before) / (now - self._window)
+        counted, self._uncounted = len(fetched) - self._uncounted, 0
+        if counted:
+            means["pairs_per_second"] = 2 * self._config.batch_size * counted / (now - self._window)
+            means["input_wait_share"] = (self._waited - self._waited_before) / (now - self._window)
         means["learning_rate"] = float(self._schedule(step))
         self._window, self._waited_before, self._step = now, self._waited, step
         for name, value in means.items():
@@ -127,15 +128,14 @@ class Log:
     def _show(self, step: int, means: dict) -> None:
         tasks = [name.removesuffix("/loss") for name in means if name.endswith("/loss")]
         losses = "  ".join(f"{t} {means[f'{t}/loss']:.3f} (w {means[f'{t}/weight']:.2f})" for t in tasks)
+        rate = means.get("pairs_per_second", math.nan)
+        speed = f"  {rate:.0f} pairs/s" if rate > 0 else ""
         if not self._bar.disable:
-            self._bar.set_postfix_str(f"{losses}  {means['pairs_per_second']:.0f} pairs/s")
+            self._bar.set_postfix_str(losses + speed)
             return
-        rate = means["pairs_per_second"] / 2 / self._config.batch_size
-        left = duration((self._config.num_steps - step) / rate)
-        say(
-            f"step {step}/{self._config.num_steps}  {losses}  accuracy {means['tia_accuracy']:.3f}  "
-            f"{means['pairs_per_second']:.0f} pairs/s  {left} left"
-        )
+        left = 2 * self._config.batch_size * (self._config.num_steps - step) / rate
+        speed += f"  {duration(left)} left" if speed else ""
+        say(f"step {step}/{self._config.num_steps}  {losses}  accuracy {means['tia_accuracy']:.3f}{speed}")
 
 
 def _mean(name: str, values: list) -> float:

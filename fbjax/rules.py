@@ -69,9 +69,10 @@ def contradictions(config) -> list[str]:
             "(use a path to vocab.txt, or 'train:8000' to train one on the catalogue)",
         ),
         (
-            model.attention == "cudnn" and (model.dtype != "bfloat16" or model.attention_dropout),
-            f"model.attention 'cudnn' needs dtype 'bfloat16' and attention_dropout 0, not {model.dtype!r} and "
-            f"{model.attention_dropout}",
+            model.attention == "cudnn"
+            and (model.dtype != "bfloat16" or model.attention_dropout or model.width // model.num_heads % 8),
+            f"model.attention 'cudnn' needs dtype 'bfloat16', attention_dropout 0 and a multiple of 8 for width / "
+            f"num_heads, not {model.dtype!r}, {model.attention_dropout} and {model.width / model.num_heads:g}",
         ),
         (
             train.batch_size % train.micro_batches,

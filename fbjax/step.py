@@ -5,7 +5,6 @@ from typing import Any
 
 import flax.linen as nn
 import flax.struct
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax

@@ -21,7 +21,7 @@ from fbjax.data.sampling import Partners, Sampler, padded_lengths
 from fbjax.evaluate import ValidationSample
 from fbjax.features import describe, features_of
 from fbjax.log import Log
-from fbjax.mesh import check_batch_size, make_mesh, put_batch
+from fbjax.mesh import check_batch_size, make_mesh, put_batch, replicated
 from fbjax.model import pretrained
 from fbjax.objectives.pretraining import Pretraining
 from fbjax.scoring import Scorer
@@ -45,7 +45,7 @@ def train(config: Config, workdir: str | Path) -> TrainState:
     objective = Pretraining(run.model, run.step_patches, config.tasks, run.vocabulary.mask_id)
     optimizer = make_optimizer(config.train)
     shape = abstract_state(objective, optimizer, config, mesh)
-    frozen = jax.device_put(run.frozen)
+    frozen = jax.device_put(run.frozen, replicated(mesh))
     scorer = Scorer(run.model, run.step_patches, mesh)
     sample = ValidationSample(run, validation, scorer, config.train.evaluate_products)
     lengths = padded_lengths(records.num_pieces, config.model.text_tokens, config.model.text_bucket)
@@ -73,7 +73,7 @@ def train(config: Config, workdir: str | Path) -> TrainState:
         log = stack.enter_context(contextlib.closing(Log(workdir, config, start)))
 
         if start < config.train.num_steps:
-            used = sampler.text_tokens_used()
+            used = sampler.text_tokens_used(config.train.num_steps)
             say(f"compiling the step for texts of {', '.join(map(str, used))} tokens ..")
             shapes = (batch_shapes(config, run.step_patches, length) for length in used)
             train_step = compiled(make_step(objective, optimizer, config, mesh, shape), shape, frozen, shapes)

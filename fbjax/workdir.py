@@ -41,12 +41,12 @@ class Run:
         return cls(config, vocabulary, patches, build_model(config.model, vocabulary.size, patches))
 
     @classmethod
-    def open(cls, workdir: str | Path) -> "Run":
-        """The run that training left in `workdir`."""
+    def open(cls, workdir: str | Path, config: Config | None = None) -> "Run":
+        """The run that training left in `workdir`; with a `config` of the same run, built and computed as that says."""
         workdir = Path(workdir)
         if not (workdir / CONFIG).is_file():
             raise FileNotFoundError(f"{workdir} is no workdir: it has no {CONFIG} (fbjax train makes one)")
-        config = configs.from_json((workdir / CONFIG).read_text())
+        config = config or configs.from_json((workdir / CONFIG).read_text())
         weights = workdir / PATCH_WEIGHTS
         return cls.build(config, Vocabulary.load(workdir / VOCABULARY), weights if weights.is_file() else None)
 
@@ -69,13 +69,15 @@ def begin(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Ru
     workdir = Path(workdir)
     _check_writable(workdir)
     if (workdir / CONFIG).is_file() and any((workdir / "checkpoints").glob("[0-9]*")):
-        differences = configs.difference(configs.from_json((workdir / CONFIG).read_text()), config)
+        differences = configs.difference((workdir / CONFIG).read_text(), config)
         if differences:
             raise ValueError(
                 f"{workdir} holds a run with another config:\n  " + "\n  ".join(differences) + "\n"
                 "(use its config to resume it, or another --workdir)"
             )
-        return dataclasses.replace(Run.open(workdir), config=config)
+        return Run.open(workdir, config)
+    if config.model.pretrained:
+        pretrained.check_fit(pretrained.find(config.model.pretrained), config.model)
     vocabulary = make_vocabulary(config, say)
     if config.model.pretrained:
         pretrained.check_fit(pretrained.find(config.model.pretrained), config.model, vocabulary.rows)

@@ -32,6 +32,8 @@ def weights_at(workdir: str, step: int, num_batches: int) -> tuple[np.ndarray, n
     """Exact and estimated weights [batches, K] on the batches that training took from `step` on."""
     run = Run.open(workdir)
     config, mesh = run.config, make_mesh(run.config.mesh)
+    if step + num_batches > config.train.num_steps:
+        raise SystemExit(f"the run ends {config.train.num_steps - step} batches after step {step} (lower --batches)")
     _, params = load_params(run, workdir, mesh, step)
     records = prepare(Source.from_config(config), run.vocabulary, config.data.prepared, progress)["train"]
     objective = Pretraining(run.model, run.step_patches, config.tasks, run.vocabulary.mask_id)

@@ -1,6 +1,7 @@
 """Parts of the encoder against JAX's own, and against each other."""
 
 import dataclasses
+import re
 from functools import partial
 
 import jax
@@ -39,17 +40,40 @@ def test_gelu_is_the_exact_one_with_its_gradient():
     np.testing.assert_allclose(*(jax.vmap(jax.grad(f))(x) for f in (gelu, exact)), atol=1e-6)
 
 
-def test_flash_attention_is_asked_for_what_the_encoder_computes_without_it(monkeypatch):
-    """What a GPU would run is JAX's function: here it computes the same by XLA, in the place of cuDNN."""
+def pulled_back_thrice(shape, params, x, mask, positions):
+    """The encoder's rows at `positions`, and three gradients by `x` at once."""
+    encode = lambda x: Encoder(shape).apply(params, x, mask, positions)  # noqa: E731
+    rows, pull = jax.vjp(encode, x)
+    return rows, jax.vmap(pull)(jnp.stack([rows, 2 * rows, jnp.sin(rows)]))
+
+
+@pytest.fixture
+def flash_arguments(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    x, mask = jax.random.normal(jax.random.key(0), (3, 6, 16)), jnp.ones((3, 6), bool).at[:, 2:4].set(False)
+    return Encoder(SHAPE).init(jax.random.key(1), x, mask), x, mask, jnp.zeros((3, 1), jnp.int32)
+
+
+def test_flash_attention_is_asked_for_what_the_encoder_computes_without_it(monkeypatch, flash_arguments):
+    """XLA computes in the place of cuDNN. The last layer, with few rows, never asks."""
     reference, asked = jax.nn.dot_product_attention, []
 
-    def stand_in(*arguments, implementation, **options):
-        asked.append(implementation)
-        return reference(*arguments, implementation="xla", **options)
+    def stand_in(q, k, v, *, implementation, **options):
+        asked.append((implementation, q.shape[1]))
+        return reference(q, k, v, implementation="xla", **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    x, mask = jax.random.normal(jax.random.key(0), (3, 5, 16)), jnp.ones((3, 5), bool).at[:, 2:4].set(False)
-    params = Encoder(SHAPE).init(jax.random.key(1), x, mask)
-    outputs = [Encoder(dataclasses.replace(SHAPE, attention=name)).apply(params, x, mask) for name in ("xla", "cudnn")]
-    np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-6)
-    assert asked == ["cudnn"] * SHAPE.num_layers
+    shape = dataclasses.replace(SHAPE, attention="cudnn")
+    assert_close(*(pulled_back_thrice(s, *flash_arguments) for s in (SHAPE, shape)), rtol=1e-4, atol=1e-5)
+    assert set(asked) == {("cudnn", 6)}
+
+
+def test_flash_attention_lowers_for_a_gpu(monkeypatch, flash_arguments):
+    """JAX checks dtype, shapes and mask before it calls cuDNN: as far as one gets without a GPU."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_200)
+    shape = dataclasses.replace(SHAPE, attention="cudnn", dtype=jnp.bfloat16)
+    lowered = jax.jit(partial(pulled_back_thrice, shape)).trace(*flash_arguments).lower(lowering_platforms=("cuda",))
+    calls = set(re.findall(r"__cudnn\$\w+", lowered.as_text()))
+    assert calls == {"__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward"}

@@ -90,6 +90,12 @@ def test_a_report_is_one_file_with_the_figures_of_the_run(run):
     assert len([tag for tag, _ in page.elements if tag == "svg"]) > 6  # charts, and what scores rest on
 
 
+def test_every_method_of_weighting_has_its_words(tmp_path):
+    with pytest.raises(ValueError, match="adaptive.method") as error:
+        tiny_config(tmp_path, "adaptive.method=?")
+    assert set(re.findall(r"'(\w+)'", str(error.value))) == report.WEIGHTS.keys()
+
+
 def test_what_a_table_says_stays_text(run):
     page = Page(run / "report.html")
     assert HOSTILE in " ".join(page.attributes("title"))

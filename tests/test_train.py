@@ -1,6 +1,7 @@
 """The loop: it learns, resumes exactly, and says clearly what is wrong with a config, a workdir or a checkpoint."""
 
 import dataclasses
+import json
 import os
 import random
 import re
@@ -20,6 +21,7 @@ from fbjax import config as configs
 from fbjax.checkpoint import Checkpoints
 from fbjax.cli import main
 from fbjax.train import train
+from fbjax.workdir import begin
 from tests.runs import tiny_config, write_config
 from tests.tables import make_products, write_parquet
 
@@ -51,6 +53,18 @@ def test_a_resumed_run_ends_bit_identical(finished, tmp_path, capfd):
     resumed = train(config, workdir)
     assert "resuming at step 8 of 12" in capfd.readouterr().err
     assert int(resumed.step) == 12 and same(resumed, state)
+
+
+def test_how_a_run_is_computed_may_change_when_it_is_resumed(finished, tmp_path):
+    folder, config, _ = finished
+    workdir = shutil.copytree(folder / "run", tmp_path / "run")
+    changed = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="dots"))
+    assert begin(changed, workdir, print).model.shape.remat == "dots"
+    stored = json.loads((workdir / "config.json").read_text())
+    del stored["model"]["text_bucket"]
+    (workdir / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="model.text_bucket: nothing in the workdir, 16 given"):
+        begin(changed, workdir, print)
 
 
 def test_a_finished_run_started_again_does_nothing(finished, capfd):
@@ -171,6 +185,7 @@ def test_a_batch_that_the_devices_cannot_share_is_an_error(tmp_path):
         ("model.vocabulary=", "model.vocabulary '' names none"),
         ("model.vocabulary=used", "model.vocabulary 'used' names none"),
         ("model.attention=cudnn", "needs dtype 'bfloat16'"),
+        ("adaptive.method=gradients", "adaptive.method 'gradients' is unknown (use 'gradient' or"),
         ("train.micro_batches=3", "micro_batches 3 does not divide batch_size"),
         ("adaptive.every=0", "adaptive.every 0 must be at least 1"),
         ("train.learning_rate=-1", "train.learning_rate -1.0 must be above 0"),

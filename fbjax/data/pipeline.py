@@ -42,9 +42,11 @@ def train_batches(
     size = config.patches.image_size
 
     def look_up(step):
-        rows, partners = (x[rank * share : (rank + 1) * share] for x in sampler.batch(int(step)))
+        rows, partners = sampler.batch(int(step))
+        num_tokens = sampler.text_tokens(rows)
+        rows, partners = (x[rank * share : (rank + 1) * share] for x in (rows, partners))
         return (
-            np.full(share, sampler.text_tokens(int(step)), np.int32),
+            np.full(share, num_tokens, np.int32),
             rows,
             partners,
             np.array(read(rows), object),

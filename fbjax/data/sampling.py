@@ -1,4 +1,4 @@
-"""Order and partner as pure functions of (seed, epoch, index): which products a step sees, and against which images.
+"""Order and partner as pure functions of seed, epoch and index: which products a step sees, and against which images.
 
 Texts of like length meet in a batch, so that little of it is padding (the paper's variable sequence length). Nothing
 here is state: the data position is the step, on any number of processes.
@@ -93,14 +93,16 @@ class Sampler:
             partners[here] = self.partners.draw(rows[here], uniform[1], easy)
         return rows, partners
 
-    def text_tokens(self, step: int) -> int:
-        """What the texts of `step`'s global batch are padded to: the longest of them."""
-        rows, _ = self.batch(step)
+    def text_tokens(self, rows: np.ndarray) -> int:
+        """What the texts of a global batch of `rows` are padded to: the longest of them."""
         return int(self.lengths[rows].max())
 
-    def text_tokens_used(self) -> tuple[int, ...]:
-        """Every value that `text_tokens` can have, ascending."""
-        return tuple(np.unique(self.lengths).tolist())
+    def text_tokens_used(self, num_steps: int) -> tuple[int, ...]:
+        """Every value that `text_tokens` has in the first `num_steps` steps, ascending."""
+        num_places = num_steps * self.batch_size
+        epochs = range(-(-num_places // len(self.lengths)))
+        lengths = np.concatenate([self.lengths[self._order(epoch)] for epoch in epochs])[:num_places]
+        return tuple(np.unique(lengths.reshape(num_steps, -1).max(axis=1)).tolist())
 
     def easy_share(self, step: int) -> float:
         """Share of any-category partners at `step`: linear from easy_start to easy_end."""

@@ -50,7 +50,7 @@ class Imported:
     initialised: tuple[str, ...]  # those that BERT lacks
 
 
-def check_fit(folder: Path, config: ModelConfig, pieces: Sequence[str]) -> None:
+def check_fit(folder: Path, config: ModelConfig, pieces: Sequence[str] = ()) -> None:
     """Raises ValueError with all that config.json and vocab.txt alone show not to fit."""
     _raise_all(folder, _architecture_problems(folder, config) + _find_rows(folder, pieces)[1])
 
