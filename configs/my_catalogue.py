@@ -39,7 +39,7 @@ def get_config():
     config.tasks.easy_start, config.tasks.easy_steps = 1.0, 3000
     config.tasks.easy_end = 0.15  # 0 where nobody searches across categories
 
-    config.adaptive.method = "fixed"  # half the time of "gradient", which serves masked words first
+    config.adaptive.method = "fixed"  # .6 of the time of "gradient", which serves masked words first
     config.adaptive.fixed = (0.2, 0.1, 0.7)  # mlm, mpm, tia
 
     config.train.batch_size = 16

@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     bench = verb("bench", _bench, "time training, scoring and patch features on synthetic batches")
-    bench.add_argument("--config", required=True, help=config_help)
+    bench.add_argument("--config", default="configs/my_catalogue.py", help=f"{config_help} (default: %(default)s)")
     bench.add_argument(
         "--repeats", type=int, default=10, help="timed rounds; 0 only plans memory (default: %(default)s)"
     )

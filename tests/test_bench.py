@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fbjax import config as configs
-from fbjax.bench.bench import VARIANTS, bench, table
+from fbjax.bench.bench import bench, table
 from fbjax.bench.subject import padded_lengths, prepare, synthetic_batch, train_flops
 from fbjax.bench.timing import Times, take_turns
 from fbjax.model.patches import build_patch_network
@@ -29,9 +29,9 @@ def one_thread(monkeypatch):
     torch = pytest.importorskip("torch")
     set_num_threads = torch.set_num_threads
     monkeypatch.setattr(torch, "set_num_threads", lambda n: set_num_threads(1))
-    from fbjax.bench import rival
+    from fbjax.bench import contest
 
-    monkeypatch.setattr(rival, "compiled", lambda function: _raise(RuntimeError("no C++ compiler\nat all")))
+    monkeypatch.setattr(contest, "compiled", lambda function: _raise(RuntimeError("no C++ compiler\nat all")))
 
 
 def _raise(error):
@@ -65,8 +65,9 @@ def test_flops_do_not_depend_on_how_the_step_is_computed():
     config = tiny()
     network = build_patch_network(config.patches)
     counts = []
-    for settings in ({}, {"remat": "layers"}):
-        subject = prepare(replace(config, model=replace(config.model, **settings)), network)
+    for remat, parts in (("none", 1), ("layers", 2)):
+        model, train = replace(config.model, remat=remat), replace(config.train, micro_batches=parts)
+        subject = prepare(replace(config, model=model, train=train), network)
         counts.append(train_flops(subject, synthetic_batch(subject, config.model.text_tokens)))
     first_layer = 16 * (24 + 16) * 2 * (4 * 32 * 32 + 2 * 32 * 64)  # 16 pairs of 24 pieces and 16 patches
     assert counts[0] == counts[1] and 3 * first_layer < counts[0] < 9 * first_layer
@@ -97,14 +98,15 @@ def test_figures_have_the_keys_of_the_design(one_thread, tmp_path):
     said = []
     figures = bench(tiny(num_layers=1), 1, said.append, compare="torch", trace=str(tmp_path / "trace"))
     train, score = figures["train"], figures["score"]
-    assert set(train["adaptive"]) == {n + s for n in VARIANTS if n != "fixed" for s in ("", ".range")}
+    methods = ("gradient", "every_16", "estimate", "loss_softmax")
+    assert set(train["adaptive"]) == {n + s for n in methods for s in ("", ".range")}
     assert set(train["by_length"]) == {"16", "24"}
     for ratios, last in ((train, "vs_torch_as_written"), (score, "vs_torch_padded")):
         for key in ("peak_share", "vs_torch_eager", last):
             low, high = ratios[f"{key}.range"]
             assert 0 < low <= ratios[key] <= high
         assert ratios["pairs_per_second"] > 0 and ratios["vs_torch_compile"] is None
-    assert figures["patches"]["images_per_second"] > 0 and set(figures["memory"]["step"]) == set(VARIANTS)
+    assert figures["patches"]["images_per_second"] > 0 and set(figures["memory"]["step"]) == {"fixed", *methods}
     assert "torch.compile does not work here, its figures are null: no C++ compiler" in said
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
     assert json.loads(json.dumps(figures)) == figures and any("PyTorch" in line for line in table(figures))

@@ -1,19 +1,16 @@
 """The same model in PyTorch, as a yardstick: Hugging Face's BERT, the same heads, the same parameters.
 
 Twice over: `needed` computes no more than fbjax does (heads at masked positions, the last layer at the rows that heads
-read, texts trimmed); `as_written` is what one writes first (every layer and the MLM head on every position, labels of
--100 where nothing is masked, texts padded). Both give the same losses, which `check` holds against fbjax's.
+read); `as_written` is what one writes first (every layer and the MLM head on every position, labels of -100 where
+nothing is masked). Both give the same losses.
 """
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import flax.traverse_util
 import jax
 import numpy as np
 
-from fbjax.bench.timing import matmul_size
 from fbjax.config import Config
 from fbjax.data.vocabulary import PAD_ID
 from fbjax.model import pretrained
@@ -23,29 +20,13 @@ from fbjax.objectives.pretraining import Examples
 try:
     import torch
 except ModuleNotFoundError:
-    raise ModuleNotFoundError("--compare torch needs PyTorch: pip install 'fbjax[parity]'") from None
+    raise ModuleNotFoundError("--compare torch needs PyTorch: pip install -e '.[parity]'") from None
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertModel, BertPredictionHeadTransform
 
-TOLERANCE = 1e-4  # relative
-PAIRS_PER_BATCH = 32  # scored at once, as `Scorer` has it on a CPU; 64 gave PyTorch no more there
 IGNORED = -100  # the label that cross-entropy skips
-
-
-def prepare_torch() -> torch.device:
-    """The device of kind and threads that JAX has, or an error."""
-    if hasattr(os, "sched_getaffinity"):
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-    if jax.default_backend() == "cpu":
-        return torch.device("cpu")
-    if jax.default_backend() != "gpu" or not torch.cuda.is_available():
-        raise ValueError(f"JAX runs on {jax.default_backend()}, PyTorch cannot: compare with JAX_PLATFORMS=cpu")
-    if jax.device_count() > 1:
-        raise ValueError(f"PyTorch would run on 1 device, JAX on {jax.device_count()}: set CUDA_VISIBLE_DEVICES=0")
-    torch.set_float32_matmul_precision("high")  # as XLA's default on a GPU
-    return torch.device("cuda")
 
 
 class Rival(nn.Module):
@@ -240,97 +221,6 @@ def _divergence(target: Tensor, prediction: Tensor) -> Tensor:
     return (log_target.exp() * (log_target - log_prediction)).sum(dim=-1)
 
 
-def check(what: str, ours: np.ndarray | float, theirs: np.ndarray | float) -> None:
-    """Raises ValueError where results of the two libraries differ, relative to the largest: there is no comparison."""
-    difference = np.abs(np.subtract(ours, theirs)).max() / np.abs(ours).max()
-    if not difference <= TOLERANCE:
-        raise ValueError(f"{what}: fbjax and PyTorch differ by {difference:.1e} of it, above {TOLERANCE}: not compared")
-
-
-class Contest:
-    """What the rival runs in turn with us: its model on its device, one optimiser, training and scoring."""
-
-    def __init__(self, config: Config, rival: Rival, device: torch.device):
-        self.config, self.rival, self.device = config, rival.to(device), device
-        train = config.train
-        decayed = [p for p in rival.parameters() if p.ndim > 1]
-        others = [p for p in rival.parameters() if p.ndim <= 1]
-        self._optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=train.learning_rate,
-            betas=(train.beta1, train.beta2),
-            eps=1e-6,
-        )
-        self._weights = torch.tensor(config.adaptive.fixed, device=device)
-
-    def losses(self, batch: Masked) -> dict[str, np.ndarray]:
-        """The three losses in float32, no dropout, by both ways."""
-        self.rival.eval()
-        with torch.inference_mode():
-            return {f.__name__: f(self.rival, batch.to(self.device)).cpu().numpy() for f in (needed, as_written)}
-
-    def train_step(self, losses: Callable, batch: Masked) -> Callable[[], float]:
-        """A contender: losses, gradient, clipping and AdamW with fixed task weights."""
-        batch = batch.to(self.device)
-
-        def step() -> float:
-            self.rival.train()
-            with self._precision():
-                loss = self._weights @ losses(self.rival, batch)
-            self._optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.rival.parameters(), self.config.train.clip_norm)
-            self._optimizer.step()
-            return loss.item()
-
-        return step
-
-    def scoring(
-        self, function: Callable, ids: np.ndarray, features: np.ndarray, pairs: np.ndarray, trim: bool, exact: bool
-    ) -> Callable[[], np.ndarray]:
-        """A contender: scores [N] of `pairs` of (text, image), `exact`: in float32 whatever the config's dtype.
-
-        `trim`: sorted by length, padded to the longest of the batch, each image embedded beforehand; else each
-        batch has every column of `ids` and embeds its own images.
-        """
-        lengths = (ids != PAD_ID).sum(axis=1)[pairs[:, 0]]
-        order = np.argsort(lengths, kind="stable") if trim else np.arange(len(pairs))
-        ids = torch.from_numpy(ids.astype(np.int64)).to(self.device)
-        images = torch.from_numpy(features.astype(np.float32)).to(self.device)
-        with torch.inference_mode():
-            images = self.rival.eval().embed_image(images) if trim else images
-
-        @torch.inference_mode()
-        def run() -> np.ndarray:
-            self.rival.eval()
-            scores = np.empty(len(pairs), np.float32)
-            for start in range(0, len(pairs), PAIRS_PER_BATCH):
-                members = order[start : start + PAIRS_PER_BATCH]
-                length = lengths[members].max() if trim else ids.shape[1]
-                text = ids[pairs[members, 0], :length]
-                with self._precision(exact):
-                    scores[members] = function(self.rival, text, images[pairs[members, 1]]).float().cpu().numpy()
-            return scores
-
-        return run
-
-    def matmul(self) -> Callable[[], None]:
-        """A contender: one product of two square matrices, in the model's dtype."""
-        dtype = getattr(torch, self.config.model.dtype)
-        a = torch.randn(matmul_size(), matmul_size(), device=self.device, dtype=dtype)
-
-        def product() -> None:
-            a @ a
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-
-        return product
-
-    def _precision(self, exact: bool = False):
-        enabled = self.config.model.dtype == "bfloat16" and not exact
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
-
-
 def score_needed(rival: Rival, ids: Tensor, images: Tensor) -> Tensor:
     """Scores [B] from images that are embedded; the last layer at [CLS] alone."""
     cls = ids.new_zeros(len(ids), 1)
@@ -345,6 +235,3 @@ def score_as_written(rival: Rival, ids: Tensor, features: Tensor) -> Tensor:
 def _score(rival: Rival, hidden: Tensor) -> Tensor:
     logits = rival.tia_logits(hidden[:, 0])
     return logits[:, 1] - logits[:, 0]
-
-
-compiled = torch.compile

@@ -1,5 +1,6 @@
 """A config made ready to be timed: model, compiled steps, synthetic batches, and the FLOPs that they need."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,11 +69,11 @@ class Steps:
         config = replace(subject.config, adaptive=replace(subject.config.adaptive, every=1))
         self._state = init_state(subject.objective, subject.optimizer, config, subject.mesh)
         self._held = jax.device_put(np.full(len(subject.objective.tasks), 1 / 3, np.float32), replicated(subject.mesh))
-        self._frozen = jax.device_put(subject.frozen)
-        self.state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves((self._state, self._frozen)))
+        self._frozen = jax.device_put(subject.frozen, replicated(subject.mesh))
+        self.state_bytes = sum(map(_bytes_per_device, jax.tree.leaves((self._state, self._frozen))))
 
     def compile(self, name: str, adaptive: AdaptiveConfig, batch: Batch) -> int:
-        """Compiles the step for `adaptive` and the shapes of `batch`; the bytes it needs besides the state's."""
+        """Compiles the step for `adaptive` and the shapes of `batch`; the bytes a device needs besides the state's."""
         state = self._state.replace(task_weights=self._held if adaptive.every > 1 else None)
         compiled = _jitted(self._subject, adaptive, state).lower(state, self._frozen, batch).compile()
         self._compiled[name] = (compiled, adaptive.every > 1)
@@ -96,11 +97,14 @@ class Steps:
 
     def trace(self, name: str, batch: Batch, folder: str | Path, num_steps: int) -> None:
         """Writes a profile of `num_steps` steps to `folder`, for TensorBoard or Perfetto."""
-        run = self.contender(name, batch)
-        run()
+        self.contender(name, batch)()
         with jax.profiler.trace(str(folder)):
-            for _ in range(num_steps):
-                run()
+            for at in range(num_steps):
+                self.contender(name, batch, at)()
+
+
+def _bytes_per_device(array: jax.Array) -> int:
+    return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
 
 
 def _jitted(subject: Subject, adaptive: AdaptiveConfig, state):

@@ -50,7 +50,7 @@ def take_turns(contenders: Mapping[str, Callable[[], Any]], repeats: int, on_rou
 
 
 def matmul_size() -> int:
-    """N of the [N, N] matrices whose product stands for the peak: some 0.1 s, on CPU and GPU."""
+    """N of the [N, N] matrices whose product stands for the peak: .1 s on a CPU, milliseconds on a GPU."""
     return 2048 if jax.default_backend() == "cpu" else 8192
 
 
