@@ -3,13 +3,12 @@
     fbjax train --config configs/catalogue.py --workdir runs/catalogue
     fbjax evaluate --workdir runs/catalogue --step 5600 --candidates ../shared/data/catalogue/validation-101.jsonl
 
-One run, seed 0, 2 CPU cores: records 12 seconds, patch features 3 minutes, training 48 minutes at the 62 pairs/s of an
-otherwise idle machine (3.4 GiB), evaluation of the 1,000 + 1,000 lists 21 minutes beside other work. AUC .934 against
-the same sub-category, .962 against any; Rank@1/5/10 of 16.6/51.4/72.7 % image to text and 17.2/53.2/74.0 % text to
-image. Intervals are in the README, and what has changed since that run.
+One run, seed 0, 2 CPU cores: records 12 seconds, patch features 2½ minutes, training 43 minutes at 70 pairs/s
+(3.5 GiB), evaluation of the 1,000 + 1,000 lists 9 minutes. AUC .935 against the same sub-category, .961 against any;
+Rank@1/5/10 of 17.7/51.1/71.6 % image to text and 17.2/54.6/73.1 % text to image. Intervals are in the README.
 
 Departs from the paper, for the sake of an hour on two cores: a 4 x 4 grid of one pass over 128 pixels (the photographs
-have 60 x 80), three layers, 48 text tokens, fixed task weights (a step with the adaptive `gradient` takes 1.66
+have 60 x 80), three layers, 48 text tokens, fixed task weights (a step with the adaptive `gradient` takes 1.6
 times as long), and mismatched partners that go from any category to the same sub-category in the first 1,000 steps.
 """
 
