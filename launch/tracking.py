@@ -5,6 +5,10 @@
 `held`: the weights of the last solve, every 16 batches, at unchanging parameters. `estimate`: from the gradients at the
 encoder's output. `constant`: the exact weights' own mean over these batches, which no method knows beforehand: what is
 left then is how much the exact weights jump from batch to batch. Errors are absolute, means over tasks and batches.
+
+`gain`: by how much more than the last task's a task's squared gradient grows from the encoder's output to the
+parameters, the median over batches; `estimate` takes it to be 1. `corrected` is `estimate` with these gains, likewise
+known in hindsight only.
 """
 
 import argparse
@@ -14,7 +18,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from fbjax.adaptive import weighted_gradient
+from fbjax.adaptive import eq6, scale_norms, weighted_gradient
 from fbjax.console import progress
 from fbjax.data.catalogue import Source, prepare
 from fbjax.data.pipeline import train_batches
@@ -28,8 +32,9 @@ from fbjax.workdir import Run
 EVERY = 16
 
 
-def weights_at(workdir: str, step: int, num_batches: int) -> tuple[np.ndarray, np.ndarray]:
-    """Exact and estimated weights [batches, K] on the batches that training took from `step` on."""
+def weights_at(workdir: str, step: int, num_batches: int) -> tuple[np.ndarray, ...]:
+    """[batches, K] each, on the batches that training took from `step` on: exact weights and the squared gradients by
+    parameters behind them, estimated weights and the shares of squared gradients by outputs behind those."""
     run = Run.open(workdir)
     config, mesh = run.config, make_mesh(run.config.mesh)
     if step + num_batches > config.train.num_steps:
@@ -50,7 +55,10 @@ def weights_at(workdir: str, step: int, num_batches: int) -> tuple[np.ndarray, n
         weighted = weighted_gradient(
             lambda examples: objective.branches(run.frozen, *examples), one_micro_batch, params, exact, objective.shared
         )
-        return weighted.weights, weighted.estimated
+        slack = 1 / weighted.estimated  # Eq. 6 turned round: proportional to K - s_i, and s sums to the domain
+        k = len(slack)
+        scaled = k - slack * (k * k - exact.domain) / slack.sum()
+        return weighted.weights, weighted.gradient_norms**2, weighted.estimated, scaled / exact.domain
 
     weights = []
     batches = train_batches(records, sampler, run.vocabulary, config, start=step, features=features_of(run, records))
@@ -66,11 +74,16 @@ def main() -> None:
     parser.add_argument("--step", type=int, required=True)
     parser.add_argument("--batches", type=int, default=32)
     arguments = parser.parse_args()
-    exact, estimated = weights_at(arguments.workdir, arguments.step, arguments.batches)
+    exact, squared, estimated, shares = weights_at(arguments.workdir, arguments.step, arguments.batches)
     held = exact[np.arange(len(exact)) // EVERY * EVERY]
+    gain = np.median(squared / shares * (shares / squared)[:, -1:], axis=0)
+    domain = Run.open(arguments.workdir).config.adaptive.domain
+    corrected = np.array([eq6(scale_norms(of_batch, "share", domain)) for of_batch in shares * gain])
+    ways = {"held": held, "estimate": estimated, "corrected": corrected, "constant": exact.mean(axis=0)[None]}
     print(f"exact     mean {exact.mean(axis=0).round(3)}  deviation between batches {exact.std(axis=0).round(3)}")
-    for name, weights in {"held": held, "estimate": estimated, "constant": exact.mean(axis=0)[None]}.items():
+    for name, weights in ways.items():
         print(f"{name:9} mean {weights.mean(axis=0).round(3)}  error {np.abs(weights - exact).mean():.3f}")
+    print(f"gain      {gain.round(2)}")
 
 
 if __name__ == "__main__":

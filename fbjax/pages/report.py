@@ -29,8 +29,8 @@ TASKS = ("mlm", "mpm", "tia")
 SHOWN_RANKS = (1, 5, 10)
 GUESSING = math.log(2)  # tia's loss when both answers look alike
 WEIGHTS = {
-    "gradient": "Eq. 6 of the FashionBERT paper: weights from the size of each task's gradient, solved anew in every "
-    "{every}step; the task that pulls hardest counts most",
+    "gradient": "Eq. 6 of the FashionBERT paper: weights from the size of each task's gradient, solved anew every "
+    "{every}; the task that pulls hardest counts most",
     "estimate": "Eq. 6 of the FashionBERT paper, on the gradients at the encoder's output in place of the parameters'",
     "loss_softmax": "the rule of the paper authors' release: weights from the softmax of the losses",
     "fixed": "set once by the config",
@@ -191,7 +191,7 @@ def _panels(run: Run, curves: Curves, best: int) -> Iterator[dict]:
         yield {"title": "Validation AUC", "chart": chart, "reading": reading}
     if weights := {task: curves[f"{task}/weight"] for task in TASKS if f"{task}/weight" in curves}:
         method = config.adaptive.method
-        every = f"{config.adaptive.every}th " if config.adaptive.every > 1 else ""
+        every = f"{config.adaptive.every} steps" if config.adaptive.every > 1 else "step"
         reading = f"What each task's loss counts. adaptive.method is {method!r}: {WEIGHTS[method].format(every=every)}."
         chart = charts.curves(weights, "Task weights over the steps", top=1.0)
         yield {"title": "Task weights", "chart": chart, "reading": reading}
