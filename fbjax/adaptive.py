@@ -6,7 +6,7 @@ forward pass; the weighted gradient ``sum_i w_i grad l_i`` needs no backward pas
 Sources differ, and so do the methods:
 
 * ``gradient``: ``w_i = (K - s_i)^-1 / sum_k (K - s_k)^-1`` (Eq. 6) with ``s_i`` the squared norm of task i's
-  gradient, scaled into ``[0, domain)``, domain < K. The paper does not say how it scales; see
+  gradient, scaled into ``[0, domain K)``, domain < 1. The paper does not say how it scales; see
   `AdaptiveConfig.scaling`. With ``every: n`` solved in every n-th step, the weights held in between.
 * ``estimate``: Eq. 6 on the gradients with respect to what the heads read, which cost no pass through the trunks.
 * ``loss_softmax``: Eq. 6 with ``s_i = softmax(l)_i^2`` (the authors' release, which uses no gradient).
@@ -50,7 +50,7 @@ def eq6(scaled: jax.Array) -> jax.Array:
 
 
 def scale_norms(squared_norms: jax.Array, scaling: str, domain: float) -> jax.Array:
-    """Squared gradient norms [K] scaled into [0, domain).
+    """Squared gradient norms [K] scaled into [0, domain K).
 
     `share`: each task's share of their sum, so that the weights ignore the gradients' common size. `squash`:
     ``n / (1 + n)``, which keeps it.
@@ -59,7 +59,7 @@ def scale_norms(squared_norms: jax.Array, scaling: str, domain: float) -> jax.Ar
         fraction = squared_norms / jnp.maximum(squared_norms.sum(), jnp.finfo(jnp.float32).tiny)
     else:
         fraction = squared_norms / (1.0 + squared_norms)
-    return domain * fraction
+    return domain * len(squared_norms) * fraction
 
 
 def loss_softmax_weights(losses: jax.Array) -> jax.Array:

@@ -15,7 +15,8 @@ from fbjax.data.table import clean_text
 from fbjax.data.vocabulary import PAD_ID
 from fbjax.evaluate import load_params
 from fbjax.mesh import make_mesh
-from fbjax.scoring import Scorer
+from fbjax.scoring import Scorer, matcher
+from fbjax.towers import Towers
 from fbjax.workdir import Run
 
 
@@ -26,7 +27,7 @@ class Model:
     run: Run = dataclasses.field(repr=False)
     step: int
     variables: Any = dataclasses.field(repr=False)  # "fashionbert" and "patches", as the scorer takes them
-    _scorer: Scorer = dataclasses.field(repr=False)
+    _scorer: Scorer | Towers = dataclasses.field(repr=False)
 
     @classmethod
     def load(cls, workdir: str | Path, step: int | None = None) -> "Model":
@@ -34,7 +35,8 @@ class Model:
         run = Run.open(workdir)
         mesh = make_mesh(run.config.mesh)
         step, params = load_params(run, workdir, mesh, step)
-        return cls(run, step, {"patches": run.patches.params} | params, Scorer(run.model, run.patches, mesh))
+        scorer = matcher(run.config, run.model, run.patches, mesh)
+        return cls(run, step, {"patches": run.patches.params} | params, scorer)
 
     def score(self, texts: Sequence[str], images: Sequence) -> np.ndarray:
         """Match scores [N] of each text with the image beside it: logit differences, > 0 where a match is likelier."""

@@ -13,10 +13,11 @@ class Batch:
     """
 
     index: jax.Array  # [B] int32: the product's record, which keys its masks
+    group: jax.Array  # [B] int32: products of one group are never told apart
     ids: jax.Array  # [B, T] int32: [CLS] w1 .. wn [SEP] [PAD] ..
     word_ids: jax.Array  # [B, T] int32: which word a piece belongs to; -1 on [CLS], [SEP], [PAD]
     image: jax.Array
-    partner: jax.Array  # the image of another product
+    partner: jax.Array | None  # the image of another product; None where no task reads mismatched pairs
 
     @property
     def text_mask(self) -> jax.Array:
@@ -32,4 +33,5 @@ def batch_shapes(config, patches, text_tokens: int) -> Batch:
         image = jax.ShapeDtypeStruct((b, patches.num_patches, patches.feature_size), jnp.float16)
     else:
         image = jax.ShapeDtypeStruct((b, size, size, 3), jnp.uint8)
-    return Batch(jax.ShapeDtypeStruct((b,), jnp.int32), text, text, image, image)
+    number = jax.ShapeDtypeStruct((b,), jnp.int32)
+    return Batch(number, number, text, text, image, image if config.tasks.mismatched else None)

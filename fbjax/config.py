@@ -15,9 +15,17 @@ import ml_collections
 
 from fbjax.rules import contradictions
 
-PATHS = ("data.train", "data.validation", "data.image_root", "data.prepared", "patches.weights", "model.vocabulary")
+PATHS = (
+    "data.train",
+    "data.validation",
+    "data.image_root",
+    "data.prepared",
+    "patches.weights",
+    "model.vocabulary",
+    "train.start_from",
+)
 FREE = (  # may change when a run is resumed: where things lie (their content is checked), and what is kept and shown
-    *("data.train", "data.validation", "data.image_root", "data.prepared", "patches.weights"),
+    *("data.train", "data.validation", "data.image_root", "data.prepared", "patches.weights", "train.start_from"),
     *("train.log_every", "train.keep_last", "mesh.data", "mesh.fsdp", "mesh.tensor"),
     *("model.attention", "model.remat", "train.micro_batches"),  # how it is computed; not what, but for dropout's draws
 )
@@ -52,6 +60,7 @@ class PatchConfig:
     image_size: int = 256  # pixels; every image is resized to image_size x image_size
     patch_size: int = 32  # pixels; P = (image_size / patch_size)^2
     enlarge_to: int = 32  # pixels; `isolated` resizes each patch to this before the network
+    whole_image: bool = False  # the whole image as a further token before the patches: the mean of its feature map
     trainable: bool = False  # train the network's weights along with FashionBERT
     cached: bool = False  # run the (frozen) network once over all images and keep the features on disk
 
@@ -67,6 +76,7 @@ class ModelConfig:
     num_heads: int = 12
     mlp_width: int = 3072
     text_tokens: int = 64  # T, [CLS] and [SEP] included
+    vector_size: int = 0  # E, of the two towers' vectors (64 to 512); 0: no towers
     text_bucket: int = 16  # shorter texts are padded to the next multiple, the step compiled for each; T: always to T
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
@@ -79,12 +89,21 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
+    # which losses, in this order: mlm, mpm, tia (the paper), itc (contrast of the two towers over the batch)
+    names: tuple[str, ...] = ("mlm", "mpm", "tia")
     mlm_rate: float = 0.15  # share of text pieces masked, whole words at a time
     mpm_rate: float = 0.10  # share of patches masked
     mask_mismatched: bool = True  # MLM and MPM on mismatched pairs too (the release does; the paper is silent)
     easy_start: float = 0.0  # share of partners from any category at step 0 ...
     easy_end: float = 0.0  # ... falling linearly to this ...
     easy_steps: int = 0  # ... over so many steps
+    mined: float = 0.0  # share of partners that are among the nearest mistakes of the towers of `train.start_from`
+    mined_nearest: int = 32  # how many nearest images of a text count as such
+
+    @property
+    def mismatched(self) -> bool:
+        """Whether a task reads mismatched pairs."""
+        return "tia" in self.names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +112,11 @@ class AdaptiveConfig:
     # fixed
     method: str = "gradient"
     every: int = 1  # gradient: steps from one solve to the next; the weights are held in between
-    fixed: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)  # weights of `fixed`, in the order mlm, mpm, tia; sum 1
+    fixed: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)  # weights of `fixed`, in the order of `tasks.names`; sum 1
     scaling: str = (
-        "share"  # of squared gradient norms n_i into [0, domain): share = n_i / sum n, squash = n_i / (1 + n_i)
+        "share"  # of squared gradient norms n_i into [0, domain K): share = n_i / sum n, squash = n_i / (1 + n_i)
     )
-    domain: float = 2.7  # in (0, K): a domain of 1 holds the ratio of two weights under 3/2
+    domain: float = 0.9  # in (0, 1), as a share of K: 1/3 for K = 3 holds the ratio of two weights under 3/2
     stop_gradient: bool = False  # loss_softmax: hold the weights constant in the gradient (the release does not)
 
 
@@ -113,6 +132,8 @@ class TrainConfig:
     weight_decay: float = 1e-4  # not on biases and LayerNorm
     clip_norm: float = 1.0  # of the weighted gradient's global norm
     seed: int = 0
+    start_from: str = ""  # another run's workdir whose weights this one begins with; "": see `model.pretrained`
+    same_category: int = 1  # products of one category that stand together in a batch: the harder contrast for itc
     log_every: int = 50  # steps
     save_every: int = 1_000  # steps between checkpoints
     evaluate_products: int = 256  # of the validation split, scored at each save; held to 5 % of the wall time

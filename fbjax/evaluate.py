@@ -24,8 +24,9 @@ from fbjax.data.sampling import Partners
 from fbjax.features import image_inputs
 from fbjax.mesh import make_mesh
 from fbjax.objectives.pretraining import Pretraining
-from fbjax.scoring import Scorer
+from fbjax.scoring import Scorer, matcher
 from fbjax.step import abstract_state, make_optimizer
+from fbjax.towers import Towers
 from fbjax.workdir import Run, note_time
 
 PROTOCOLS = ("candidates", "matching")
@@ -64,7 +65,7 @@ def evaluate(
     pairs = _Pairs(records)
     positives, others = pairs.add_lists(lists)
     negatives = pairs.add_negatives(lists, any_category_negatives(lists, records)) if "matching" in protocols else None
-    scorer = Scorer(run.model, run.step_patches, mesh)
+    scorer = matcher(run.config, run.model, run.step_patches, mesh)
     scores, seconds = _score(run, scorer, variables, records, pairs)
 
     positive = scores[positives]
@@ -141,7 +142,7 @@ def load_params(run: Run, workdir: str | Path, mesh, step: int | None = None) ->
 class ValidationSample:
     """A fixed sample of the validation split, scored during training: AUC of true against same-category pairs."""
 
-    def __init__(self, run: Run, records: Records, scorer: Scorer, num_products: int):
+    def __init__(self, run: Run, records: Records, scorer: Scorer | Towers, num_products: int):
         rng = np.random.default_rng(run.config.train.seed)
         rows = np.sort(rng.permutation(len(records))[:num_products])
         partners = Partners(records.categories, records.groups)
@@ -194,7 +195,7 @@ class _Pairs:
         return self._places.setdefault(pair, len(self._places))
 
 
-def _score(run: Run, scorer: Scorer, variables, records: Records, pairs: _Pairs) -> tuple[np.ndarray, float]:
+def _score(run: Run, scorer: Scorer | Towers, variables, records: Records, pairs: _Pairs) -> tuple[np.ndarray, float]:
     """Scores of all pairs, and the seconds that took, embeddings included."""
     wanted = pairs.array()
     text_rows, text_places = np.unique(wanted[:, 0], return_inverse=True)

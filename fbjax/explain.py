@@ -12,7 +12,7 @@ import numpy as np
 from fbjax.api import Model
 from fbjax.data.table import clean_text
 from fbjax.mesh import make_mesh
-from fbjax.scoring import Scorer
+from fbjax.scoring import matcher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +41,15 @@ def explain(model: Model, text: str, image) -> Explanation:
     for row, word in enumerate(shown, start=1):
         ids[row, 1 + np.flatnonzero(kept == word)] = run.vocabulary.mask_id
 
-    scorer = Scorer(run.model, patches.precomputed(), make_mesh(run.config.mesh))
+    scorer = matcher(run.config, run.model, patches.precomputed(), make_mesh(run.config.mesh))
     batches = (images[start : start + scorer.batch_size] for start in range(0, len(images), scorer.batch_size))
     embedded = scorer.embed_images(model.variables, batches)
     pairs = [(0, p) for p in range(1 + num_patches)] + [(w, 0) for w in range(1, 1 + len(shown))]
     scores = scorer.score(model.variables, ids, embedded, np.array(pairs))
-    drops, side = scores[0] - scores[1:], math.isqrt(num_patches)
+    drops, whole_image = scores[0] - scores[1:], int(patches.whole_image)
+    side = math.isqrt(num_patches - whole_image)
     return Explanation(
         score=float(scores[0]),
         words=[(words[word], float(drop)) for word, drop in zip(shown, drops[num_patches:], strict=True)],
-        patches=drops[:num_patches].reshape(side, side),
+        patches=drops[whole_image:num_patches].reshape(side, side),
     )

@@ -130,12 +130,13 @@ class Log:
         losses = "  ".join(f"{t} {means[f'{t}/loss']:.3f} (w {means[f'{t}/weight']:.2f})" for t in tasks)
         rate = means.get("pairs_per_second", math.nan)
         speed = f"  {rate:.0f} pairs/s" if rate > 0 else ""
+        accuracies = "  ".join(f"{n.replace('_', ' ')} {v:.3f}" for n, v in means.items() if n.endswith("_accuracy"))
         if not self._bar.disable:
             self._bar.set_postfix_str(losses + speed)
             return
         left = 2 * self._config.batch_size * (self._config.num_steps - step) / rate
         speed += f"  {duration(left)} left" if speed else ""
-        say(f"step {step}/{self._config.num_steps}  {losses}  accuracy {means['tia_accuracy']:.3f}{speed}")
+        say(f"step {step}/{self._config.num_steps}  {losses}  {accuracies}{speed}")
 
 
 def _mean(name: str, values: list) -> float:

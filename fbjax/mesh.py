@@ -59,6 +59,11 @@ def put_batch(batch, mesh: Mesh):
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 
+def padded(rows: np.ndarray, size: int) -> np.ndarray:
+    """`rows` followed by copies of the first up to `size`, whose results are to be dropped."""
+    return rows if len(rows) == size else np.concatenate([rows, np.repeat(rows[:1], size - len(rows), axis=0)])
+
+
 def check_batch_size(config: TrainConfig, mesh: Mesh) -> None:
     num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.batch_size % (num_shards * config.micro_batches):

@@ -12,7 +12,7 @@ from fbjax.data.pipeline import read_products, read_texts
 from fbjax.data.table import Product
 from fbjax.features import image_inputs
 from fbjax.mesh import make_mesh
-from fbjax.scoring import Scorer
+from fbjax.scoring import matcher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ def rank(
     rows = _of_category(records, category)
 
     patches = model.run.patches if image is not None else model.run.step_patches  # records may have cached features
-    scorer = Scorer(model.run.model, patches, make_mesh(config.mesh))
+    scorer = matcher(config, model.run.model, patches, make_mesh(config.mesh))
     places = np.arange(len(rows))
     if text is not None:
         batches = -(-len(rows) // scorer.batch_size)

@@ -2,6 +2,8 @@
 
 import math
 
+TASKS = ("mlm", "mpm", "tia", "itc")
+
 
 def contradictions(config) -> list[str]:
     """What of a `Config` is out of range or contradicts what, in words that name the values and the remedy."""
@@ -19,6 +21,9 @@ def contradictions(config) -> list[str]:
         ("tasks.easy_start", tasks.easy_start, 0 <= tasks.easy_start <= 1, "in [0, 1]"),
         ("tasks.easy_end", tasks.easy_end, 0 <= tasks.easy_end <= 1, "in [0, 1]"),
         ("tasks.easy_steps", tasks.easy_steps, tasks.easy_steps >= 0, "at least 0"),
+        ("adaptive.domain", adaptive.domain, 0 < adaptive.domain < 1, "in (0, 1), Eq. 6's domain as a share of K"),
+        ("tasks.mined", tasks.mined, 0 <= tasks.mined <= 1, "in [0, 1]"),
+        ("model.vector_size", model.vector_size, model.vector_size >= 0, "at least 0"),
         ("tasks.mlm_rate", tasks.mlm_rate, 0 < tasks.mlm_rate < 1, "in (0, 1)"),
         ("tasks.mpm_rate", tasks.mpm_rate, 0 < tasks.mpm_rate < 1, "in (0, 1)"),
         ("model.initializer_range", model.initializer_range, 0 < model.initializer_range < 1, "in (0, 1)"),
@@ -38,7 +43,16 @@ def contradictions(config) -> list[str]:
             "patches": ("image_size", "patch_size", "enlarge_to"),
             "model": ("num_layers", "width", "num_heads", "mlp_width", "text_bucket"),
             "adaptive": ("every",),
-            "train": ("batch_size", "micro_batches", "num_steps", "log_every", "save_every", "evaluate_products")
+            "tasks": ("mined_nearest",),
+            "train": (
+                "batch_size",
+                "same_category",
+                "micro_batches",
+                "num_steps",
+                "log_every",
+                "save_every",
+                "evaluate_products",
+            )
             + ("keep_last",),
         }.items()
         for name in names
@@ -50,8 +64,11 @@ def contradictions(config) -> list[str]:
     ]
     problems += [f"{name} {value} must be {allowed}" for name, value, fits, allowed in ranges if not fits]
     problems += [f"{name} {value} must be at least 1" for name, value in positive.items() if value < 1]
+    if not tasks.names or len(set(tasks.names)) < len(tasks.names) or set(tasks.names) - set(TASKS):
+        problems.append(f"tasks.names {tasks.names} must be one or more of {', '.join(TASKS)}, each once")
     if problems:  # what follows computes with these values
         return problems
+    num_tasks = len(tasks.names)
     rules = [
         (
             patches.image_size % patches.patch_size,
@@ -88,14 +105,31 @@ def contradictions(config) -> list[str]:
             "shares (use 'share')",
         ),
         (
-            not 0 < adaptive.domain < 3,
-            f"adaptive.domain {adaptive.domain} must lie in (0, 3), Eq. 6's domain for 3 tasks",
+            adaptive.method == "fixed"
+            and (
+                len(adaptive.fixed) != num_tasks
+                or not all(isinstance(weight, int | float) and weight >= 0 for weight in adaptive.fixed)
+                or abs(sum(adaptive.fixed) - 1) > 1e-6
+            ),
+            f"adaptive.fixed {adaptive.fixed} must be {num_tasks} weights >= 0 that sum to 1, of "
+            f"{', '.join(tasks.names)}",
         ),
         (
-            len(adaptive.fixed) != 3
-            or not all(isinstance(weight, int | float) and weight >= 0 for weight in adaptive.fixed)
-            or abs(sum(adaptive.fixed) - 1) > 1e-6,
-            f"adaptive.fixed {adaptive.fixed} must be three weights >= 0 that sum to 1",
+            "itc" in tasks.names and model.vector_size < 1,
+            f"tasks.names has 'itc', which needs towers: set model.vector_size, not {model.vector_size} (try 256)",
+        ),
+        (
+            "itc" in tasks.names and train.micro_batches > 1,
+            f"train.micro_batches {train.micro_batches}: 'itc' contrasts the whole batch, which cannot be taken in "
+            "parts (use 1, and model.remat to save memory)",
+        ),
+        (
+            train.batch_size % train.same_category,
+            f"train.same_category {train.same_category} does not divide batch_size {train.batch_size}",
+        ),
+        (
+            tasks.mined > 0 and not train.start_from,
+            f"tasks.mined {tasks.mined} needs the towers of another run: set train.start_from to its workdir",
         ),
         (
             train.warmup_steps >= train.num_steps,

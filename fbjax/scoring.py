@@ -13,13 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from fbjax.data.vocabulary import PAD_ID
-from fbjax.mesh import by_example, put_batch, replicated
+from fbjax.mesh import by_example, padded, put_batch, replicated
 from fbjax.model.fashionbert import FashionBert, match_score
 from fbjax.model.patches import PatchNetwork
+from fbjax.towers import Towers
 
 BUCKET = 8  # a batch's text length is rounded up to a multiple of this: as many programs are compiled
 IN_FLIGHT = 4  # batches
 CPU_PAIRS, ACCELERATOR_PAIRS = 32, 256  # in a batch
+
+
+def matcher(config, model: FashionBert, patches: PatchNetwork, mesh) -> "Scorer | Towers":
+    """What gives a pair's match score under a `Config`: FashionBERT where it learns alignment, else its towers."""
+    return (Scorer if "tia" in config.tasks.names else Towers)(model, patches, mesh)
 
 
 class Scorer:
@@ -55,8 +61,8 @@ class Scorer:
         """Image embeddings [I, P, D] of batches of at most `batch_size` images (or cached features)."""
         embedded = []
         for images in batches:
-            padded = _padded(images, self.batch_size)
-            embedded.append(np.asarray(self._embed(variables, put_batch(padded, self._mesh)))[: len(images)])
+            whole = put_batch(padded(images, self.batch_size), self._mesh)
+            embedded.append(np.asarray(self._embed(variables, whole))[: len(images)])
         return np.concatenate(embedded)
 
     def score(
@@ -93,12 +99,7 @@ class Scorer:
 
     def _launch(self, variables, ids, images, pairs, length) -> jax.Array:
         batch = (ids[pairs[:, 0], :length], images[pairs[:, 1]])
-        return self._score(variables, *put_batch(tuple(_padded(x, self.batch_size) for x in batch), self._mesh))
-
-
-def _padded(rows: np.ndarray, size: int) -> np.ndarray:
-    """`rows` followed by copies of the first up to `size`; their results are dropped."""
-    return rows if len(rows) == size else np.concatenate([rows, np.repeat(rows[:1], size - len(rows), axis=0)])
+        return self._score(variables, *put_batch(tuple(padded(x, self.batch_size) for x in batch), self._mesh))
 
 
 def _collect(scores: np.ndarray, launched) -> None:

@@ -22,9 +22,9 @@ from fbjax.evaluate import ValidationSample
 from fbjax.features import describe, features_of
 from fbjax.log import Log
 from fbjax.mesh import check_batch_size, make_mesh, put_batch, replicated
-from fbjax.model import pretrained
 from fbjax.objectives.pretraining import Pretraining
-from fbjax.scoring import Scorer
+from fbjax.scoring import matcher
+from fbjax.start import nearest_mistakes, starting_params
 from fbjax.step import TrainState, abstract_state, compiled, init_state, make_optimizer, make_step
 
 
@@ -46,14 +46,23 @@ def train(config: Config, workdir: str | Path) -> TrainState:
     optimizer = make_optimizer(config.train)
     shape = abstract_state(objective, optimizer, config, mesh)
     frozen = jax.device_put(run.frozen, replicated(mesh))
-    scorer = Scorer(run.model, run.step_patches, mesh)
+    scorer = matcher(config, run.model, run.step_patches, mesh)
     sample = ValidationSample(run, validation, scorer, config.train.evaluate_products)
     lengths = padded_lengths(records.num_pieces, config.model.text_tokens, config.model.text_bucket)
-    sampler = Sampler(partners, lengths, config.train.batch_size, config.train.seed, config.tasks)
+    mined = nearest_mistakes(run, workdir, records, mesh) if config.tasks.mined else None
+    sampler = Sampler(
+        partners,
+        lengths,
+        config.train.batch_size,
+        config.train.seed,
+        config.tasks,
+        same_category=config.train.same_category,
+        mined=mined,
+    )
 
     with Checkpoints(workdir, config.train.keep_last, say) as checkpoints, contextlib.ExitStack() as stack:
         # 1. an interrupted run continues where its newest readable checkpoint stands
-        # 2. else a fresh one starts from the pretrained BERT, or from random weights
+        # 2. else a fresh one starts from another run, the pretrained BERT, or random weights
         restored = checkpoints.restore_newest(shape)
         if restored:
             start, state = restored
@@ -61,8 +70,7 @@ def train(config: Config, workdir: str | Path) -> TrainState:
             say(f"trained already: step {start}" if done else f"resuming at step {start} of {config.train.num_steps}")
         else:
             start, state = 0, init_state(objective, optimizer, config, mesh)
-            if config.model.pretrained:
-                state = _import_bert(state, run)
+            state = state.replace(params=starting_params(state.params, run, mesh))
 
         # the data position is the step: nothing else has to be restored
         process = (jax.process_index(), jax.process_count())
@@ -111,12 +119,3 @@ def describe_run(run: workdirs.Run, records: Records, partners: Partners, featur
         images = next(read_images(records, rows, run.config.patches.image_size, len(rows)))
         features = np.asarray(jax.jit(run.patches.apply)(run.patches.params, images))
     say(describe(features))
-
-
-def _import_bert(state: TrainState, run: workdirs.Run) -> TrainState:
-    model = run.config.model
-    folder = pretrained.find(model.pretrained)
-    imported = pretrained.load_bert(folder, model, state.params["fashionbert"], run.vocabulary.rows)
-    say(f"BERT {model.pretrained}: {len(imported.taken)} arrays, its first {model.num_layers} layers")
-    say("initialised, as BERT lacks them: " + ", ".join(imported.initialised))
-    return state.replace(params=state.params | {"fashionbert": imported.params})

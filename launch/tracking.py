@@ -55,10 +55,10 @@ def weights_at(workdir: str, step: int, num_batches: int) -> tuple[np.ndarray, .
         weighted = weighted_gradient(
             lambda examples: objective.branches(run.frozen, *examples), one_micro_batch, params, exact, objective.shared
         )
-        slack = 1 / weighted.estimated  # Eq. 6 turned round: proportional to K - s_i, and s sums to the domain
+        slack = 1 / weighted.estimated  # Eq. 6 turned round: proportional to K - s_i, and s sums to domain K
         k = len(slack)
-        scaled = k - slack * (k * k - exact.domain) / slack.sum()
-        return weighted.weights, weighted.gradient_norms**2, weighted.estimated, scaled / exact.domain
+        scaled = k - slack * (k * k - k * exact.domain) / slack.sum()
+        return weighted.weights, weighted.gradient_norms**2, weighted.estimated, scaled / (k * exact.domain)
 
     weights = []
     batches = train_batches(records, sampler, run.vocabulary, config, start=step, features=features_of(run, records))

@@ -36,7 +36,8 @@ def make_batch(seed=0, text_tokens=T):
         word_ids[b, 1 : n + 1] = np.sort(rng.integers(0, n, n))
         word_ids[b, 1 : n + 1] = np.unique(word_ids[b, 1 : n + 1], return_inverse=True)[1]
     images = rng.integers(0, 255, (2, B, 16, 16, 3), dtype=np.uint8)
-    return Batch(rng.permutation(1000)[:B].astype(np.int32), ids, word_ids, images[0], images[1])
+    index = rng.permutation(1000)[:B].astype(np.int32)
+    return Batch(index, index // 2, ids, word_ids, images[0], images[1])
 
 
 def make_objective(model=MODEL, tasks=None, patches=PATCHES):

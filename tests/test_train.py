@@ -180,7 +180,7 @@ def test_a_batch_that_the_devices_cannot_share_is_an_error(tmp_path):
         ("patches.patch_size=7", "patch_size 7 does not divide image_size 32"),
         ("patches.colour=1", "no setting config.patches.colour"),
         ("train.num_steps=many", "config.train.num_steps expects int"),
-        ("adaptive.domain=3.0", "adaptive.domain 3.0 must lie in"),
+        ("adaptive.domain=1.0", "adaptive.domain 1.0 must be in"),
         ("adaptive.fixed=(0.5,0.6,0.1)", "must be three weights"),
         ("model.vocabulary=", "model.vocabulary '' names none"),
         ("model.vocabulary=used", "model.vocabulary 'used' names none"),

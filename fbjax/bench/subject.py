@@ -68,7 +68,8 @@ class Steps:
         self._subject, self._compiled = subject, {}
         config = replace(subject.config, adaptive=replace(subject.config.adaptive, every=1))
         self._state = init_state(subject.objective, subject.optimizer, config, subject.mesh)
-        self._held = jax.device_put(np.full(len(subject.objective.tasks), 1 / 3, np.float32), replicated(subject.mesh))
+        k = len(subject.objective.tasks)
+        self._held = jax.device_put(np.full(k, 1 / k, np.float32), replicated(subject.mesh))
         self._frozen = jax.device_put(subject.frozen, replicated(subject.mesh))
         self.state_bytes = sum(map(_bytes_per_device, jax.tree.leaves((self._state, self._frozen))))
 
@@ -130,7 +131,9 @@ def synthetic_batch(subject: Subject, length: int) -> Batch:
         images = _features(rng, (2, b), network)
     else:
         images = rng.integers(0, 255, (2, b, size, size, 3), dtype=np.uint8)
-    return put_batch(Batch(np.arange(b, dtype=np.int32), ids, word_ids, *images), subject.mesh)
+    number = np.arange(b, dtype=np.int32)
+    partner = images[1] if config.tasks.mismatched else None
+    return put_batch(Batch(number, number, ids, word_ids, images[0], partner), subject.mesh)
 
 
 def padded_lengths(config: Config, most: int) -> list[int]:

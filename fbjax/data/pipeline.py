@@ -37,6 +37,7 @@ def train_batches(
     its consecutive share of every global batch.
     """
     read = records.open()
+    mismatched = config.tasks.mismatched
     rank, num_processes = process
     share = sampler.batch_size // num_processes
     size = config.patches.image_size
@@ -50,7 +51,7 @@ def train_batches(
             rows,
             partners,
             np.array(read(rows), object),
-            np.array(read(partners) if features is None else [b""] * share, object),
+            np.array(read(partners) if mismatched and features is None else [b""] * share, object),
         )
 
     def fetch(step):
@@ -61,18 +62,19 @@ def train_batches(
         example = _deserialize(records, own)
         ids, word_ids = _frame(example["pieces"], example["word_ids"], vocabulary, num_tokens)
         if features is not None:
-            return row, ids, word_ids, row, partner
-        return row, ids, word_ids, _decode(example["image"], size), _decode(_deserialize(records, other)["image"], size)
+            return row, ids, word_ids, *(row, partner)[: 1 + mismatched]
+        images = (example["image"], _deserialize(records, other)["image"]) if mismatched else (example["image"],)
+        return row, ids, word_ids, *(_decode(image, size) for image in images)
 
-    def add_features(row, ids, word_ids, image, partner):
-        return row, ids, word_ids, _gather(features, image), _gather(features, partner)
+    def add_features(row, ids, word_ids, *rows_of_images):
+        return row, ids, word_ids, *(_gather(features, rows) for rows in rows_of_images)
 
     dataset = tf.data.Dataset.range(start, config.train.num_steps).map(fetch, num_parallel_calls=2)
     dataset = dataset.unbatch().map(parse, num_parallel_calls=tf.data.AUTOTUNE).batch(share, drop_remainder=True)
     if features is not None:
         dataset = dataset.map(add_features, num_parallel_calls=2)
-    for row, *rest in dataset.prefetch(PREFETCH).as_numpy_iterator():
-        yield Batch(row.astype(np.int32), *rest)
+    for row, ids, word_ids, image, *partner in dataset.prefetch(PREFETCH).as_numpy_iterator():
+        yield Batch(row.astype(np.int32), records.groups[row], ids, word_ids, image, *(partner or [None]))
 
 
 def read_texts(records: Records, rows: np.ndarray, vocabulary: Vocabulary, num_tokens: int) -> np.ndarray:

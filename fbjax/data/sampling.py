@@ -25,6 +25,7 @@ class Partners:
 
     def __init__(self, categories: np.ndarray, groups: np.ndarray):
         num_products = len(categories)
+        self.categories = categories
         self._same = _Ranges(categories, groups)
         self._any = _Ranges(np.zeros(num_products, np.int64), groups)
         if num_products and not self._any.num_choices.all():
@@ -78,6 +79,8 @@ class Sampler:
     batch_size: int
     seed: int
     tasks: TaskConfig
+    same_category: int = 1  # products of one category that stand together in a batch
+    mined: np.ndarray | None = None  # [N, M] int: rows of each product's nearest mistakes
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows of `step`'s global batch and their partners' rows, int64 [B] each."""
@@ -91,6 +94,10 @@ class Sampler:
             uniform = _uniform(self.seed, int(epoch), num_products)[:, rows[here]]
             easy = uniform[0] < self.easy_share(step)
             partners[here] = self.partners.draw(rows[here], uniform[1], easy)
+            if self.mined is not None:
+                nearest = self.mined[rows[here], (uniform[1] * self.mined.shape[1]).astype(np.int64)]
+                mined = (uniform[0] >= 1 - self.tasks.mined) & (nearest >= 0)
+                partners[here] = np.where(mined, nearest, partners[here])
         return rows, partners
 
     def text_tokens(self, rows: np.ndarray) -> int:
@@ -113,15 +120,33 @@ class Sampler:
     @cached_property
     def _order(self) -> Callable[[int], np.ndarray]:
         """The order of an epoch. Two are kept: a batch may lie in both."""
-        return lru_cache(maxsize=2)(partial(_epoch_order, self.seed, lengths=self.lengths, batch_size=self.batch_size))
+        return lru_cache(maxsize=2)(
+            partial(
+                _epoch_order,
+                self.seed,
+                lengths=self.lengths,
+                batch_size=self.batch_size,
+                categories=self.partners.categories,
+                same_category=self.same_category,
+            )
+        )
 
 
-def _epoch_order(seed: int, epoch: int, *, lengths: np.ndarray, batch_size: int) -> np.ndarray:
+def _epoch_order(
+    seed: int,
+    epoch: int,
+    *,
+    lengths: np.ndarray,
+    batch_size: int,
+    categories: np.ndarray,
+    same_category: int = 1,
+) -> np.ndarray:
     """The rows of `epoch` in order, [N]: a random permutation whose batches are regrouped by length.
 
     Each window of WINDOW batches is sorted by length and cut into batches anew. Batches of different lengths come in
     random order, those of one length in the order drawn: where all lengths are equal, nothing moves. A batch that lies
-    in two epochs stays as drawn.
+    in two epochs stays as drawn. `same_category` n > 1: products move in n of one category, as far as a window has
+    them, which are sorted by the longest.
     """
     rng = np.random.default_rng([seed, epoch, _ORDER])
     rows = rng.permutation(len(lengths))
@@ -129,8 +154,13 @@ def _epoch_order(seed: int, epoch: int, *, lengths: np.ndarray, batch_size: int)
     for start in range(first, len(lengths) - batch_size + 1, WINDOW * batch_size):
         num_batches = min(WINDOW, (len(lengths) - start) // batch_size)
         window = rows[start : start + num_batches * batch_size]
-        batches = window[np.argsort(lengths[window], kind="stable")].reshape(num_batches, batch_size)
-        places = np.argsort(rng.permutation(lengths[batches[:, -1]]), kind="stable")
+        units = window.reshape(-1, 1)
+        if same_category > 1:
+            units = window[np.argsort(categories[window], kind="stable")].reshape(-1, same_category)
+            units = rng.permutation(units)
+        batches = units[np.argsort(lengths[units].max(axis=1), kind="stable")].reshape(num_batches, batch_size)
+        longest = lengths[batches].max(axis=1)
+        places = np.argsort(rng.permutation(longest), kind="stable")
         window.reshape(num_batches, batch_size)[places] = batches
     return rows
 

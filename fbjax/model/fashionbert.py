@@ -1,10 +1,12 @@
 """FashionBERT (section 3): text pieces and image patches through one BERT encoder, a head for each pretraining task.
 
 The two modalities share the encoder and nothing before it: position, segment and LayerNorm tables are each its own.
-Methods are the parts that callers combine: `embed_text`, `embed_image`, `encode`, and the heads.
+Methods are the parts that callers combine: `embed_text`, `embed_image`, `encode`, and the heads. With `vector_size` the
+same encoder also reads text or image alone, as two towers that share their parameters: `vector`.
 """
 
 import dataclasses
+import math
 
 import flax.linen as nn
 import jax
@@ -14,6 +16,7 @@ from fbjax.config import ModelConfig
 from fbjax.model.bert import Encoder, EncoderShape, dense, gelu, layer_norm
 from fbjax.model.patches import PatchNetwork
 
+START_SCALE, MAX_SCALE = 1 / 0.07, 100.0  # of cosines (Radford et al. 2021)
 NUM_TEXT_SEGMENTS = 2  # rows of BERT's token-type table; text is segment 0
 
 
@@ -85,6 +88,7 @@ class FashionBert(nn.Module):
     num_patches: int
     feature_size: int
     shape: EncoderShape
+    vector_size: int = 0
 
     def setup(self):
         width = self.shape.width
@@ -95,12 +99,18 @@ class FashionBert(nn.Module):
         self.mlm = MlmHead(self.vocabulary_size, self.shape)
         self.mpm = dense(self.shape, self.feature_size, ("embed", "feature"), use_bias=False, name="mpm")
         self.tia = dense(dataclasses.replace(self.shape, dtype=jnp.float32), 2, ("embed", None), name="tia")
+        if self.vector_size:
+            self.projection = dense(self.shape, self.vector_size, ("embed", None), use_bias=False, name="projection")
+            start = nn.with_logical_partitioning(nn.initializers.constant(math.log(START_SCALE)), ())
+            self.log_scale = self.param("log_scale", start, ())
 
     def __call__(self, ids: jax.Array, text_mask: jax.Array, features: jax.Array):
         """Every head on every position it could serve: to initialise all parameters, and to inspect."""
         text = self.embed_text(ids)
         hidden = self.encode(text, text_mask, self.embed_image(features))
         t = ids.shape[1]
+        if self.vector_size:
+            self.projection(hidden[:, 0])
         return self.mlm_logits(hidden[:, :t]), self.mpm_logits(hidden[:, t:]), self.tia_logits(hidden[:, 0])
 
     def embed_text(self, ids: jax.Array, deterministic: bool = True) -> jax.Array:
@@ -123,6 +133,27 @@ class FashionBert(nn.Module):
         mask = jnp.concatenate([text_mask, jnp.ones(image.shape[:2], bool)], axis=1)
         return self.encoder(jnp.concatenate([text, image], axis=1), mask, positions, deterministic)
 
+    def vector(
+        self, text: jax.Array | None, text_mask: jax.Array | None, image: jax.Array | None, deterministic: bool = True
+    ) -> jax.Array:
+        """A tower: embedded text, image, or both (a product) as one vector of length 1, ``[B, E]`` float32.
+
+        The mean over all positions, projected. MiniLM's sentences are means too; the paper does not say.
+        """
+        if text is None:
+            text, text_mask = jnp.zeros((len(image), 0, image.shape[-1])), jnp.zeros((len(image), 0), bool)
+        if image is None:
+            image = jnp.zeros((len(text), 0, text.shape[-1]))
+        hidden = self.encode(text, text_mask, image, deterministic=deterministic)
+        mask = jnp.concatenate([text_mask, jnp.ones(image.shape[:2], bool)], axis=1)[..., None]
+        mean = jnp.where(mask, hidden, 0.0).sum(axis=1) / mask.sum(axis=1)
+        projected = self.projection(mean).astype(jnp.float32)
+        return projected * jax.lax.rsqrt(jnp.square(projected).sum(axis=-1, keepdims=True) + 1e-12)
+
+    def scale(self) -> jax.Array:
+        """What cosines are multiplied by before the softmax over a batch: 1 over the learned temperature."""
+        return jnp.exp(jnp.minimum(self.log_scale, math.log(MAX_SCALE)))
+
     def mlm_logits(self, hidden: jax.Array) -> jax.Array:
         """``hidden [..., D] -> [..., V]`` float32."""
         return self.mlm(hidden, self.text_embeddings.decode)
@@ -142,6 +173,7 @@ def build_model(config: ModelConfig, vocabulary_size: int, patches: PatchNetwork
         text_tokens=config.text_tokens,
         num_patches=patches.num_patches,
         feature_size=patches.feature_size,
+        vector_size=config.vector_size,
         shape=EncoderShape(
             num_layers=config.num_layers,
             width=config.width,

@@ -120,16 +120,19 @@ NETWORKS = {
 
 
 class PatchModule(nn.Module):
-    """``images [B, S, S, 3] uint8 -> features [B, P, C]`` float32, P = (S / patch_size)^2, row by row.
+    """``images [B, S, S, 3] uint8 -> features [B, P, C]`` float32, (S / patch_size)^2 patches row by row.
 
     `isolated` (the paper): each patch alone, enlarged to `enlarge_to` pixels, through the network, average-pooled.
     `grid`: the cells of one pass's feature map. Departs from the paper: a cell also sees its surroundings.
+    `whole_image`: before them stands the mean of the whole image's feature map. Departs from the paper: a token that is
+    no patch.
     """
 
     network: nn.Module
     geometry: str
     patch_size: int
     enlarge_to: int
+    whole_image: bool
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -137,26 +140,34 @@ class PatchModule(nn.Module):
         b, size = images.shape[:2]
         if self.geometry == "grid":
             feature_map = self.network(images)
-            return feature_map.reshape(b, -1, feature_map.shape[-1])
+            return self._with_whole(feature_map.reshape(b, -1, feature_map.shape[-1]), feature_map)
         side = size // self.patch_size
         patches = images.reshape(b, side, self.patch_size, side, self.patch_size, 3).swapaxes(2, 3)
         patches = patches.reshape(b * side * side, self.patch_size, self.patch_size, 3)
         if self.enlarge_to != self.patch_size:
             patches = jax.image.resize(patches, (len(patches), self.enlarge_to, self.enlarge_to, 3), "bilinear")
-        return self.network(patches).mean(axis=(1, 2)).reshape(b, side * side, -1)
+        patches = self.network(patches).mean(axis=(1, 2)).reshape(b, side * side, -1)
+        return self._with_whole(patches, self.network(images) if self.whole_image else None)
+
+    def _with_whole(self, patches: jax.Array, feature_map: jax.Array | None) -> jax.Array:
+        if not self.whole_image:
+            return patches
+        return jnp.concatenate([feature_map.mean(axis=(1, 2))[:, None], patches], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class PatchNetwork:
     """A patch network ready for use: ``apply(params, images [B, S, S, 3] uint8) -> [B, P, C]``.
 
-    `fingerprint` names network, weights and geometry: two networks that share it give the same features.
+    `num_patches` counts a token of the whole image too; `whole_image` says whether the first is one. `fingerprint`
+    names network, weights and geometry: two networks that share it give the same features.
     """
 
     apply: Callable[[Any, jax.Array], jax.Array]
     params: Any
     num_patches: int
     feature_size: int
+    whole_image: bool
     fingerprint: str
 
     def precomputed(self) -> "PatchNetwork":
@@ -181,11 +192,12 @@ def build_patch_network(config, weights_path: str | Path | None = None) -> Patch
         network = kind.build(weights, cell)
     except KeyError as error:
         raise ValueError(f"{weights_path or config.weights} is no {config.network} file: it lacks {error}") from None
-    module = PatchModule(network, config.geometry, config.patch_size, config.enlarge_to)
+    module = PatchModule(network, config.geometry, config.patch_size, config.enlarge_to, config.whole_image)
     image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.uint8)
     features, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), image)
     params = _match_weights(variables.get("params", {}), weights, config.network)
     geometry = (config.network, config.geometry, config.image_size, config.patch_size, config.enlarge_to)
+    geometry += ("whole image",) * config.whole_image
     digest = hashlib.sha256(repr(geometry).encode())
     for name in sorted(weights):
         digest.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())
@@ -194,6 +206,7 @@ def build_patch_network(config, weights_path: str | Path | None = None) -> Patch
         params=params,
         num_patches=features.shape[1],
         feature_size=features.shape[2],
+        whole_image=config.whole_image,
         fingerprint=f"{config.network}-{config.geometry}-{config.image_size}-{digest.hexdigest()[:12]}",
     )
 

@@ -1,4 +1,5 @@
-"""The pretraining objective {mlm, mpm, tia} on a Batch (paper, sections 3.3 and 3.4): K = 3 losses, nothing of weights.
+"""The pretraining objective {mlm, mpm, tia} on a Batch (paper, sections 3.3 and 3.4), or any of these and the towers'
+contrast {itc}: K losses, nothing of weights.
 
 An objective is a set of named task losses: it has `tasks`, their names in order; ``prepare(batch, key) -> examples``, a
 tree of [B, ...] with everything drawn or counted over the global batch; ``branches(params, frozen, examples, key)``,
@@ -7,7 +8,7 @@ the losses of some of those examples for `fbjax.adaptive`; and ``shared(gradient
 
 import dataclasses
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.struct
 import jax
@@ -20,6 +21,7 @@ from fbjax.config import TaskConfig
 from fbjax.model.fashionbert import FashionBert
 from fbjax.model.patches import PatchNetwork
 from fbjax.objectives import masking
+from fbjax.objectives.contrastive import belong_apart, contrastive_losses
 
 SHARED = ("text_embeddings", "image_embeddings", "encoder")  # the pooler serves tia alone, as the heads do their task
 
@@ -38,17 +40,19 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
-    """MLM, MPM and TIA over the true and the mismatched pair of each product."""
+    """MLM, MPM and TIA over the true and the mismatched pair of each product, ITC over all pairs of the batch."""
 
     model: FashionBert
     patches: PatchNetwork
     config: TaskConfig
     mask_id: int
 
-    tasks: ClassVar[tuple[str, ...]] = ("mlm", "mpm", "tia")
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self.config.names
 
     def losses(self, params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict]:
-        """Losses [3], each a mean over the batch, and metrics."""
+        """Losses [K], each a mean over the batch, and metrics."""
         key_masks, key_dropout = jax.random.split(key)
         return self.branches(frozen, self.prepare(batch, key_masks), key_dropout).losses(params)
 
@@ -77,14 +81,17 @@ class Pretraining:
         )
 
     def branches(self, frozen: Any, examples: Examples, key: jax.Array) -> Branches:
-        """The three losses over hidden states [B, n, 1 + M + K, D] at [CLS], masked pieces and masked patches.
+        """The losses of MLM, MPM and TIA over hidden states [B, n, 1 + M + K, D] at [CLS], masked pieces and patches.
 
         One trunk computes both pairs (n = 2). Where MLM and MPM look at true pairs only, each kind has its own: those
-        two tasks then cost no pull-back through mismatched pairs, of which [CLS] alone leaves the last layer.
+        two tasks then cost no pull-back through mismatched pairs, of which [CLS] alone leaves the last layer. Without
+        TIA nobody reads mismatched pairs. ITC has a trunk of its own, the two towers.
         """
         num_slots = examples.text_positions.shape[1]
         kinds = (slice(0, 2),) if self.config.mask_mismatched else (slice(0, 1), slice(1, 2))
-        keys = jax.random.split(key, len(kinds))
+        kinds = kinds if "tia" in self.tasks else (slice(0, 1),)
+        kinds = kinds if {"mlm", "mpm", "tia"} & set(self.tasks) else ()
+        key_towers, *keys = jax.random.split(key, 1 + len(kinds))
 
         def trunk(params, kind, key):
             variables = {**frozen, **params}
@@ -119,9 +126,32 @@ class Pretraining:
             right = (logits.argmax(axis=-1) == matches).mean(axis=1)
             return examples.weight @ losses.mean(axis=1), {"tia_accuracy": examples.weight @ right}
 
-        return Branches(
-            trunks=tuple(partial(trunk, kind=kind, key=key) for kind, key in zip(kinds, keys, strict=True)),
-            heads=(Head((0,), mlm), Head((0,), mpm), Head(tuple(range(len(kinds))), tia)),
+        def towers(params):
+            return self._vectors({**frozen, **params}, examples.batch, key_towers)
+
+        def itc(params, vectors):
+            apart = belong_apart(examples.batch.group, examples.batch.ids)
+            losses, hits = contrastive_losses(*vectors, head(params, method="scale"), apart)
+            return examples.weight @ losses, {"itc_accuracy": examples.weight @ hits}
+
+        trunks = tuple(partial(trunk, kind=kind, key=key) for kind, key in zip(kinds, keys, strict=True))
+        pairs = tuple(range(len(kinds)))
+        heads = {"mlm": Head(pairs[:1], mlm), "mpm": Head(pairs[:1], mpm), "tia": Head(pairs, tia)}
+        if "itc" in self.tasks:
+            heads["itc"] = Head((len(trunks),), itc)
+            trunks += (towers,)
+        return Branches(trunks, tuple(heads[task] for task in self.tasks))
+
+    def _vectors(self, variables: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Vectors [B, E] of texts and of images, unmasked, each alone through the encoder."""
+        keys = jax.random.split(key, 4)
+        apply = partial(self.model.apply, {"params": variables["fashionbert"]}, deterministic=False)
+        features = self.patches.apply(variables["patches"], batch.image).astype(jnp.float32)
+        text = apply(batch.ids, method="embed_text", rngs={"dropout": keys[0]})
+        image = apply(features, method="embed_image", rngs={"dropout": keys[1]})
+        return (
+            apply(text, batch.text_mask, None, method="vector", rngs={"dropout": keys[2]}),
+            apply(None, None, image, method="vector", rngs={"dropout": keys[3]}),
         )
 
     def shared(self, gradients: Any) -> Any:

@@ -1,0 +1,111 @@
+"""Where a fresh run's weights come from, a pretrained BERT or another run, and the mistakes of that run's towers."""
+
+from pathlib import Path
+
+import flax.traverse_util
+import jax
+import numpy as np
+
+from fbjax.console import progress, say
+from fbjax.data.catalogue import Records
+from fbjax.data.pipeline import read_texts
+from fbjax.evaluate import load_params
+from fbjax.features import image_inputs
+from fbjax.model import pretrained
+from fbjax.towers import Towers
+from fbjax.workdir import Run, timed
+
+MINED = "mined.npy"
+ROWS_AT_ONCE = 1024
+
+
+def starting_params(params: dict, run: Run, mesh) -> dict:
+    """`params`, freshly initialised, with all that the run of `train.start_from` or the pretrained BERT has of them."""
+    config = run.config
+    if config.train.start_from:
+        step, theirs = load_params(_open_start(run), config.train.start_from, mesh)
+        return _taken_over(params, theirs, f"{config.train.start_from}, step {step}")
+    if not config.model.pretrained:
+        return params
+    folder = pretrained.find(config.model.pretrained)
+    imported = pretrained.load_bert(folder, config.model, params["fashionbert"], run.vocabulary.rows)
+    say(
+        f"BERT {config.model.pretrained}: {len(imported.taken)} arrays, its first {config.model.num_layers} layers\n"
+        f"initialised, as BERT lacks them: {', '.join(imported.initialised)}"
+    )
+    return params | {"fashionbert": imported.params}
+
+
+def nearest_mistakes(run: Run, workdir: str | Path, records: Records, mesh) -> np.ndarray:
+    """For each product the rows of `tasks.mined_nearest` products of other groups and texts whose images the towers of
+    `train.start_from` find nearest to its text, int32 [N, M], -1 where there are not as many.
+
+    Found once and kept in the workdir.
+    """
+    path = Path(workdir) / MINED
+    if not path.is_file():
+        with timed(workdir, "mining"):
+            start = _open_start(run)
+            step, params = load_params(start, run.config.train.start_from, mesh)
+            towers = Towers(start.model, start.step_patches, mesh)
+            variables = jax.device_put(start.frozen) | params
+            ids = read_texts(records, np.arange(len(records)), run.vocabulary, start.config.model.text_tokens)
+            texts = towers.embed_texts(variables, ids, progress)
+            inputs = image_inputs(start, records, np.arange(len(records)), towers.batch_size)
+            images = towers.embed_images(variables, progress(inputs, None, "vectors of images"))
+            _, same_text = np.unique(ids, axis=0, return_inverse=True)
+            mined = nearest_apart(texts, images, records.groups, same_text, run.config.tasks.mined_nearest)
+            partial = path.with_suffix(".partial.npy")
+            np.save(partial, mined)
+            partial.rename(path)
+        say(f"mined: the {mined.shape[1]} nearest mistakes of step {step} of {run.config.train.start_from}")
+    return np.load(path)
+
+
+def nearest_apart(
+    texts: np.ndarray, images: np.ndarray, groups: np.ndarray, same_text: np.ndarray, num_nearest: int
+) -> np.ndarray:
+    """Rows of the images nearest to each text, none of the text's own group or text: ``[N, E], [N, E] -> [N, M]``."""
+    num_nearest = min(num_nearest, len(images))
+    nearest = np.empty((len(texts), num_nearest), np.int32)
+    for start in range(0, len(texts), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        cosines = texts[rows] @ images.T
+        cosines[groups[rows, None] == groups] = -np.inf
+        cosines[same_text[rows, None] == same_text] = -np.inf
+        best = np.argpartition(-cosines, num_nearest - 1, axis=1)[:, :num_nearest]
+        scores = np.take_along_axis(cosines, best, axis=1)
+        order = np.argsort(-scores, axis=1, kind="stable")
+        best = np.where(np.isfinite(scores), best, -1)
+        nearest[rows] = np.take_along_axis(best, order, axis=1)
+    return nearest
+
+
+def _open_start(run: Run) -> Run:
+    """The run to start from, whose vocabulary and image tokens must be this run's."""
+    start = Run.open(run.config.train.start_from)
+    if start.vocabulary.fingerprint != run.vocabulary.fingerprint:
+        raise ValueError(
+            f"train.start_from {run.config.train.start_from} has another vocabulary than this run's config"
+        )
+    if start.patches.fingerprint != run.patches.fingerprint:
+        raise ValueError(
+            f"train.start_from {run.config.train.start_from} has other image tokens ({start.patches.fingerprint}) "
+            f"than this run's config ({run.patches.fingerprint})"
+        )
+    return start
+
+
+def _taken_over(params: dict, theirs: dict, name: str) -> dict:
+    ours, theirs = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (params, theirs))
+    shared = ours.keys() & theirs.keys()
+    unlike = [
+        f"{k} {theirs[k].shape}, here {ours[k].shape}" for k in sorted(shared) if theirs[k].shape != ours[k].shape
+    ]
+    if unlike:
+        raise ValueError(f"the weights of {name} do not fit the config:\n  " + "\n  ".join(unlike))
+    say(f"starting from {name}: {len(shared)} arrays")
+    if fresh := sorted(ours.keys() - shared):
+        say("initialised, as it lacks them: " + ", ".join(fresh))
+    merged = {k: jax.device_put(theirs[k], v.sharding) if k in shared else v for k, v in ours.items()}
+    return flax.traverse_util.unflatten_dict(merged, sep="/")
