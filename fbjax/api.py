@@ -2,7 +2,8 @@
 
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from fbjax.data.vocabulary import PAD_ID
 from fbjax.evaluate import load_params
 from fbjax.mesh import make_mesh
 from fbjax.scoring import Scorer, matcher
-from fbjax.towers import Towers
+from fbjax.towers import Towers, trained_towers
 from fbjax.workdir import Run
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """``model.score(texts, images)`` and ``model.rank(query, candidates)``."""
+    """``model.score(texts, images)``, ``model.rank(query, candidates)``, and vectors where the run trained towers."""
 
     run: Run = dataclasses.field(repr=False)
     step: int
@@ -57,16 +58,46 @@ class Model:
             scores = self._score([query], candidates, np.stack([np.zeros_like(places), places], axis=1))
         return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")]
 
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors [N, E] of texts, float32 of length 1; the cosine with an image's or product's is their match."""
+        return self._towers.embed_texts(self.variables, self._encode_texts(_listed(texts, "texts")))
+
+    def embed_image(self, images: Sequence) -> np.ndarray:
+        """Vectors [N, E] of images, as `embed_text` gives them of texts."""
+        batches = self._read_batches(_listed(images, "images"), np.arange(len(images)), self._towers.batch_size)
+        return self._towers.embed_images(self.variables, batches)
+
+    def embed_product(self, texts: Sequence[str], images: Sequence) -> np.ndarray:
+        """Vectors [N, E] of products, each text read together with the image beside it."""
+        texts, images, towers = _listed(texts, "texts"), _listed(images, "images"), self._towers
+        if len(texts) != len(images):
+            raise ValueError(f"embed_product takes as many texts as images; got {len(texts)} and {len(images)}")
+        read = partial(self._read_batches, images, batch_size=towers.batch_size)
+        return towers.embed_products(self.variables, self._encode_texts(texts), read)
+
+    @cached_property
+    def _towers(self) -> Towers:
+        if isinstance(self._scorer, Towers):
+            return self._scorer
+        return trained_towers(self.run.config, self.run.model, self.run.patches, make_mesh(self.run.config.mesh))
+
     def _score(self, texts: list[str], images: list, pairs: np.ndarray) -> np.ndarray:
         if not len(pairs):
             return np.empty(0, np.float32)
-        ids = np.stack([self.encode_text(text) for text in texts])
-        batch = self._scorer.batch_size
-        loaded = (
-            np.stack([self.read_image(image) for image in images[start : start + batch]])
-            for start in range(0, len(images), batch)
-        )
-        return self._scorer.score(self.variables, ids, self._scorer.embed_images(self.variables, loaded), pairs)
+        loaded = self._read_batches(images, np.arange(len(images)), self._scorer.batch_size)
+        embedded = self._scorer.embed_images(self.variables, loaded)
+        return self._scorer.score(self.variables, self._encode_texts(texts), embedded, pairs)
+
+    def _encode_texts(self, texts: list[str]) -> np.ndarray:
+        """Framed piece ids [N, T]."""
+        tokens = self.run.config.model.text_tokens
+        return np.array([self.encode_text(text) for text in texts], np.int32).reshape(len(texts), tokens)
+
+    def _read_batches(self, images: list, rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+        """`images` of `rows` in batches, uint8 [batch_size, S, S, 3] each, one that a batch repeats read once."""
+        for start in range(0, len(rows), batch_size):
+            distinct, places = np.unique(rows[start : start + batch_size], return_inverse=True)
+            yield np.stack([self.read_image(images[row]) for row in distinct])[places]
 
     def encode_text(self, text: str) -> np.ndarray:
         """Framed piece ids [T], by the path that prepared records take."""

@@ -21,6 +21,10 @@ EXAMPLES = {  # in the order in which a newcomer runs them
         'fbjax rank --workdir runs/mine --text "red cotton dress"',
         "fbjax rank --workdir runs/mine --image photo.jpg --data products.csv --category dress --html ranking.html",
     ),
+    "embed": (
+        "fbjax embed --workdir runs/mine --out vectors.npz",
+        "fbjax embed --workdir runs/mine --data products.csv --what image --out images.npz",
+    ),
     "report": ("fbjax report --workdir runs/mine",),
     "bench": ("fbjax bench --config configs/my_catalogue.py --repeats 0 --json",),
 }
@@ -96,6 +100,16 @@ def _parser() -> argparse.ArgumentParser:
     rank.add_argument("--top", type=int, default=10, help="how many to show (default: %(default)s)")
     rank.add_argument("--step", type=int, help="which checkpoint (default: the best by validation AUC)")
     rank.add_argument("--html", help="write the ranking with its pictures to this HTML file")
+
+    embed = verb("embed", _embed, "write a catalogue's vectors, for a search index (runs trained with the task itc)")
+    embed.add_argument("--workdir", required=True, help="folder of a trained run")
+    embed.add_argument("--out", required=True, help="the .npz file: ids, vectors, checkpoint_step, what")
+    embed.add_argument("--data", help="a product table or glob (default: a split of the run)")
+    embed.add_argument("--split", choices=["train", "validation"], help="of the run (default: validation)")
+    embed.add_argument(
+        "--what", choices=["product", "text", "image"], default="product", help="(default: %(default)s, both together)"
+    )
+    embed.add_argument("--step", type=int, help="which checkpoint (default: the best by validation AUC)")
 
     report = verb("report", _report, "draw a run: curves, figures, rankings with pictures, on one HTML page")
     report.add_argument("--workdir", required=True, help="folder of a trained run")
@@ -208,6 +222,21 @@ def _rank(arguments, overrides) -> None:
         from fbjax.pages.ranking import write_ranking
 
         print(f"pictures: {write_ranking(ranking, arguments.html)}")
+
+
+def _embed(arguments, overrides) -> None:
+    from fbjax.embed import embed
+
+    _check_out("--out", arguments.out)
+    embed(
+        arguments.workdir,
+        arguments.out,
+        data=arguments.data,
+        what=arguments.what,
+        split=arguments.split,
+        step=arguments.step,
+    )
+    print(f"vectors: {arguments.out}")
 
 
 def _report(arguments, overrides) -> None:

@@ -115,6 +115,10 @@ def contradictions(config) -> list[str]:
             f"{', '.join(tasks.names)}",
         ),
         (
+            not {"tia", "itc"} & set(tasks.names),
+            f"tasks.names {tasks.names} has no task that learns which text and image match: add 'tia' or 'itc'",
+        ),
+        (
             "itc" in tasks.names and model.vector_size < 1,
             f"tasks.names has 'itc', which needs towers: set model.vector_size, not {model.vector_size} (try 256)",
         ),

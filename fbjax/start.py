@@ -12,10 +12,9 @@ from fbjax.data.pipeline import read_texts
 from fbjax.evaluate import load_params
 from fbjax.features import image_inputs
 from fbjax.model import pretrained
-from fbjax.towers import Towers
-from fbjax.workdir import Run, timed
+from fbjax.towers import trained_towers
+from fbjax.workdir import MINED, Run, timed
 
-MINED = "mined.npy"
 ROWS_AT_ONCE = 1024
 
 
@@ -47,7 +46,7 @@ def nearest_mistakes(run: Run, workdir: str | Path, records: Records, mesh) -> n
         with timed(workdir, "mining"):
             start = _open_start(run)
             step, params = load_params(start, run.config.train.start_from, mesh)
-            towers = Towers(start.model, start.step_patches, mesh)
+            towers = trained_towers(start.config, start.model, start.step_patches, mesh)
             variables = jax.device_put(start.frozen) | params
             ids = read_texts(records, np.arange(len(records)), run.vocabulary, start.config.model.text_tokens)
             texts = towers.embed_texts(variables, ids, progress)

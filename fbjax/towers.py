@@ -56,13 +56,21 @@ class Towers:
         for images in batches:
             launched = self._embed(variables, None, put_batch(padded(images, self.batch_size), self._mesh))
             vectors.append(np.asarray(launched)[: len(images)])
-        return np.concatenate(vectors)
+        return np.concatenate([np.empty((0, self.size), np.float32), *vectors])
 
     def embed_products(
-        self, variables: Any, ids: np.ndarray, images: np.ndarray, progress: Callable | None = None
+        self,
+        variables: Any,
+        ids: np.ndarray,
+        read: Callable[[np.ndarray], Iterable[np.ndarray]],
+        progress: Callable | None = None,
     ) -> np.ndarray:
-        """Vectors of products, text and image [N, ..] read together."""
-        return self._run(variables, ids, images, progress)
+        """Vectors of products: framed piece ids [N, T], each with its image.
+
+        ``read(rows)`` gives the images (or cached features) of `rows` [M], a multiple of `batch_size`, in batches of
+        that many: no more of them is held at once.
+        """
+        return self._run(variables, ids, read, progress)
 
     def score(
         self, variables: Any, ids: np.ndarray, images: np.ndarray, pairs: np.ndarray, progress: Callable | None = None
@@ -82,12 +90,14 @@ class Towers:
         self.embed_texts(variables, longest)
         return (time.perf_counter() - start) * len(batches)
 
-    def _run(self, variables, ids, images, progress) -> np.ndarray:
+    def _run(self, variables, ids, read, progress) -> np.ndarray:
         vectors = np.empty((len(ids), self.size), np.float32)
         batches = list(self._batches(ids))
-        for length, rows in progress(batches, len(batches), "vectors") if progress else batches:
-            parts = (ids[rows, :length], None if images is None else images[rows])
-            placed = put_batch(jax.tree.map(lambda x: padded(x, self.batch_size), parts), self._mesh)
+        filled = [padded(rows, self.batch_size) for _, rows in batches]
+        images = iter(read(np.concatenate(filled))) if read and batches else None
+        numbered = list(zip(batches, filled, strict=True))
+        for (length, rows), whole in progress(numbered, len(batches), "batches") if progress else numbered:
+            placed = put_batch((ids[whole, :length], next(images) if images else None), self._mesh)
             vectors[rows] = np.asarray(self._embed(variables, *placed))[: len(rows)]
         return vectors
 
@@ -98,3 +108,13 @@ class Towers:
             rows = np.flatnonzero(lengths == length)
             for start in range(0, len(rows), self.batch_size):
                 yield int(length), rows[start : start + self.batch_size]
+
+
+def trained_towers(config, model: FashionBert, patches: PatchNetwork, mesh) -> Towers:
+    """The towers of a run that trained them under this `Config`. Raises ValueError where it did not."""
+    if "itc" not in config.tasks.names:
+        raise ValueError(
+            f"this run has no towers, its tasks are {', '.join(config.tasks.names)}: train one with 'itc' in "
+            "config.tasks.names and config.model.vector_size above 0 (config.train.start_from takes this one's weights)"
+        )
+    return Towers(model, patches, mesh)

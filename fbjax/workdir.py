@@ -23,7 +23,7 @@ from fbjax.model.fashionbert import FashionBert, build_model
 from fbjax.model.patches import NETWORKS, PatchNetwork, build_patch_network
 
 CONFIG, VOCABULARY, PATCH_WEIGHTS, DATA = "config.json", "tokenizer.json", "patches.npz", "data.sha256"
-TIMES = "times.jsonl"
+TIMES, MINED = "times.jsonl", "mined.npy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,8 @@ def begin(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Ru
     if config.model.pretrained:
         pretrained.check_fit(pretrained.find(config.model.pretrained), config.model, vocabulary.rows)
     run = Run.build(config, vocabulary, None)
-    (workdir / DATA).unlink(missing_ok=True)
+    for name in (DATA, MINED):  # what a run that never saved left behind
+        (workdir / name).unlink(missing_ok=True)
     run.vocabulary.save(workdir / VOCABULARY)
     if NETWORKS[config.patches.network].needs_weights:
         shutil.copyfile(config.patches.weights, workdir / PATCH_WEIGHTS)

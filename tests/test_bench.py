@@ -77,8 +77,8 @@ def test_flops_do_not_depend_on_how_the_step_is_computed():
 def test_the_rival_gives_our_losses_and_scores_by_both_its_ways(mask_mismatched, one_thread):
     from fbjax.bench.comparison import Comparison
 
-    config = tiny(text_tokens=32)
-    config = replace(config, tasks=replace(config.tasks, mask_mismatched=mask_mismatched))
+    config = tiny(text_tokens=32, vector_size=8)  # tasks and towers beyond the paper's are left out of the comparison
+    config = replace(config, tasks=replace(config.tasks, names=("itc", "tia"), mask_mismatched=mask_mismatched))
     said = []
     Comparison(prepare(config, build_patch_network(config.patches)), said.append)
     assert said == ["PyTorch gives the same losses and scores"]
@@ -110,6 +110,15 @@ def test_figures_have_the_keys_of_the_design(one_thread, tmp_path):
     assert "torch.compile does not work here, its figures are null: no C++ compiler" in said
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
     assert json.loads(json.dumps(figures)) == figures and any("PyTorch" in line for line in table(figures))
+
+
+@pytest.mark.slow
+def test_towers_alone_are_timed_in_training_and_score_no_pair():
+    config = tiny(num_layers=1, text_tokens=16, vector_size=8)
+    config = replace(config, tasks=replace(config.tasks, names=("itc",)))
+    figures = bench(config, 1, print)
+    assert figures["score"] is None and figures["train"]["pairs_per_second"] > 0
+    assert not any(line.startswith("score") for line in table(figures))
 
 
 def test_without_repeats_memory_alone_is_planned_and_tensorflow_never_imported(tmp_path):

@@ -150,7 +150,7 @@ def test_padding_changes_no_loss_and_no_gradient(mask_mismatched):
 def stepped(config, steps=2, mesh=None):
     """Parameters after `steps` steps of `config`, and the weights held and the metrics of every step."""
     devices = make_mesh(mesh) if mesh else make_one_device_mesh()
-    objective = make_objective(config.model)
+    objective = make_objective(config.model, config.tasks)
     state = make_state(objective, config, devices)
     step = make_step(objective, make_optimizer(TRAIN), config, devices, state)
     seen = []
@@ -232,6 +232,12 @@ def test_a_compiled_step_takes_the_shapes_it_was_compiled_for_and_no_other():
 )
 def test_device_count_does_not_change_the_step(method, mesh):
     config = dataclasses.replace(CONFIG, adaptive=AdaptiveConfig(method=method))
+    assert_same_step(stepped(config), stepped(config, mesh=mesh))
+
+
+def test_device_count_does_not_change_the_step_of_the_contrast():
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, vector_size=8), tasks=TaskConfig(("itc",)))
+    mesh = MeshConfig(2, 2, 2)
     assert_same_step(stepped(config), stepped(config, mesh=mesh))
 
 

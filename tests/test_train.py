@@ -181,7 +181,10 @@ def test_a_batch_that_the_devices_cannot_share_is_an_error(tmp_path):
         ("patches.colour=1", "no setting config.patches.colour"),
         ("train.num_steps=many", "config.train.num_steps expects int"),
         ("adaptive.domain=1.0", "adaptive.domain 1.0 must be in"),
-        ("adaptive.fixed=(0.5,0.6,0.1)", "must be three weights"),
+        (
+            "adaptive.method=fixed adaptive.fixed=(0.5,0.6,0.1)",
+            "must be 3 weights >= 0 that sum to 1, of mlm, mpm, tia",
+        ),
         ("model.vocabulary=", "model.vocabulary '' names none"),
         ("model.vocabulary=used", "model.vocabulary 'used' names none"),
         ("model.attention=cudnn", "needs dtype 'bfloat16'"),
@@ -191,11 +194,25 @@ def test_a_batch_that_the_devices_cannot_share_is_an_error(tmp_path):
         ("train.learning_rate=-1", "train.learning_rate -1.0 must be above 0"),
         ("tasks.mlm_rate=0", "tasks.mlm_rate 0.0 must be in (0, 1)"),
         ("model.num_heads=5", "num_heads 5 does not divide model.width 32"),
+        ("tasks.names=tia,itx", "tasks.names ('tia', 'itx') must be one or more of mlm, mpm, tia, itc, each once"),
+        ("tasks.names=tia,tia", "tasks.names ('tia', 'tia') must be one or more of"),
+        ("tasks.names=()", "tasks.names () must be one or more of"),
+        ("tasks.names=mlm,mpm", "has no task that learns which text and image match: add 'tia' or 'itc'"),
+        ("tasks.names=tia,itc", "'itc', which needs towers: set model.vector_size, not 0"),
+        ("tasks.names=itc model.vector_size=8 train.micro_batches=2", "micro_batches 2: 'itc' contrasts the whole"),
+        ("tasks.names=itc model.vector_size=8 adaptive.method=fixed", "must be 1 weights >= 0 that sum to 1, of itc"),
+        ("train.same_category=3", "train.same_category 3 does not divide batch_size 8"),
+        ("train.same_category=0", "train.same_category 0 must be at least 1"),
+        ("tasks.mined=0.5", "tasks.mined 0.5 needs the towers of another run: set train.start_from"),
+        ("tasks.mined=1.5", "tasks.mined 1.5 must be in [0, 1]"),
+        ("tasks.mined_nearest=0", "tasks.mined_nearest 0 must be at least 1"),
+        ("model.vector_size=-1", "model.vector_size -1 must be at least 0"),
+        ("adaptive.domain=0", "adaptive.domain 0.0 must be in (0, 1), Eq. 6's domain as a share of K"),
     ],
 )
 def test_a_wrong_setting_names_the_value_and_the_remedy(tmp_path, override, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        tiny_config(tmp_path, override)
+        tiny_config(tmp_path, *override.split())
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ each contender runs once; every ratio is taken within a round, and stands with i
   not what a method computes besides. The count of the compiled step differs by 0.1 % (configs/catalogue.py).
 * "vs_torch_*", only where PyTorch runs too, is its time over ours at `fixed` weights, patch features taken from the
   cache; null where torch.compile does not work. "torch" has its own rates. See `fbjax.bench.comparison`.
+* "score" is null where no task learns alignment (tia): towers score no pair through the encoder.
 * "peak_gflops" is the best of the matrix products, "patches" the patch network alone.
 """
 
@@ -67,7 +68,7 @@ def bench(config: Config, repeats: int, say: Callable[[str], None], compare: str
         from fbjax.bench.comparison import Comparison
 
         comparison = Comparison(subject, say)
-    variants, own = _variants(config.adaptive)
+    variants, own = _variants(subject.config.adaptive)
     if not repeats:
         variants = {name: variants[name] for name in (BASE, "gradient", own)}
     steps, batch = Steps(subject), synthetic_batch(subject, config.model.text_tokens)
@@ -82,7 +83,11 @@ def bench(config: Config, repeats: int, say: Callable[[str], None], compare: str
     if not repeats:
         return figures
     train, train_times = _train(subject, steps, batch, variants, own, repeats, say, comparison)
-    score, score_times = _score(subject, repeats, say, comparison)
+    scored = comparison.subject if comparison else subject
+    if "tia" not in scored.config.tasks.names:  # towers alone: no pair goes through the encoder together
+        figures |= {"train": train, "score": None, "patches": _patches(subject, repeats, say)}
+        return figures | {"peak_gflops": matmul_flops() / min(train_times.seconds["matmul"]) / 1e9}
+    score, score_times = _score(scored, repeats, say, comparison)
     if comparison:
         train |= comparison.train_ratios(train_times)
         score |= comparison.score_ratios(score_times)
@@ -169,7 +174,7 @@ def table(figures: dict) -> list[str]:
         f"train     {train['pairs_per_second']:>9,.0f} pairs/s   {_share(train)}",
         *(f"  {n + ' pieces':<18}{rate:>9,.0f} pairs/s" for n, rate in train["by_length"].items()),
         *(f"  {name:<18}{_ratio(train['adaptive'], name)} x the time of fixed weights" for name in adaptive),
-        f"score     {score['pairs_per_second']:>9,.0f} pairs/s   {_share(score)}",
+        *([f"score     {score['pairs_per_second']:>9,.0f} pairs/s   {_share(score)}"] if score else []),
         f"patches   {figures['patches']['images_per_second']:>9,.0f} images/s",
     ]
     if "torch" in figures:

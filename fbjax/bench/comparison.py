@@ -1,6 +1,7 @@
 """Ours against PyTorch on the same inputs: what both are given, whether they agree, and how much faster we are.
 
-PyTorch trains with `fixed` weights on patch features from the cache and on masks drawn beforehand, on all cores.
+Compared are the paper's three tasks, without towers, whatever the config trains besides. PyTorch trains with `fixed`
+weights on patch features from the cache and on masks drawn beforehand, on all cores.
 "vs_torch_eager" and "vs_torch_compile" save the work that we save: heads at masked positions, the last layer at the
 rows that heads read, AdamW in one kernel; in scoring, texts trimmed to their batch and each image embedded once.
 What is left differs by some 2 % of configs/catalogue.py each way: PyTorch's last layer computes the masked rows of
@@ -35,18 +36,18 @@ NOISE = 0.02
 
 
 class Comparison:
-    """Contenders and figures; made only if losses and scores of both libraries agree."""
+    """Contenders and figures; made only if losses and scores of both libraries agree. Ours are those of `subject`."""
 
     def __init__(self, subject: Subject, say: Callable[[str], None]):
         device = contest.prepare_torch()
-        self._subject = subject.with_cached_features()
+        self.subject = subject = subject.as_in_the_paper().with_cached_features()
         self._say = say
         network = subject.network
         size = vocabulary_size(subject.config)
         model = rival.Rival(subject.config, size, network.num_patches, network.feature_size)
         self._contest = contest.Contest(subject.config, model, device)
-        self._batch = synthetic_batch(self._subject, subject.config.model.text_tokens)
-        self._candidates = synthetic_candidates(self._subject)
+        self._batch = synthetic_batch(self.subject, subject.config.model.text_tokens)
+        self._candidates = synthetic_candidates(self.subject)
         with jax.default_matmul_precision("highest"):
             self._masked = self._check()
         contest.multiply_as_jax()
@@ -54,7 +55,7 @@ class Comparison:
 
     def _check(self) -> rival.Masked:
         """Raises where the libraries differ, in float32 and without dropout; the batch as PyTorch takes it."""
-        exact = self._subject.with_model(dtype="float32", attention="xla", hidden_dropout=0.0, attention_dropout=0.0)
+        exact = self.subject.with_model(dtype="float32", attention="xla", hidden_dropout=0.0, attention_dropout=0.0)
         params = noisy(fresh_parameters(exact))
         rival.copy_parameters(params, self._contest.rival)
         key = jax.random.key(0)
@@ -70,8 +71,8 @@ class Comparison:
         return masked
 
     def train_contenders(self) -> dict[str, Callable]:
-        steps = Steps(self._subject)
-        adaptive = replace(self._subject.config.adaptive, method="fixed", every=1)
+        steps = Steps(self.subject)
+        adaptive = replace(self.subject.config.adaptive, method="fixed", every=1)
         steps.compile(OURS, adaptive, self._batch)
         step = self._contest.train_step
         contenders = {
@@ -99,12 +100,12 @@ class Comparison:
     def own_figures(self, train: Times, score: Times) -> dict:
         """PyTorch's own rates, of pairs/s, and shares of its own peak, by the FLOPs that ours are counted by."""
         best = min(train.seconds[PEAK] + score.seconds[PEAK])
-        train_pairs = 2 * self._subject.config.train.batch_size
+        train_pairs = 2 * self.subject.config.train.batch_size
         figures = {"peak_gflops": matmul_flops() / best / 1e9, "train": {}, "score": {}}
         for name in TRAIN.values():
-            figures["train"][name] = _figures(train, name, train_pairs, train_flops(self._subject, self._batch))
+            figures["train"][name] = _figures(train, name, train_pairs, train_flops(self.subject, self._batch))
         for name in SCORE.values():
-            flops = score_flops(self._subject, self._candidates)
+            flops = score_flops(self.subject, self._candidates)
             figures["score"][name] = _figures(score, name, len(self._candidates.pairs), flops)
         return figures
 

@@ -22,6 +22,7 @@ from fbjax.step import abstract_state, init_state, make_optimizer, make_step
 VOCABULARY_SIZE = 30_522  # BERT's, where the config does not say how many pieces it trains
 MASK_ID = 103
 SHORTEST = 8  # text pieces
+PAPER_TASKS = ("mlm", "mpm", "tia")
 SCORED_TEXTS, SCORED_IMAGES = 16, 32  # each text with each image
 
 
@@ -44,12 +45,21 @@ class Subject:
         """The same with other settings of `ModelConfig`."""
         return prepare(replace(self.config, model=replace(self.config.model, **settings)), self.network)
 
+    def as_in_the_paper(self) -> "Subject":
+        """The same with the paper's three tasks and without towers."""
+        model, tasks = replace(self.config.model, vector_size=0), replace(self.config.tasks, names=PAPER_TASKS)
+        return prepare(replace(self.config, model=model, tasks=tasks), self.network)
+
     def with_cached_features(self) -> "Subject":
         patches = replace(self.config.patches, cached=True, trainable=False)
         return prepare(replace(self.config, patches=patches), self.network)
 
 
 def prepare(config: Config, network: PatchNetwork) -> Subject:
+    """Fixed weights become equal ones where the config has them for another number of tasks."""
+    num_tasks = len(config.tasks.names)
+    if len(config.adaptive.fixed) != num_tasks:
+        config = replace(config, adaptive=replace(config.adaptive, fixed=(1 / num_tasks,) * num_tasks))
     patches = network.precomputed() if config.patches.cached else network
     size = vocabulary_size(config)
     objective = Pretraining(build_model(config.model, size, network), patches, config.tasks, min(MASK_ID, size - 1))

@@ -1,0 +1,86 @@
+"""Vectors of a whole catalogue from a run's towers, for a search index or a recommender, in one .npz file."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from fbjax.console import duration, progress, say
+from fbjax.data.catalogue import Records, Source, prepare, read_report
+from fbjax.data.pipeline import read_texts
+from fbjax.evaluate import load_params
+from fbjax.features import image_inputs
+from fbjax.mesh import make_mesh
+from fbjax.towers import Towers, trained_towers
+from fbjax.workdir import Run
+
+KINDS = ("product", "text", "image")
+
+
+def embed(
+    workdir: str | Path,
+    out: str | Path,
+    *,
+    data: str | None = None,
+    what: str = "product",
+    split: str | None = None,
+    step: int | None = None,
+) -> np.ndarray:
+    """Vectors [N, E] of every product of `data` (a table or glob), or of a `split` of the run (default: validation).
+
+    `what`: "text" or "image" alone, or a "product", both read together. Written to `out`: ids [N] str, vectors [N, E]
+    float32 of length 1, checkpoint_step, what. A file of that name stays until the new one is whole.
+    """
+    out = Path(out)
+    if what not in KINDS:
+        raise ValueError(f"--what {what!r} is unknown (use {', '.join(KINDS)})")
+    if out.suffix != ".npz":
+        raise ValueError(f"--out {out}: give it a name that ends in .npz")
+    if data and split:
+        raise ValueError(f"--data {data} is a table of its own: leave --split {split} out")
+    run = Run.open(workdir)
+    mesh = make_mesh(run.config.mesh)
+    towers = trained_towers(run.config, run.model, run.step_patches, mesh)
+    step, params = load_params(run, workdir, mesh, step)
+    source = Source.one_table(data, run.config) if data else Source.from_config(run.config)
+    splits = prepare(source, run.vocabulary, run.config.data.prepared, progress)
+    records = splits[split or "validation"]
+    begin = time.perf_counter()
+    vectors = _vectors(run, towers, run.frozen | params, records, what)
+    seconds = time.perf_counter() - begin
+    _write(out, ids=np.asarray(records.ids, str), vectors=vectors, checkpoint_step=step, what=what)
+    _describe(records, vectors, what, step, seconds, say)
+    return vectors
+
+
+def _vectors(run: Run, towers: Towers, variables, records: Records, what: str) -> np.ndarray:
+    rows = np.arange(len(records))
+    if what == "image":
+        batches = image_inputs(run, records, rows, towers.batch_size)
+        return towers.embed_images(variables, progress(batches, -(-len(rows) // towers.batch_size), "batches"))
+    ids = read_texts(records, rows, run.vocabulary, run.config.model.text_tokens)
+    if what == "text":
+        return towers.embed_texts(variables, ids, progress)
+    return towers.embed_products(
+        variables, ids, lambda rows: image_inputs(run, records, rows, towers.batch_size), progress
+    )
+
+
+def _write(path: Path, **arrays) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as stream:
+        np.savez(stream, **arrays)
+    partial.rename(path)
+
+
+def _describe(
+    records: Records, vectors: np.ndarray, what: str, step: int, seconds: float, say: Callable[[str], None]
+) -> None:
+    if skipped := read_report(records)["skipped"]:
+        say("skipped when prepared: " + ", ".join(f"{count:,} {reason}" for reason, count in skipped.items()))
+    number, size = vectors.shape
+    say(
+        f"{number:,} {what} vectors of {size} numbers ({vectors.nbytes / 2**20:.1f} MiB) by checkpoint {step} in "
+        f"{duration(seconds)} ({number / seconds:,.0f}/s)"
+    )

@@ -1,0 +1,354 @@
+"""The two towers: their contrast by hand and by brute force, vectors that depend on nothing beside them, and runs that
+start from others."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fbjax
+from fbjax.adaptive import weighted_gradient
+from fbjax.config import AdaptiveConfig, Config, MeshConfig, TaskConfig
+from fbjax.embed import embed
+from fbjax.evaluate import evaluate, load_params
+from fbjax.explain import explain
+from fbjax.mesh import make_mesh, put_batch
+from fbjax.objectives.contrastive import belong_apart, contrastive_losses
+from fbjax.objectives.pretraining import Pretraining
+from fbjax.start import nearest_apart, starting_params
+from fbjax.step import init_state, make_optimizer, make_step
+from fbjax.towers import Towers, trained_towers
+from fbjax.train import train
+from fbjax.workdir import MINED, Run
+from tests.runs import tiny_config
+from tests.tables import encode, make_products, write_parquet
+from tests.test_objective import CONFIG, MODEL, B, make_batch, make_objective, make_one_device_mesh, make_state
+
+TOWERS = dataclasses.replace(MODEL, vector_size=8, num_layers=1)
+ITC = TaskConfig(names=("itc",))
+
+
+def unit(rng, *shape):
+    x = rng.normal(size=shape)
+    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def contrast(texts, images, scale, apart):
+    return jax.jit(contrastive_losses)(*map(jnp.asarray, (texts, images, scale, apart)))
+
+
+def test_the_contrast_of_two_products_by_hand():
+    texts, images = np.eye(2, dtype=np.float32), np.array([[0.6, 0.8], [0.0, 1.0]], np.float32)
+    # cosines [[.6, 0], [.8, 1]]: text 0 against images .6, 0; image 0 against texts .6, .8
+    losses, hits = contrast(texts, images, 10.0, ~np.eye(2, dtype=bool))
+    expected = [np.log1p(np.exp(-6)) + np.log1p(np.exp(2)), np.log1p(np.exp(-2)) + np.log1p(np.exp(-10))]
+    np.testing.assert_allclose(losses, np.array(expected) / 2, rtol=1e-5)
+    assert hits.tolist() == [0.5, 1.0]
+
+
+@settings(max_examples=15)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=5, max_size=5), st.integers(0, 99))
+def test_the_contrast_is_a_softmax_over_products_of_other_groups_and_texts(products, seed):
+    """Against loops; a negative that shares group or text is as good as not in the batch."""
+    group, text = np.array(products).T
+    rng = np.random.default_rng(seed)
+    texts, images = unit(rng, 5, 4), unit(rng, 5, 4)
+    apart = np.asarray(belong_apart(jnp.asarray(group), jnp.stack([jnp.full(5, 7), jnp.asarray(text)], axis=1)))
+    losses, _ = contrast(texts, images, 5.0, apart)
+    for i in range(5):
+        negatives = [j for j in range(5) if group[j] != group[i] and text[j] != text[i]]
+        assert np.flatnonzero(apart[i]).tolist() == negatives == np.flatnonzero(apart[:, i]).tolist()
+        each = []
+        for cosines in (texts[i] @ images.T, images[i] @ texts.T):
+            each.append(np.log(np.exp(5.0 * (cosines[[i, *negatives]] - cosines[i])).sum()))
+        assert float(losses[i]) == pytest.approx(np.mean(each), abs=1e-5)
+
+
+def test_a_batch_of_one_group_teaches_nothing_and_breaks_nothing():
+    objective, mesh = make_objective(TOWERS, ITC), make_one_device_mesh()
+    config = dataclasses.replace(CONFIG, model=TOWERS, tasks=ITC)
+    batch = put_batch(make_batch().replace(partner=None, group=np.zeros(B, np.int32)), mesh)
+    state = make_state(objective, config, mesh)
+    step = make_step(objective, make_optimizer(config.train), config, mesh, state)
+    for _ in range(2):  # the first step's learning rate is 0
+        state, metrics = step(state, {"patches": {}}, batch)
+    assert metrics["itc/loss"] == metrics["gradient_norm"] == metrics["itc/gradient_norm"] == 0
+    assert metrics["itc/weight"] == 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params)))
+
+
+@pytest.fixture(scope="module")
+def itc():
+    """``losses and gradient (batch)`` of the contrast alone; pairs of products share a group."""
+    objective = make_objective(TOWERS, ITC)
+    config = dataclasses.replace(CONFIG, model=TOWERS, tasks=ITC)
+    params = jax.device_get(make_state(objective, config).params)
+    loss = lambda p, batch: objective.losses(p, {"patches": {}}, batch, jax.random.key(3))[0][0]  # noqa: E731
+    value_and_grad = jax.jit(jax.value_and_grad(loss))
+    batch = make_batch().replace(partner=None, group=np.arange(B, dtype=np.int32) // 2)
+    return objective, params, batch, lambda batch: jax.device_get(value_and_grad(params, batch))
+
+
+def assert_same(one, other, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), one, other)
+
+
+def test_device_count_order_and_padding_change_neither_contrast_nor_gradient(itc):
+    *_, batch, value_and_grad = itc
+    one, eight = make_one_device_mesh(), make_mesh(MeshConfig(8, 1, 1))
+    expected = value_and_grad(put_batch(batch, one))
+    order = np.random.default_rng(1).permutation(B)
+    shuffled = jax.tree.map(lambda x: x[order], batch)
+    short = batch.replace(ids=np.where(np.arange(16) < 12, batch.ids, 0))
+    trimmed = short.replace(ids=short.ids[:, :12], word_ids=short.word_ids[:, :12])
+    assert expected[0] > 0
+    for given_, mesh in ((batch, eight), (shuffled, one), (shuffled, eight)):
+        assert_same(value_and_grad(put_batch(given_, mesh)), expected, rtol=1e-4, atol=1e-5)
+    padded, trimmed = (value_and_grad(put_batch(x, one)) for x in (short, trimmed))
+    assert_same(trimmed, padded, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("names", [("itc",), ("tia", "itc"), ("mlm", "mpm", "tia", "itc")], ids=len)
+def test_any_number_of_tasks_is_weighed_by_every_method(names):
+    objective = make_objective(TOWERS, TaskConfig(names=names))
+    params = make_state(objective, dataclasses.replace(CONFIG, model=TOWERS)).params
+    fixed = tuple(np.arange(1, len(names) + 1) / np.arange(1, len(names) + 1).sum())
+    batch = jax.tree.map(lambda x: x[:8], make_batch())
+    key = jax.random.key(0)
+
+    @jax.jit
+    def weigh(params):
+        examples = jax.tree.map(lambda x: x[None], (objective.prepare(batch, key), key))
+        branches = lambda part: objective.branches({"patches": {}}, *part)  # noqa: E731
+        return {
+            method: weighted_gradient(
+                branches, examples, params, AdaptiveConfig(method=method, fixed=fixed), objective.shared
+            )
+            for method in ("gradient", "estimate", "loss_softmax", "fixed")
+        }
+
+    weighed = jax.device_get(weigh(params))
+    for method, result in weighed.items():
+        assert result.weights.shape == result.estimated.shape == (len(names),)
+        assert result.weights.sum() == pytest.approx(1, abs=1e-6) and (result.weights > 0).all(), method
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.gradient)), method
+    np.testing.assert_allclose(weighed["fixed"].weights, fixed, rtol=1e-6)
+    if len(names) == 1:  # nothing to weigh
+        assert_same(weighed["gradient"].gradient, weighed["fixed"].gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_padding_changes_no_vector_and_every_vector_has_length_1(itc):
+    objective, params, batch, _ = itc
+
+    @jax.jit
+    def vectors(ids):
+        def apply(*args, method):
+            return objective.model.apply({"params": params["fashionbert"]}, *args, method=method)
+
+        text, image = (
+            apply(ids, method="embed_text"),
+            apply(objective.patches.apply({}, batch.image), method="embed_image"),
+        )
+        return [apply(text, ids != 0, with_image, method="vector") for with_image in (None, image)]
+
+    short = np.where(np.arange(16) < 12, batch.ids, 0)
+    for padded, trimmed in zip(vectors(short), vectors(short[:, :12]), strict=True):
+        np.testing.assert_allclose(padded, trimmed, atol=1e-6)
+        np.testing.assert_allclose(np.linalg.norm(padded, axis=1), 1, rtol=1e-5)
+
+
+def test_vectors_depend_on_nothing_beside_them(itc):
+    """Neither on what else is embedded, nor on order, batch size or device count."""
+    *_, batch, _ = itc
+    ids = np.where(np.arange(16) < np.linspace(3, 16, B).astype(int)[:, None], batch.ids, 0)
+    ids = np.concatenate([ids, np.zeros((B, 8), np.int32)], axis=1)
+    ids[:4, 16:20] = 9  # texts of two padded lengths
+    longer = make_objective(dataclasses.replace(TOWERS, text_tokens=24))
+    params = jax.device_get(make_state(longer, dataclasses.replace(CONFIG, model=TOWERS)).params)
+    variables = params | {"patches": {}}
+
+    def embedded(rows, mesh, size):
+        towers = Towers(longer.model, longer.patches, mesh, size)
+
+        def read(places):
+            for i in range(0, len(places), towers.batch_size):
+                yield batch.image[rows][places[i : i + towers.batch_size]]
+
+        images = read(np.arange(len(rows)))
+        return (
+            towers.embed_texts(variables, ids[rows]),
+            towers.embed_images(variables, images),
+            towers.embed_products(variables, ids[rows], read),
+        )
+
+    whole = embedded(np.arange(B), make_one_device_mesh(), 5)
+    rows = np.random.default_rng(0).permutation(B)[:11]
+    for vectors, expected in zip(embedded(rows, make_mesh(MeshConfig(8, 1, 1)), 8), whole, strict=True):
+        np.testing.assert_allclose(vectors, expected[rows], atol=2e-6)
+    assert all(np.abs(a - b).max() > 0.01 for a, b in zip(whole, whole[1:], strict=False))
+
+
+def test_products_read_one_batch_of_images_after_another(itc):
+    objective, params, batch, _ = itc
+    towers, held = Towers(objective.model, objective.patches, make_one_device_mesh(), 4), []
+
+    def read(rows):
+        for i in range(0, len(rows), 4):
+            held.append(len(batch.image[rows[i : i + 4]]))
+            yield batch.image[rows[i : i + 4]]
+
+    def progress(items, total, label):
+        for done, item in enumerate(items):
+            assert len(held) == done
+            yield item
+
+    assert towers.embed_products(params | {"patches": {}}, batch.ids, read, progress).shape == (B, 8)
+    assert held == [4] * 4
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=12),
+    st.integers(1, 15),
+    st.integers(0, 99),
+)
+def test_the_nearest_mistakes_are_those_of_a_brute_force(products, num_nearest, seed):
+    groups, same_text = np.array(products).T
+    rng = np.random.default_rng(seed)
+    texts, images = unit(rng, len(products), 6), unit(rng, len(products), 6)
+    nearest = nearest_apart(texts, images, groups, same_text, num_nearest)
+    assert nearest.shape == (len(products), min(num_nearest, len(products))) and nearest.dtype == np.int32
+    for i, found in enumerate(nearest):
+        others = [j for j in range(len(products)) if groups[j] != groups[i] and same_text[j] != same_text[i]]
+        best = sorted(others, key=lambda j: -(texts[i] @ images[j]))[: len(found)]
+        assert found.tolist() == best + [-1] * (len(found) - len(best))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of the contrast alone, with a token of the whole image: its folder and state."""
+    folder = tmp_path_factory.mktemp("towers")
+    config = tiny_config(
+        folder,
+        "tasks.names=itc",
+        "model.vector_size=16",
+        "model.num_layers=1",
+        "patches.whole_image=true",
+        "train.num_steps=4",
+        "train.same_category=2",
+    )
+    return folder, config, train(config, folder / "run")
+
+
+def variant(config: Config, **changes) -> Config:
+    """`config` with ``section={setting: value}`` changed."""
+    return dataclasses.replace(
+        config, **{name: dataclasses.replace(getattr(config, name), **values) for name, values in changes.items()}
+    )
+
+
+def test_the_contrast_alone_trains_evaluates_and_explains(run):
+    folder, _, state = run
+    assert int(state.step) == 4
+    figures = evaluate(folder / "run", num_queries=4)
+    assert 0 <= figures["text_to_image"]["rank@1"] <= 1
+    model, product = fbjax.load(folder / "run"), make_products(1, seed=1)[0]
+    explanation = explain(model, product["title"], product["image"])
+    assert explanation.patches.shape == (4, 4) and np.abs(explanation.patches).max() > 0
+    assert explanation.score == pytest.approx(model.score([product["title"]], [product["image"]])[0], abs=1e-5)
+
+
+def test_a_catalogue_s_vectors_are_those_of_the_python_interface(run, tmp_path, capfd):
+    folder, config, _ = run
+    products = make_products(9, seed=4)
+    table = write_parquet(tmp_path / "shop.parquet", [*products, {**products[0], "id": "broken", "image": None}])
+    model = fbjax.load(folder / "run")
+    texts = [f"{p['title']} {p['caption']}" for p in products]
+    images = [encode(p["image"], p["format"]) for p in products]
+    expected = {
+        "product": model.embed_product(texts, images),
+        "text": model.embed_text(texts),
+        "image": model.embed_image(images),
+    }
+    for what, vectors in expected.items():
+        embed(folder / "run", tmp_path / "v.npz", data=str(table), what=what)
+        written = np.load(tmp_path / "v.npz")
+        assert written["ids"].tolist() == [p["id"] for p in products] and str(written["what"]) == what
+        assert int(written["checkpoint_step"]) == model.step and written["vectors"].dtype == np.float32
+        np.testing.assert_allclose(written["vectors"], vectors, atol=1e-5)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    said = capfd.readouterr().err
+    assert "9 product vectors of 16 numbers" in said and "skipped when prepared: 1 " in said
+    np.testing.assert_allclose(  # the match score is the cosine of text and image
+        model.score(texts, images), (expected["text"] * expected["image"]).sum(axis=1), atol=1e-5
+    )
+    assert model.embed_text([]).shape == model.embed_image([]).shape == model.embed_product([], []).shape == (0, 16)
+    with pytest.raises(ValueError, match="as many texts as images; got 1 and 2"):
+        model.embed_product(texts[:1], images[:2])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"what": "video"}, "--what 'video' is unknown"),
+        ({"out": "v.csv"}, "ends in .npz"),
+        ({"data": "t.csv", "split": "train"}, "leave --split train out"),
+    ],
+)
+def test_a_wrong_request_for_vectors_is_said_before_any_work(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        embed("nowhere", arguments.pop("out", "v.npz"), **arguments)
+
+
+def test_a_run_that_trained_no_towers_says_how_to_get_some():
+    with pytest.raises(ValueError, match="no towers, its tasks are mlm, mpm, tia: train one with 'itc'"):
+        trained_towers(Config(), None, None, None)
+
+
+def test_a_run_takes_over_another_s_weights_and_the_rest_is_fresh(run, capfd):
+    folder, config, _ = run
+    theirs = variant(config, tasks={"names": ("tia", "itc")}, model={"num_layers": 2},
+                     train={"start_from": str(folder / "run")})  # fmt: skip
+    begun = Run.open(folder / "run")
+    ours = Run.build(theirs, begun.vocabulary, None)
+    mesh = make_mesh(theirs.mesh)
+    objective = Pretraining(ours.model, ours.patches, theirs.tasks, 4)
+    fresh = init_state(objective, make_optimizer(theirs.train), theirs, mesh).params
+    taken = starting_params(fresh, ours, mesh)
+    _, source = load_params(begun, folder / "run", mesh)
+    source, before, after = (dict(jax.tree.leaves_with_path(jax.device_get(tree))) for tree in (source, fresh, taken))
+    for path, leaf in after.items():
+        np.testing.assert_array_equal(leaf, source.get(path, before[path]), err_msg=str(path))
+    assert len(source) < len(after) and "initialised, as it lacks them" in capfd.readouterr().err
+
+    kernel = {"projection": {"kernel": np.zeros((32, 8))}}
+    with pytest.raises(ValueError, match=r"do not fit the config:\n  .*projection/kernel \(32, 16\), here \(32, 8\)"):
+        starting_params({"fashionbert": kernel}, ours, mesh)
+    other = Run.build(variant(theirs, patches={"whole_image": False}), begun.vocabulary, None)
+    with pytest.raises(ValueError, match="other image tokens"):
+        starting_params(fresh, other, mesh)
+    words = type(begun.vocabulary).train(["quite other words"], 60)
+    with pytest.raises(ValueError, match="another vocabulary"):
+        starting_params(fresh, Run.build(theirs, words, None), mesh)
+
+
+def test_a_run_learns_from_the_mistakes_of_another_s_towers(run, tmp_path, capfd):
+    """From cached features; what was mined is kept for the run, and for no other."""
+    folder, config, _ = run
+    mining = variant(
+        config,
+        tasks={"names": ("tia",), "mined": 0.5, "mined_nearest": 4},
+        patches={"cached": True},
+        train={"start_from": str(folder / "run"), "num_steps": 2},
+    )
+    (tmp_path / "run").mkdir()
+    np.save(tmp_path / "run" / MINED, np.zeros((3, 4), np.int32))  # of a run that never saved
+    assert int(train(mining, tmp_path / "run").step) == 2
+    said = capfd.readouterr().err
+    assert "the 4 nearest mistakes of step" in said and "starting from" in said
+    mined = np.load(tmp_path / "run" / MINED)
+    assert mined.shape == (48, 4) and (mined >= 0).any() and mined.max() < 48
+    assert (mined != np.arange(48)[:, None]).all()
