@@ -63,8 +63,8 @@ def scale_norms(squared_norms: jax.Array, scaling: str, domain: float) -> jax.Ar
 
 
 def loss_softmax_weights(losses: jax.Array) -> jax.Array:
-    """The release's weights: Eq. 6 on ``softmax(losses)^2``, for K = 3 always in (2/7, 3/7)."""
-    return eq6(jax.nn.softmax(losses) ** 2)
+    """The release's weights: Eq. 6 on ``softmax(losses)^2``, for K = 3 always in (2/7, 3/7); 1 for K = 1."""
+    return eq6(jax.nn.softmax(losses) ** 2) if len(losses) > 1 else jnp.ones_like(losses)
 
 
 def weighted_gradient(

@@ -96,6 +96,21 @@ METHODS = [
 ]
 
 
+@pytest.mark.parametrize("num_tasks", [1, 2, 4])
+@pytest.mark.parametrize("method", ["gradient", "estimate", "loss_softmax", "fixed"])
+def test_any_number_of_tasks_is_weighed_by_every_method(num_tasks, method):
+    def head(params, output, i):
+        return (params["heads"][i % 2] * output + i).mean() ** 2, {}
+
+    tasks = Branches(three_tasks(ROWS).trunks, tuple(Head((i % 2,), partial(head, i=i)) for i in range(num_tasks)))
+    tasks = tasks if num_tasks > 1 else tasks._replace(trunks=tasks.trunks[:1])
+    config = AdaptiveConfig(method=method, fixed=(1 / num_tasks,) * num_tasks, stop_gradient=True)
+    weighted = weighted_gradient(lambda _: tasks, jnp.zeros((1, 1)), PARAMS, config, lambda g: g["shared"])
+    assert float(weighted.weights.sum()) == pytest.approx(1) and (weighted.weights > 0).all()
+    assert weighted.losses.shape == weighted.weights.shape == weighted.estimated.shape == (num_tasks,)
+    assert_equal(weighted.gradient, jax.grad(lambda p: weighted.weights @ tasks.losses(p)[0])(PARAMS))
+
+
 def losses_of(params):
     return three_tasks(ROWS).losses(params)[0]
 

@@ -21,6 +21,7 @@ RESULTS = {  # a pattern that shows on stdout, or a file that is there afterward
     "train": ["runs/mine/config.json"],
     "evaluate": ["metrics.json", r"Rank@1 \d"],
     "rank": ["ranking.html", r"best \d+ of \d+ products"],
+    "embed": ["vectors.npz", "images.npz", r"vectors: images.npz"],
     "report": ["runs/mine/report.html"],
     "bench": [r'"memory"'],
 }
@@ -35,7 +36,8 @@ def folder(tmp_path_factory):
     (folder / "photo.jpg").write_bytes(encode(products[0]["image"], "JPEG"))
     (folder / "configs").mkdir()
     template = CONFIG_FILE.format(train="", validation="", prepared="prepared")
-    (folder / "configs" / "my_catalogue.py").write_text(template.replace("return c", "c.data.holdout = 0.3; return c"))
+    settings = 'c.data.holdout, c.model.vector_size, c.tasks.names = 0.3, 16, ("mlm", "mpm", "tia", "itc")'
+    (folder / "configs" / "my_catalogue.py").write_text(template.replace("return c", f"{settings}; return c"))
     yield folder
     shutil.rmtree(folder)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fbjax.config import PatchConfig
-from fbjax.model.patches import MobileNetV1, build_patch_network, count_live_dimensions
+from fbjax.model.patches import MobileNetV1, Pixels, build_patch_network, count_live_dimensions
 
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)  # on a busy machine its threads wait for each other: 20 s a pass where one takes 20 ms
@@ -274,3 +274,24 @@ def test_precomputed_takes_features_as_they_come(weights_file):
     assert precomputed.params == {}
     kept = {field.name for field in dataclasses.fields(network)} - {"apply", "params"}
     assert all(getattr(precomputed, name) == getattr(network, name) for name in kept)
+
+
+@pytest.mark.parametrize("geometry", ["grid", "isolated"])
+@pytest.mark.parametrize("network", ["pixels", "mobilenet_v1"])
+def test_the_token_of_the_whole_image_is_the_mean_of_its_feature_map(network, geometry, weights_file):
+    config = PatchConfig(str(weights_file), network, geometry, image_size=64, patch_size=32, enlarge_to=32)
+    plain, whole = (
+        build_patch_network(dataclasses.replace(config, whole_image=whole_image)) for whole_image in (False, True)
+    )
+    module = MobileNetV1(ALPHA) if network == "mobilenet_v1" else Pixels(32)
+    images = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), dtype=np.uint8)
+
+    @jax.jit
+    def features(params, images):
+        feature_map = module.apply({"params": params.get("network", {})}, images.astype(jnp.float32))
+        return whole.apply(params, images), plain.apply(params, images), feature_map.mean(axis=(1, 2))
+
+    tokens, patches, mean = features(whole.params, images)
+    np.testing.assert_allclose(tokens, jnp.concatenate([mean[:, None], patches], axis=1), rtol=1e-4, atol=1e-4)
+    assert (plain.num_patches, whole.num_patches, whole.whole_image) == (4, 5, True)
+    assert plain.fingerprint != whole.fingerprint

@@ -72,6 +72,11 @@ def test_an_explanation_is_the_fall_of_the_score_when_a_part_is_hidden(run):
     assert np.abs(explanation.patches).max() > 0
 
 
+def test_a_run_without_towers_gives_no_vectors(run):
+    with pytest.raises(ValueError, match="this run has no towers, its tasks are mlm, mpm, tia"):
+        fbjax.load(run).embed_text(["red bag"])
+
+
 def test_products_are_read_back_as_they_stood_in_the_table(run):
     config, vocabulary = fbjax.load(run).run.config, fbjax.load(run).run.vocabulary
     records = prepare(Source.from_config(config), vocabulary, config.data.prepared, progress)["validation"]

@@ -99,6 +99,61 @@ def test_a_batch_of_rare_length_comes_at_any_time_of_its_window():
     assert ((counts - 100) ** 2 / 100).sum() < 24.3  # 7 degrees of freedom, 0.1 %
 
 
+def draw_paired(num_products, batch_size, seed, same_category) -> Sampler:
+    rng = np.random.default_rng(seed)
+    categories, lengths = rng.integers(0, 4, num_products), draw_lengths(num_products, seed)
+    sampler = make_sampler(categories, np.arange(num_products), batch_size, seed, lengths)
+    return dataclasses.replace(sampler, same_category=same_category)
+
+
+@given(st.integers(2, 300), st.integers(1, 8), st.integers(1, 5), st.integers(0, 3))
+def test_products_of_one_category_stand_together_as_far_as_a_window_has_them(num_products, units, same, seed):
+    sampler = draw_paired(num_products, units * same, seed, same)
+    plain, size = dataclasses.replace(sampler, same_category=1), sampler.batch_size
+    categories = sampler.partners.categories
+    for epoch in range(2):
+        order, drawn = sampler._order(epoch), plain._order(epoch)
+        assert sorted(order) == list(range(num_products))  # each product once
+        if same == 1:
+            np.testing.assert_array_equal(order, drawn)
+        first = -epoch * num_products % size  # products of a batch of two epochs
+        np.testing.assert_array_equal(order[:first], drawn[:first])
+        for start in range(first, num_products - size + 1, WINDOW * size):
+            window = slice(start, start + min(WINDOW, (num_products - start) // size) * size)
+            assert sorted(order[window]) == sorted(drawn[window])
+            here = categories[order[window]].reshape(-1, same)
+            mixed = sum(len(set(unit)) > 1 for unit in here)
+            assert mixed < len(np.unique(here))  # at most one where two categories meet
+    fresh = draw_paired(num_products, units * same, seed, same)
+    for step in (3, 0, 2):
+        np.testing.assert_array_equal(sampler.batch(step), fresh.batch(step))
+
+
+def test_batches_of_pairs_of_one_category_come_in_any_order_of_length():
+    sampler = draw_paired(4096, 4, 0, 2)
+    longest = [sampler.text_tokens(sampler.batch(step)[0]) for step in range(WINDOW)]
+    assert len(set(longest)) > 2 and longest != sorted(longest)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_as_many_partners_are_mined_as_their_share_says_and_where_there_are_any(share):
+    num_products = 4000
+    groups, categories = np.arange(num_products) // 2, np.arange(num_products) // 40  # neighbours share a group
+    mined = (np.arange(num_products)[:, None] + num_products // 2 + np.arange(3)) % num_products  # of other categories
+    mined[::4] = -1
+    sampler = dataclasses.replace(make_sampler(categories, groups, num_products, mined=share), mined=mined)
+    rows, partners = sampler.batch(0)
+    is_mined = (mined[rows] == partners[:, None]).any(axis=1)
+    assert is_mined[rows % 4 > 0].mean() == pytest.approx(share, abs=0.03 if 0 < share < 1 else 0)
+    assert not is_mined[rows % 4 == 0].any()
+    assert (groups[rows] != groups[partners]).all()
+    drawn = [(partners[is_mined] == mined[rows[is_mined], place]).mean() for place in range(3)] if share else []
+    assert drawn == pytest.approx([1 / 3] * len(drawn), abs=0.05)
+    plain = make_sampler(categories, groups, num_products).batch(0)
+    np.testing.assert_array_equal(rows, plain[0])
+    np.testing.assert_array_equal(partners[~is_mined], plain[1][~is_mined])
+
+
 def test_lengths_count_the_frame_and_are_rounded_up_to_buckets_below_the_limit():
     num_pieces = np.array([1, 14, 15, 30, 31, 38, 39, 500], np.int32)
     lengths = padded_lengths(num_pieces, text_tokens=40, text_bucket=16)

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fbjax
-from fbjax.adaptive import weighted_gradient
-from fbjax.config import AdaptiveConfig, Config, MeshConfig, TaskConfig
+from fbjax.config import Config, MeshConfig, TaskConfig
 from fbjax.embed import embed
 from fbjax.evaluate import evaluate, load_params
 from fbjax.explain import explain
@@ -112,42 +111,15 @@ def test_device_count_order_and_padding_change_neither_contrast_nor_gradient(itc
     assert_same(trimmed, padded, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("names", [("itc",), ("tia", "itc"), ("mlm", "mpm", "tia", "itc")], ids=len)
-def test_any_number_of_tasks_is_weighed_by_every_method(names):
-    objective = make_objective(TOWERS, TaskConfig(names=names))
-    params = make_state(objective, dataclasses.replace(CONFIG, model=TOWERS)).params
-    fixed = tuple(np.arange(1, len(names) + 1) / np.arange(1, len(names) + 1).sum())
-    batch = jax.tree.map(lambda x: x[:8], make_batch())
-    key = jax.random.key(0)
-
-    @jax.jit
-    def weigh(params):
-        examples = jax.tree.map(lambda x: x[None], (objective.prepare(batch, key), key))
-        branches = lambda part: objective.branches({"patches": {}}, *part)  # noqa: E731
-        return {
-            method: weighted_gradient(
-                branches, examples, params, AdaptiveConfig(method=method, fixed=fixed), objective.shared
-            )
-            for method in ("gradient", "estimate", "loss_softmax", "fixed")
-        }
-
-    weighed = jax.device_get(weigh(params))
-    for method, result in weighed.items():
-        assert result.weights.shape == result.estimated.shape == (len(names),)
-        assert result.weights.sum() == pytest.approx(1, abs=1e-6) and (result.weights > 0).all(), method
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.gradient)), method
-    np.testing.assert_allclose(weighed["fixed"].weights, fixed, rtol=1e-6)
-    if len(names) == 1:  # nothing to weigh
-        assert_same(weighed["gradient"].gradient, weighed["fixed"].gradient, rtol=1e-5, atol=1e-6)
-
-
 def test_padding_changes_no_vector_and_every_vector_has_length_1(itc):
     objective, params, batch, _ = itc
+
+    trained = jax.device_put(params["fashionbert"])
 
     @jax.jit
     def vectors(ids):
         def apply(*args, method):
-            return objective.model.apply({"params": params["fashionbert"]}, *args, method=method)
+            return objective.model.apply({"params": trained}, *args, method=method)
 
         text, image = (
             apply(ids, method="embed_text"),
@@ -239,6 +211,8 @@ def run(tmp_path_factory):
         "patches.whole_image=true",
         "train.num_steps=4",
         "train.same_category=2",
+        "train.evaluate_products=8",
+        "model.text_bucket=24",
     )
     return folder, config, train(config, folder / "run")
 
