@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fbjax
+from fbjax.cli import main
 from fbjax.config import Config, MeshConfig, TaskConfig
 from fbjax.embed import embed
 from fbjax.evaluate import evaluate, load_params
@@ -248,8 +249,10 @@ def test_a_catalogue_s_vectors_are_those_of_the_python_interface(run, tmp_path, 
         "image": model.embed_image(images),
     }
     for what, vectors in expected.items():
-        embed(folder / "run", tmp_path / "v.npz", data=str(table), what=what)
-        written = np.load(tmp_path / "v.npz")
+        out = tmp_path / "v.npz"
+        arguments = ["--workdir", folder / "run", "--data", table, "--what", what, "--out", out]
+        assert main(["embed", *map(str, arguments)]) == 0
+        written = np.load(out)
         assert written["ids"].tolist() == [p["id"] for p in products] and str(written["what"]) == what
         assert int(written["checkpoint_step"]) == model.step and written["vectors"].dtype == np.float32
         np.testing.assert_allclose(written["vectors"], vectors, atol=1e-5)
