@@ -89,21 +89,23 @@ def _strings(records: Records) -> list[str]:
 
 
 def whole_images(run: Run, records: Records) -> np.ndarray:
-    """One feature vector of each image, float32 [N, C]: its token of the whole image, or the mean over its patches."""
+    """One feature vector of each image, float32 [N, C]: the square root, its sign kept, of its token of the whole image
+    or of the mean over its patches."""
     patches, vectors = run.step_patches, []
     apply = jax.jit(patches.apply)
     inputs = image_inputs(run, records, np.arange(len(records)), IMAGES_AT_ONCE)
     for batch in progress(inputs, -(-len(records) // IMAGES_AT_ONCE), "images"):
         features = np.asarray(apply(patches.params, batch), np.float32)
         vectors.append(features[:, 0] if patches.whole_image else features.mean(axis=1))
-    return np.concatenate(vectors)
+    vectors = np.concatenate(vectors)
+    return np.sign(vectors) * np.sqrt(np.abs(vectors))
 
 
 def text_features(
     train: Sequence[str], other: Sequence[str], num_directions: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features [N, A] of texts: TF-IDF of words and pairs of words, their leading singular directions on `train`."""
-    tfidf = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    tfidf = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, stop_words="english")
     words = tfidf.fit_transform(train)
     svd = TruncatedSVD(min(num_directions, *words.shape), random_state=seed)
     return svd.fit_transform(words).astype(np.float32), svd.transform(tfidf.transform(other)).astype(np.float32)
