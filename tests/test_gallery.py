@@ -1,13 +1,28 @@
 """The whole gallery against brute force: ranks with and without the rest of a query's group, re-ranking, gains."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import fbjax
 from fbjax import metrics
+from fbjax.cli import main
+from fbjax.console import progress
+from fbjax.data.catalogue import Source, prepare
+from fbjax.data.pipeline import read_products
+from fbjax.evaluate import evaluate, load_params, split_vectors
 from fbjax.gallery import choose_queries, full_figures, reranked, search
+from fbjax.mesh import make_mesh
+from fbjax.pages.report import write_report
+from fbjax.protocols import PROTOCOLS, report
+from fbjax.towers import Towers
+from fbjax.train import train
+from fbjax.workdir import Run
+from tests.runs import tiny_config
 
 few_values = st.sampled_from([-1.0, 0.0, 0.5, 1.0])  # so that ties abound, and products are exact
 
@@ -94,3 +109,73 @@ def test_fewer_queries_are_drawn_from_the_whole_split():
 def test_vectors_that_are_not_finite_raise():
     with pytest.raises(ValueError, match="not finite"):
         search(np.full((2, 3), np.nan), np.ones((2, 3)), np.arange(2), np.arange(2), 1)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two towers, and a FashionBERT without any that started from them.
+
+    Towers need not be good here: theirs are the random ones of a FashionBERT, whose config then says otherwise.
+    """
+    folder = tmp_path_factory.mktemp("towers")
+    few = ("train.num_steps=4", "train.save_every=4", "model.num_layers=1", "tasks.names=tia")
+    few += ("adaptive.method=fixed", "adaptive.fixed=1.0")
+    train(tiny_config(folder, *few, "model.vector_size=16"), folder / "towers")
+    config = json.loads((folder / "towers" / "config.json").read_text())
+    config["tasks"]["names"] = ["itc"]
+    (folder / "towers" / "config.json").write_text(json.dumps(config))
+    train(tiny_config(folder, *few, f"train.start_from={folder / 'towers'}"), folder / "matcher")
+    return folder / "towers", folder / "matcher"
+
+
+def vectors_and_scores(towers, matcher):
+    """Cosines and match scores [24, 24] of every text with every image of the validation split, and its groups."""
+    run, model = Run.open(towers), fbjax.load(matcher)
+    mesh = make_mesh(run.config.mesh)
+    records = prepare(Source.from_config(run.config), run.vocabulary, run.config.data.prepared, progress)["validation"]
+    variables = run.frozen | load_params(run, towers, mesh)[1]
+    texts, images = split_vectors(run, Towers(run.model, run.step_patches, mesh), variables, records)
+    products = read_products(records, range(24))
+    pairs = [(text, image) for text in products for image in products]
+    scores = model.score([text.text for text, _ in pairs], [image.image for _, image in pairs])
+    scale = float(np.exp(variables["fashionbert"]["log_scale"]))
+    return texts @ images.T, scores.reshape(24, 24), scale, records.groups
+
+
+def test_a_run_is_re_ranked_with_the_towers_of_another_as_by_brute_force(runs, capsys):
+    towers, matcher = runs
+    figures = evaluate(matcher, protocols=("full",), towers=towers, rerank=4)
+    assert figures.keys() == {"full", "checkpoint_step", "pairs_per_second"}
+    cosines, scores, scale, groups = vectors_and_scores(towers, matcher)
+    for direction, (c, s) in {"text_to_image": (cosines, scores), "image_to_text": (cosines.T, scores.T)}.items():
+        for name, order in {"reranked": s + scale * c, "reranked_alone": s}.items():
+            ranks = []
+            for q in range(24):
+                strict = rank_among(c[q], q, range(24))
+                listed = set(np.argsort(-c[q])[:4].tolist())
+                rivals = apart_from(q, groups)
+                ranks.append(rank_among(*((order[q], q, listed & set(rivals)) if strict <= 4 else (c[q], q, rivals))))
+            for k in (1, 5, 10):
+                assert figures["full"][name][direction][f"rank@{k}"] == pytest.approx(np.mean(np.array(ranks) <= k))
+    report(figures, print)
+    assert "24 products, 24 queries" in capsys.readouterr().out
+
+
+def test_towers_alone_decide_nothing_and_are_not_re_ranked(runs):
+    towers, _ = runs
+    figures = evaluate(towers, protocols=PROTOCOLS, num_queries=8, rerank=4)
+    assert figures["full"]["rerank"] == 0 and "reranked" not in figures["full"]
+    assert 0 <= figures["matching"]["auc"] <= 1 and not [name for name in figures["matching"] if "accuracy" in name]
+    report(figures, lambda line: None)
+    page = write_report(towers).read_text()
+    assert "Matching AUC" in page and "Balanced accuracy" not in page and "a match" not in page
+
+
+def test_a_run_without_trained_towers_is_told_which_to_give(runs, capsys):
+    towers, matcher = runs
+    assert main(["evaluate", "--workdir", str(matcher), "--protocol", "full"]) == 1
+    assert f"--towers, such as the run it started from, {towers}" in capsys.readouterr().err
+    assert main(["evaluate", "--workdir", str(towers), "--protocol", "full", "--towers", str(matcher)]) == 1
+    assert "its tasks have no itc" in capsys.readouterr().err
+    assert main(["evaluate", "--workdir", str(towers), "--protocol", "full", "--rerank", "-1"]) == 1
+    assert "--rerank -1" in capsys.readouterr().err
