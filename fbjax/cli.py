@@ -17,6 +17,7 @@ EXAMPLES = {  # in the order in which a newcomer runs them
     ),
     "train": ("fbjax train --config configs/my_catalogue.py --workdir runs/mine --config.data.train=products.csv",),
     "evaluate": ("fbjax evaluate --workdir runs/mine --queries 100 --out metrics.json",),
+    "baseline": ("fbjax baseline cca --config configs/my_catalogue.py --config.data.train=products.csv --queries 100",),
     "rank": (
         'fbjax rank --workdir runs/mine --text "red cotton dress"',
         "fbjax rank --workdir runs/mine --image photo.jpg --data products.csv --category dress --html ranking.html",
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, verb=name)
         return sub
 
+    protocol_help = "which figures, of candidates, matching, full (default: %(default)s)"
     config_help = "a config file; --config.section.field=value changes a setting"
     draw = verb("draw", _draw, "draw a catalogue of garments with captions, to try things on")
     draw.add_argument("--out", required=True, help="folder for train.parquet and validation.parquet")
@@ -86,10 +88,31 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--workdir", required=True, help="folder of a trained run")
     evaluate.add_argument("--data", help="a product table or glob (default: the run's validation split)")
     evaluate.add_argument("--candidates", help="fixed candidate lists, JSONL (default: drawn from the data)")
-    evaluate.add_argument("--protocol", default="candidates,matching", help="which figures (default: %(default)s)")
+    evaluate.add_argument("--protocol", default="candidates,matching", help=protocol_help)
     evaluate.add_argument("--queries", type=int, help="only the first N queries a direction")
+    evaluate.add_argument("--towers", metavar="WORKDIR", help="full: vectors of another run (default: of this one)")
+    evaluate.add_argument(
+        "--rerank", type=int, default=20, help="full: order so many of the nearest anew; 0: none (default: %(default)s)"
+    )
     evaluate.add_argument("--step", type=int, help="which checkpoint (default: the best by validation AUC)")
     evaluate.add_argument("--out", help="write the figures to this JSON file")
+
+    baseline = verb("baseline", _baseline, "evaluate what the paper compares with, CCA or VSE, on the same figures")
+    baseline.add_argument("family", choices=["cca", "vse"], help="canonical correlation, or embedding by hinge loss")
+    baseline.add_argument("--config", required=True, help=config_help)
+    baseline.add_argument("--candidates", help="fixed candidate lists, JSONL (default: drawn from the data)")
+    baseline.add_argument("--protocol", default="candidates,matching", help=protocol_help)
+    baseline.add_argument("--queries", type=int, help="only the first N queries a direction")
+    baseline.add_argument("--seed", type=int, default=0, help="of SVD and VSE (default: %(default)s)")
+    baseline.add_argument("--dims", type=int, default=512, help="dimensions of the vectors (default: %(default)s)")
+    baseline.add_argument(
+        "--svd", type=int, default=1000, help="dimensions of a text's features (default: %(default)s)"
+    )
+    baseline.add_argument(
+        "--ridge", type=float, default=0.03, help="cca: share of the mean variance added (default: %(default)s)"
+    )
+    baseline.add_argument("--hardest", action="store_true", help="vse: the hardest negative alone (VSE++), not all")
+    baseline.add_argument("--out", help="write the figures to this JSON file")
 
     rank = verb("rank", _rank, "rank products for a text or an image")
     rank.add_argument("--workdir", required=True, help="folder of a trained run")
@@ -185,7 +208,8 @@ def _train(arguments, overrides) -> None:
 
 
 def _evaluate(arguments, overrides) -> None:
-    from fbjax.evaluate import evaluate, report
+    from fbjax.evaluate import evaluate
+    from fbjax.protocols import report
 
     if arguments.out:
         _check_out("--out", arguments.out)
@@ -193,13 +217,39 @@ def _evaluate(arguments, overrides) -> None:
         arguments.workdir,
         data=arguments.data,
         candidates=arguments.candidates,
-        protocols=tuple(name.strip() for name in arguments.protocol.split(",")),
+        protocols=_names(arguments.protocol),
         num_queries=arguments.queries,
         step=arguments.step,
+        towers=arguments.towers,
+        rerank=arguments.rerank,
     )
     report(figures, print)
     if arguments.out:
-        Path(arguments.out).write_text(json.dumps(figures, indent=2) + "\n")
+        _write_json(arguments.out, figures)
+
+
+def _baseline(arguments, overrides) -> None:
+    from fbjax import config as configs
+    from fbjax.baseline import baseline
+    from fbjax.protocols import report
+
+    if arguments.out:
+        _check_out("--out", arguments.out)
+    figures = baseline(
+        arguments.family,
+        configs.load(arguments.config, overrides),
+        candidates=arguments.candidates,
+        protocols=_names(arguments.protocol),
+        num_queries=arguments.queries,
+        seed=arguments.seed,
+        dims=arguments.dims,
+        ridge=arguments.ridge,
+        num_directions=arguments.svd,
+        hardest=arguments.hardest,
+    )
+    report(figures, print)
+    if arguments.out:
+        _write_json(arguments.out, figures)
 
 
 def _rank(arguments, overrides) -> None:
@@ -256,6 +306,14 @@ def _bench(arguments, overrides) -> None:
     figures = bench(config, arguments.repeats, say, arguments.compare, arguments.trace)
     for line in [json.dumps(figures, indent=2)] if arguments.json else table(figures):
         print(line)
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in listed.split(","))
+
+
+def _write_json(path: str, figures: dict) -> None:
+    Path(path).write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def _check_out(flag: str, path: str) -> None:

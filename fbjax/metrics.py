@@ -2,19 +2,19 @@
 
 import numpy as np
 
-RANKS = (1, 5, 10, 101)
+RANKS, WHOLE_LIST = (1, 5, 10), 101
 NUM_RESAMPLES, SEED = 1000, 0
 
 
 def rank_of_positive(positive: np.ndarray, others: np.ndarray) -> np.ndarray:
     """``1 + |{others >= positive}|``: positive [Q], others [Q, G-1] -> [Q]. Missing others are -inf."""
-    _check_finite(positive, others[others != -np.inf])
+    check_finite(positive, others[others != -np.inf])
     return 1 + (others >= positive[:, None]).sum(axis=1)
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
     """``P(positive > negative)`` over all pairs; a tie counts as lost."""
-    _check_finite(positive, negative)
+    check_finite(positive, negative)
     below = np.searchsorted(np.sort(negative), positive, side="left")
     return float(below.sum() / (len(positive) * len(negative)))
 
@@ -28,30 +28,53 @@ def interval(statistic, *samples: np.ndarray) -> tuple[float, float]:
 
 
 def retrieval(positive: np.ndarray, others: np.ndarray) -> dict:
-    """``{"rank@1": .., "rank@1.ci": [lo, hi], ...}`` as fractions of Q."""
+    """``{"rank@1": .., "rank@1.ci": [lo, hi], ...}`` as fractions of Q, and "rank@101", 1 where nothing is amiss."""
     ranks = rank_of_positive(positive, others)
+    return hit_rates(ranks) | {f"rank@{WHOLE_LIST}": float((ranks <= WHOLE_LIST).mean())}
+
+
+def hit_rates(ranks: np.ndarray, ending: str = "") -> dict:
+    """``{"rank@1": .., "rank@1.ci": [lo, hi], ...}`` of ranks [Q], with `ending` after "rank@1"."""
     figures = {}
     for k in RANKS:
-        figures[f"rank@{k}"] = float((ranks <= k).mean())
-        if k < RANKS[-1]:
-            figures[f"rank@{k}.ci"] = list(interval(lambda hit: hit.mean(), ranks <= k))
+        figures[f"rank@{k}{ending}"] = float((ranks <= k).mean())
+        figures[f"rank@{k}{ending}.ci"] = list(interval(np.mean, ranks <= k))
     return figures
 
 
-def matching(positive: np.ndarray, negative: np.ndarray) -> dict:
-    """Balanced accuracy at logit difference 0, and AUC, of as many positives as negatives, with intervals."""
+def gains(ranks: np.ndarray, before: np.ndarray) -> dict:
+    """``{"gain@1": .., "gain@1.ci": [lo, hi], ...}``: hit rates of ranks [Q] less those `before`, query by query."""
+    figures = {}
+    for k in RANKS:
+        difference = (ranks <= k).astype(float) - (before <= k)
+        figures[f"gain@{k}"] = float(difference.mean())
+        figures[f"gain@{k}.ci"] = list(interval(np.mean, difference))
+    return figures
+
+
+def spoken(rates: dict) -> str:
+    """``Rank@1 17.7% [15.4%, 20.1%]  Rank@5 ..`` of `hit_rates`."""
+    cells = []
+    for k in RANKS:
+        low, high = rates[f"rank@{k}.ci"]
+        cells.append(f"Rank@{k} {rates[f'rank@{k}']:.1%} [{low:.1%}, {high:.1%}]")
+    return "  ".join(cells)
+
+
+def matching(positive: np.ndarray, negative: np.ndarray, decides: bool = True) -> dict:
+    """AUC of as many positives as negatives, and where a score above 0 says "match" balanced accuracy; intervals."""
 
     def balanced(p, n):
         return float(((p > 0).mean() + (n < 0).mean()) / 2)
 
-    return {
-        "accuracy": balanced(positive, negative),
-        "accuracy.ci": list(interval(balanced, positive, negative)),
-        "auc": auc(positive, negative),
-        "auc.ci": list(interval(auc, positive, negative)),
-    }
+    figures = {"auc": auc(positive, negative), "auc.ci": list(interval(auc, positive, negative))}
+    if decides:
+        figures["accuracy"] = balanced(positive, negative)
+        figures["accuracy.ci"] = list(interval(balanced, positive, negative))
+    return figures
 
 
-def _check_finite(*scores: np.ndarray) -> None:
+def check_finite(*scores: np.ndarray) -> None:
+    """Raises ValueError on NaN and infinity."""
     if not all(np.isfinite(part).all() for part in scores):
         raise ValueError("scores are not finite: the checkpoint is broken")

@@ -6,11 +6,10 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from fbjax.console import progress, say
+from fbjax.console import say
 from fbjax.data.catalogue import Records
 from fbjax.data.pipeline import read_texts
-from fbjax.evaluate import load_params
-from fbjax.features import image_inputs
+from fbjax.evaluate import load_params, split_vectors
 from fbjax.model import pretrained
 from fbjax.towers import trained_towers
 from fbjax.workdir import MINED, Run, timed
@@ -22,7 +21,7 @@ def starting_params(params: dict, run: Run, mesh) -> dict:
     """`params`, freshly initialised, with all that the run of `train.start_from` or the pretrained BERT has of them."""
     config = run.config
     if config.train.start_from:
-        step, theirs = load_params(_open_start(run), config.train.start_from, mesh)
+        step, theirs = load_params(Run.open_alike(run.config.train.start_from, run), config.train.start_from, mesh)
         return _taken_over(params, theirs, f"{config.train.start_from}, step {step}")
     if not config.model.pretrained:
         return params
@@ -44,14 +43,12 @@ def nearest_mistakes(run: Run, workdir: str | Path, records: Records, mesh) -> n
     path = Path(workdir) / MINED
     if not path.is_file():
         with timed(workdir, "mining"):
-            start = _open_start(run)
+            start = Run.open_alike(run.config.train.start_from, run)
             step, params = load_params(start, run.config.train.start_from, mesh)
             towers = trained_towers(start.config, start.model, start.step_patches, mesh)
             variables = jax.device_put(start.frozen) | params
+            texts, images = split_vectors(start, towers, variables, records)
             ids = read_texts(records, np.arange(len(records)), run.vocabulary, start.config.model.text_tokens)
-            texts = towers.embed_texts(variables, ids, progress)
-            inputs = image_inputs(start, records, np.arange(len(records)), towers.batch_size)
-            images = towers.embed_images(variables, progress(inputs, None, "vectors of images"))
             _, same_text = np.unique(ids, axis=0, return_inverse=True)
             mined = nearest_apart(texts, images, records.groups, same_text, run.config.tasks.mined_nearest)
             partial = path.with_suffix(".partial.npy")
@@ -78,21 +75,6 @@ def nearest_apart(
         best = np.where(np.isfinite(scores), best, -1)
         nearest[rows] = np.take_along_axis(best, order, axis=1)
     return nearest
-
-
-def _open_start(run: Run) -> Run:
-    """The run to start from, whose vocabulary and image tokens must be this run's."""
-    start = Run.open(run.config.train.start_from)
-    if start.vocabulary.fingerprint != run.vocabulary.fingerprint:
-        raise ValueError(
-            f"train.start_from {run.config.train.start_from} has another vocabulary than this run's config"
-        )
-    if start.patches.fingerprint != run.patches.fingerprint:
-        raise ValueError(
-            f"train.start_from {run.config.train.start_from} has other image tokens ({start.patches.fingerprint}) "
-            f"than this run's config ({run.patches.fingerprint})"
-        )
-    return start
 
 
 def _taken_over(params: dict, theirs: dict, name: str) -> dict:

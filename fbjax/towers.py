@@ -30,7 +30,7 @@ class Towers:
     def __init__(self, model: FashionBert, patches: PatchNetwork, mesh, rows_per_batch: int | None = None):
         if not model.vector_size:
             raise ValueError("this run has no towers: train it with config.model.vector_size above 0 and the task itc")
-        self._mesh, self.size = mesh, model.vector_size
+        self._model, self._mesh, self.size = model, mesh, model.vector_size
         if rows_per_batch is None:
             rows_per_batch = CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -89,6 +89,10 @@ class Towers:
         start = time.perf_counter()
         self.embed_texts(variables, longest)
         return (time.perf_counter() - start) * len(batches)
+
+    def scale(self, variables: Any) -> float:
+        """What turns cosines into the logits that the contrast has trained."""
+        return float(self._model.apply({"params": variables["fashionbert"]}, method="scale"))
 
     def _run(self, variables, ids, read, progress) -> np.ndarray:
         vectors = np.empty((len(ids), self.size), np.float32)

@@ -50,6 +50,19 @@ class Run:
         weights = workdir / PATCH_WEIGHTS
         return cls.build(config, Vocabulary.load(workdir / VOCABULARY), weights if weights.is_file() else None)
 
+    @classmethod
+    def open_alike(cls, workdir: str | Path, run: "Run") -> "Run":
+        """The run in `workdir`; ValueError where its vocabulary or image tokens are not those of `run`."""
+        other = cls.open(workdir)
+        if other.vocabulary.fingerprint != run.vocabulary.fingerprint:
+            raise ValueError(f"the run in {workdir} has another vocabulary than this one")
+        if other.patches.fingerprint != run.patches.fingerprint:
+            raise ValueError(
+                f"the run in {workdir} has other image tokens ({other.patches.fingerprint}) than this one "
+                f"({run.patches.fingerprint})"
+            )
+        return other
+
     @property
     def step_patches(self) -> PatchNetwork:
         """The patch network as the step sees it: nothing to do where features come from the cache."""

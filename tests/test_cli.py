@@ -20,6 +20,7 @@ RESULTS = {  # a pattern that shows on stdout, or a file that is there afterward
     "prepare": ["prepared", r"config.data.columns.text", r"train: \d+ products"],
     "train": ["runs/mine/config.json"],
     "evaluate": ["metrics.json", r"Rank@1 \d"],
+    "baseline": [r"Rank@1 \d"],
     "rank": ["ranking.html", r"best \d+ of \d+ products"],
     "embed": ["vectors.npz", "images.npz", r"vectors: images.npz"],
     "report": ["runs/mine/report.html"],

@@ -84,6 +84,13 @@ def read_texts(records: Records, rows: np.ndarray, vocabulary: Vocabulary, num_t
     return np.stack([vocabulary.frame(pieces.tolist(), num_tokens) for pieces in dataset.as_numpy_iterator()])
 
 
+def read_strings(records: Records, rows: np.ndarray) -> list[str]:
+    """The texts of `rows` themselves."""
+    serialized = tf.data.Dataset.from_tensor_slices(np.array(records.open()(rows), object))
+    dataset = serialized.map(lambda s: _deserialize(records, s)["text"], num_parallel_calls=tf.data.AUTOTUNE)
+    return [text.decode() for text in dataset.as_numpy_iterator()]
+
+
 def read_products(records: Records, rows: Sequence[int]) -> list[Product]:
     """`rows` as a person would look at them: text and encoded image."""
     products = []

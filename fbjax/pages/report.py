@@ -17,11 +17,12 @@ from fbjax.checkpoint import Checkpoints
 from fbjax.config import Config
 from fbjax.console import progress, say
 from fbjax.data.catalogue import SKIPPED, Records, Source, prepare, read_report
-from fbjax.evaluate import NUM_OTHERS, evaluate, read_evaluation
+from fbjax.evaluate import evaluate, read_evaluation
 from fbjax.explain import explain
 from fbjax.log import read_curves
 from fbjax.pages import charts, examples
 from fbjax.pages.page import percent, write_page
+from fbjax.protocols import NUM_OTHERS
 from fbjax.workdir import Run, read_times
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -80,6 +81,7 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
         data=_data(splits, run.config),
         retrieval=_retrieval(evaluation),
         matching=figures.get("matching"),
+        decides="tia" in run.config.tasks.names,
         rule=examples.RULE,
         examples={
             direction.replace("_", " "): {

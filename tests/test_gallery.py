@@ -1,0 +1,181 @@
+"""The whole gallery against brute force: ranks with and without the rest of a query's group, re-ranking, gains."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import fbjax
+from fbjax import metrics
+from fbjax.cli import main
+from fbjax.console import progress
+from fbjax.data.catalogue import Source, prepare
+from fbjax.data.pipeline import read_products
+from fbjax.evaluate import evaluate, load_params, split_vectors
+from fbjax.gallery import choose_queries, full_figures, reranked, search
+from fbjax.mesh import make_mesh
+from fbjax.pages.report import write_report
+from fbjax.protocols import PROTOCOLS, report
+from fbjax.towers import Towers
+from fbjax.train import train
+from fbjax.workdir import Run
+from tests.runs import tiny_config
+
+few_values = st.sampled_from([-1.0, 0.0, 0.5, 1.0])  # so that ties abound, and products are exact
+
+
+@st.composite
+def galleries(draw):
+    """Vectors of queries and gallery [N, 3], groups [N], how many are re-ranked, and a score for every pair [N, N]."""
+    num = draw(st.integers(1, 7))
+    queries, gallery = (draw(arrays(np.float32, (num, 3), elements=few_values)) for _ in range(2))
+    groups = draw(arrays(np.int32, num, elements=st.integers(0, 3)))
+    scores = draw(arrays(np.float64, (num, num), elements=few_values))
+    return queries, gallery, groups, draw(st.integers(1, 8)), scores
+
+
+def rank_among(scores, own, rivals):
+    return 1 + sum(scores[j] >= scores[own] for j in rivals if j != own)
+
+
+def apart_from(own, groups):
+    return [j for j in range(len(groups)) if groups[j] != groups[own]]
+
+
+@given(galleries())
+def test_ranks_are_those_of_a_double_loop_with_ties_lost(case):
+    queries, gallery, groups, size, _ = case
+    found = search(queries, gallery, np.arange(len(groups)), groups, size)
+    for q, cosines in enumerate(queries @ gallery.T):
+        assert found.strict[q] == rank_among(cosines, q, range(len(groups)))
+        assert found.apart[q] == rank_among(cosines, q, apart_from(q, groups))
+        assert sorted(cosines[found.nearest[q]]) == sorted(cosines)[-min(size, len(groups)) :]
+
+
+@given(galleries())
+def test_a_new_order_of_the_nearest_is_that_of_a_loop_and_leaves_ranks_beyond_them(case):
+    queries, gallery, groups, size, scores = case
+    found = search(queries, gallery, np.arange(len(groups)), groups, size)
+    apart, strict = reranked(found, np.take_along_axis(scores, found.nearest, axis=1))
+    for q in range(len(groups)):
+        if found.strict[q] > size:
+            assert (apart[q], strict[q]) == (found.apart[q], found.strict[q])
+        else:
+            listed = found.nearest[q].tolist()
+            assert strict[q] == rank_among(scores[q], q, listed) <= size
+            assert apart[q] == rank_among(scores[q], q, set(listed) & set(apart_from(q, groups)))
+
+
+def test_the_figures_of_a_gallery_by_hand():
+    # 0 and 1 are variants with the same image; text 3 points at image 2 first
+    texts = np.array([[1, 0, 0, 0], [0.6, 0.8, 0, 0], [0, 0, 1, 0], [0, 0, 0.8, 0.6]], np.float32)
+    images = np.array([[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0.6, 0.8]], np.float32)
+    asked = []
+
+    def score(pairs):  # only the own pairs are likely
+        asked.append(pairs.tolist())
+        return np.where(pairs[:, 0] == pairs[:, 1], 3.0, -3.0)
+
+    figures = full_figures(texts, images, np.array([0, 0, 1, 2]), size=2, score=score, scale=100.0)
+    assert (figures["gallery"], figures["num_queries"], figures["rerank"]) == (4, 4, 2)
+    by_text = figures["text_to_image"]
+    assert (by_text["rank@1"], by_text["rank@1.strict"], by_text["rank@5"]) == (1.0, 0.5, 1.0)
+    assert figures["image_to_text"]["rank@1.strict"] == 0.75
+    alone, both = figures["reranked_alone"], figures["reranked"]
+    assert alone["text_to_image"]["rank@1.strict"] == 1.0 and alone["text_to_image"]["gain@1"] == 0.0
+    assert both["image_to_text"]["rank@1.strict"] == 0.75  # 40 of the cosines against 6 of the scores
+    (pairs,) = asked
+    assert sorted(map(tuple, pairs)) == sorted(set(map(tuple, pairs))) and [1, 0] in pairs
+
+
+def test_a_gain_is_paired():
+    before, ranks = np.array([1, 2, 1, 3] * 25), np.array([1, 1, 1, 3] * 25)
+    figures = metrics.gains(ranks, before)
+    assert figures["gain@1"] == 0.25 and figures["gain@5"] == 0.0 and figures["gain@5.ci"] == [0.0, 0.0]
+    low, high = figures["gain@1.ci"]
+    assert 0.15 < low < 0.25 < high < 0.35
+    assert metrics.gains(before, ranks)["gain@1"] == -0.25
+
+
+def test_fewer_queries_are_drawn_from_the_whole_split():
+    rows = choose_queries(1000, 50)
+    assert len(set(rows.tolist())) == 50 and rows.max() > 800 and rows.tolist() == sorted(rows)
+    assert choose_queries(9, None).tolist() == list(range(9)) == choose_queries(9, 20).tolist()
+
+
+def test_vectors_that_are_not_finite_raise():
+    with pytest.raises(ValueError, match="not finite"):
+        search(np.full((2, 3), np.nan), np.ones((2, 3)), np.arange(2), np.arange(2), 1)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two towers, and a FashionBERT without any that started from them.
+
+    Towers need not be good here: theirs are the random ones of a FashionBERT, whose config then says otherwise.
+    """
+    folder = tmp_path_factory.mktemp("towers")
+    few = ("train.num_steps=4", "train.save_every=4", "model.num_layers=1", "tasks.names=tia")
+    few += ("adaptive.method=fixed", "adaptive.fixed=1.0")
+    train(tiny_config(folder, *few, "model.vector_size=16"), folder / "towers")
+    config = json.loads((folder / "towers" / "config.json").read_text())
+    config["tasks"]["names"] = ["itc"]
+    (folder / "towers" / "config.json").write_text(json.dumps(config))
+    train(tiny_config(folder, *few, f"train.start_from={folder / 'towers'}"), folder / "matcher")
+    return folder / "towers", folder / "matcher"
+
+
+def vectors_and_scores(towers, matcher):
+    """Cosines and match scores [24, 24] of every text with every image of the validation split, and its groups."""
+    run, model = Run.open(towers), fbjax.load(matcher)
+    mesh = make_mesh(run.config.mesh)
+    records = prepare(Source.from_config(run.config), run.vocabulary, run.config.data.prepared, progress)["validation"]
+    variables = run.frozen | load_params(run, towers, mesh)[1]
+    texts, images = split_vectors(run, Towers(run.model, run.step_patches, mesh), variables, records)
+    products = read_products(records, range(24))
+    pairs = [(text, image) for text in products for image in products]
+    scores = model.score([text.text for text, _ in pairs], [image.image for _, image in pairs])
+    scale = float(np.exp(variables["fashionbert"]["log_scale"]))
+    return texts @ images.T, scores.reshape(24, 24), scale, records.groups
+
+
+def test_a_run_is_re_ranked_with_the_towers_of_another_as_by_brute_force(runs, capsys):
+    towers, matcher = runs
+    figures = evaluate(matcher, protocols=("full",), towers=towers, rerank=4)
+    assert figures.keys() == {"full", "checkpoint_step", "pairs_per_second"}
+    cosines, scores, scale, groups = vectors_and_scores(towers, matcher)
+    for direction, (c, s) in {"text_to_image": (cosines, scores), "image_to_text": (cosines.T, scores.T)}.items():
+        for name, order in {"reranked": s + scale * c, "reranked_alone": s}.items():
+            ranks = []
+            for q in range(24):
+                strict = rank_among(c[q], q, range(24))
+                listed = set(np.argsort(-c[q])[:4].tolist())
+                rivals = apart_from(q, groups)
+                ranks.append(rank_among(*((order[q], q, listed & set(rivals)) if strict <= 4 else (c[q], q, rivals))))
+            for k in (1, 5, 10):
+                assert figures["full"][name][direction][f"rank@{k}"] == pytest.approx(np.mean(np.array(ranks) <= k))
+    report(figures, print)
+    assert "24 products, 24 queries" in capsys.readouterr().out
+
+
+def test_towers_alone_decide_nothing_and_are_not_re_ranked(runs):
+    towers, _ = runs
+    figures = evaluate(towers, protocols=PROTOCOLS, num_queries=8, rerank=4)
+    assert figures["full"]["rerank"] == 0 and "reranked" not in figures["full"]
+    assert 0 <= figures["matching"]["auc"] <= 1 and not [name for name in figures["matching"] if "accuracy" in name]
+    report(figures, lambda line: None)
+    page = write_report(towers).read_text()
+    assert "Matching AUC" in page and "Balanced accuracy" not in page and "a match" not in page
+
+
+def test_a_run_without_trained_towers_is_told_which_to_give(runs, capsys):
+    towers, matcher = runs
+    assert main(["evaluate", "--workdir", str(matcher), "--protocol", "full"]) == 1
+    assert f"--towers, such as the run it started from, {towers}" in capsys.readouterr().err
+    assert main(["evaluate", "--workdir", str(towers), "--protocol", "full", "--towers", str(matcher)]) == 1
+    assert "its tasks have no itc" in capsys.readouterr().err
+    assert main(["evaluate", "--workdir", str(towers), "--protocol", "full", "--rerank", "-1"]) == 1
+    assert "--rerank -1" in capsys.readouterr().err
