@@ -58,7 +58,7 @@ class PatchConfig:
     network: str = "pixels"  # pixels | mobilenet_v1
     geometry: str = "isolated"  # isolated (the paper) | grid (cells of one pass's feature map)
     image_size: int = 256  # pixels; every image is resized to image_size x image_size
-    patch_size: int = 32  # pixels; P = (image_size / patch_size)^2
+    patch_size: int = 32  # pixels; P = (image_size / patch_size)^2; `grid` averages the cells that a patch touches
     enlarge_to: int = 32  # pixels; `isolated` resizes each patch to this before the network
     whole_image: bool = False  # the whole image as a further token before the patches: the mean of its feature map
     trainable: bool = False  # train the network's weights along with FashionBERT
@@ -77,6 +77,8 @@ class ModelConfig:
     mlp_width: int = 3072
     text_tokens: int = 64  # T, [CLS] and [SEP] included
     vector_size: int = 0  # E, of the two towers' vectors (64 to 512); 0: no towers
+    # what TIA reads: cls (the paper) | modalities ([CLS], and the cosine of the means over text and over image)
+    tia_reads: str = "cls"
     text_bucket: int = 16  # shorter texts are padded to the next multiple, the step compiled for each; T: always to T
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1

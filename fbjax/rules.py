@@ -12,6 +12,7 @@ def contradictions(config) -> list[str]:
     choices = {
         "patches.geometry": (patches.geometry, ("isolated", "grid")),
         "model.dtype": (model.dtype, ("float32", "bfloat16")),
+        "model.tia_reads": (model.tia_reads, ("cls", "modalities")),
         "model.attention": (model.attention, ("xla", "cudnn")),
         "model.remat": (model.remat, ("none", "dots", "layers")),
         "adaptive.method": (adaptive.method, ("gradient", "estimate", "loss_softmax", "fixed")),
@@ -121,6 +122,11 @@ def contradictions(config) -> list[str]:
         (
             "itc" in tasks.names and model.vector_size < 1,
             f"tasks.names has 'itc', which needs towers: set model.vector_size, not {model.vector_size} (try 256)",
+        ),
+        (
+            model.tia_reads == "modalities" and model.vector_size < 1,
+            f"model.tia_reads 'modalities' needs model.vector_size, the size of what it compares, not "
+            f"{model.vector_size} (try 256)",
         ),
         (
             "itc" in tasks.names and train.micro_batches > 1,

@@ -50,8 +50,8 @@ class Scorer:
             apply = partial(model.apply, {"params": variables["fashionbert"]})
             text = apply(ids, method="embed_text")
             cls = jnp.zeros((len(ids), 1), jnp.int32)
-            hidden = apply(text, ids != PAD_ID, image, cls, method="encode")
-            return match_score(apply(hidden[:, 0], method="tia_logits"))
+            hidden, means = apply(text, ids != PAD_ID, image, cls, method="encode_pair")
+            return match_score(apply(hidden[:, 0], means, method="tia_logits"))
 
         across, whole = by_example(mesh), replicated(mesh)
         self._embed = jax.jit(embed, in_shardings=(None, across), out_shardings=whole)

@@ -143,4 +143,4 @@ def compiled(step, state: TrainState, frozen: Any, batches: Iterable[Batch]) -> 
 
 def _split(examples: Any, parts: int) -> Any:
     """[B, ...] -> [parts, B / parts, ...]: every part takes its share of each device's examples."""
-    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), examples)
+    return jax.tree.map(lambda x: x.reshape(len(x) // parts, parts, *x.shape[1:]).swapaxes(0, 1), examples)

@@ -106,6 +106,36 @@ def test_mask_mismatched_off_leaves_mlm_and_mpm_to_the_true_pairs():
     assert losses_of(only_true, params, batch)[2] != losses_of(only_true, params, changed)[2]
 
 
+def test_tia_reads_the_cosine_of_the_modalities_beside_cls():
+    """From the unshortened encoder: the logit of [CLS] alone plus the scaled cosine of both projected means."""
+    model = dataclasses.replace(MODEL, vector_size=8, tia_reads="modalities")
+    objective, batch = make_objective(model, TaskConfig(names=("tia",))), make_batch()
+    params = make_state(objective).params["fashionbert"]
+    apply = lambda *a, **k: objective.model.apply({"params": params}, *a, **k)  # noqa: E731
+    features = objective.patches.apply({}, batch.image)
+    logits = np.asarray(apply(batch.ids, batch.ids != 0, features)[2])
+    text, image = apply(batch.ids, method="embed_text"), apply(features, method="embed_image")
+    hidden = np.asarray(apply(text, batch.ids != 0, image, method="encode"))
+    plain = np.asarray(apply(hidden[:, 0], method="tia_logits"))
+    means = np.stack([hidden[b, :T][batch.ids[b] != 0].mean(axis=0) for b in range(B)]), hidden[:, T:].mean(axis=1)
+    text, image = (mean @ np.asarray(params["projection"]["kernel"]) for mean in means)
+    cosines = (text * image).sum(axis=1) / np.linalg.norm(text, axis=1) / np.linalg.norm(image, axis=1)
+    expected = plain + np.exp(params["log_scale"]) * np.stack([0 * cosines, cosines], axis=1)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_is_hidden_for_a_task_that_is_left_out_and_the_whole_image_never():
+    batch = make_batch()
+    patches = dataclasses.replace(PATCHES, whole_image=True)
+    for names in (("tia",), ("mlm", "tia"), ("mpm", "tia")):
+        examples = make_objective(tasks=TaskConfig(names=names), patches=patches).prepare(batch, jax.random.key(0))
+        assert (np.asarray(examples.ids) == batch.ids).all() == ("mlm" not in names)
+        assert (examples.text_positions.shape[1] > 0) == ("mlm" in names)
+        hidden = np.asarray(examples.patch_positions)
+        assert hidden.shape[-1] == (2 if "mpm" in names else 0)  # of 16 patches
+        assert hidden.min(initial=1) >= 1 and hidden.max(initial=16) <= 16
+
+
 def test_batch_order_does_not_change_losses():
     objective, batch = make_objective(), make_batch()
     params = make_state(objective).params

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fbjax.config import PatchConfig
-from fbjax.model.patches import MobileNetV1, Pixels, build_patch_network, count_live_dimensions
+from fbjax.model.patches import MobileNetV1, Pixels, average_cells, build_patch_network, count_live_dimensions
 
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)  # on a busy machine its threads wait for each other: 20 s a pass where one takes 20 ms
@@ -232,9 +232,18 @@ def test_a_file_of_another_network_is_named(tmp_path):
         mobilenet(tmp_path / "other.npz")
 
 
-def test_a_grid_that_is_not_the_networks_own_is_an_error(weights_file):
-    with pytest.raises(ValueError, match="patch_size 16 does not fit geometry 'grid'.*use patch_size 32"):
+def test_a_grid_finer_than_the_networks_own_is_an_error(weights_file):
+    with pytest.raises(ValueError, match="patch_size 16 is too small for geometry 'grid'.*use patch_size 32"):
         mobilenet(weights_file, patch_size=16)
+
+
+def test_a_coarse_patch_is_the_mean_of_the_cells_that_it_touches():
+    """7 cells a side shared by 2 patches: cells 0 to 3 and 3 to 6, the middle one in both."""
+    cells = np.random.default_rng(0).normal(size=(2, 7, 7, 3)).astype(np.float32)
+    parts = [slice(0, 4), slice(3, 7)]
+    expected = [[cells[:, rows, columns].mean(axis=(1, 2)) for columns in parts] for rows in parts]
+    np.testing.assert_allclose(average_cells(cells, 2), np.array(expected).transpose(2, 0, 1, 3), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(average_cells(cells, 7), cells)
 
 
 def test_fingerprint_follows_weights_and_geometry_but_not_the_path(tmp_path, weights_file):

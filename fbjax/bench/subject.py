@@ -217,8 +217,8 @@ def score_flops(subject: Subject, candidates: Candidates) -> float | None:
             return model.apply({"params": params}, *args, method=method)
 
         first = jnp.zeros((1, 1), jnp.int32)
-        hidden = part(part(ids, method="embed_text"), ids != 0, image, first, method="encode")
-        return match_score(part(hidden[:, 0], method="tia_logits"))
+        hidden, means = part(part(ids, method="embed_text"), ids != 0, image, first, method="encode_pair")
+        return match_score(part(hidden[:, 0], means, method="tia_logits"))
 
     state = abstract_state(subject.objective, subject.optimizer, subject.config, subject.mesh)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params["fashionbert"])

@@ -89,6 +89,7 @@ class FashionBert(nn.Module):
     feature_size: int
     shape: EncoderShape
     vector_size: int = 0
+    tia_reads: str = "cls"
 
     def setup(self):
         width = self.shape.width
@@ -107,11 +108,11 @@ class FashionBert(nn.Module):
     def __call__(self, ids: jax.Array, text_mask: jax.Array, features: jax.Array):
         """Every head on every position it could serve: to initialise all parameters, and to inspect."""
         text = self.embed_text(ids)
-        hidden = self.encode(text, text_mask, self.embed_image(features))
+        hidden, means = self.encode_pair(text, text_mask, self.embed_image(features))
         t = ids.shape[1]
         if self.vector_size:
             self.projection(hidden[:, 0])
-        return self.mlm_logits(hidden[:, :t]), self.mpm_logits(hidden[:, t:]), self.tia_logits(hidden[:, 0])
+        return self.mlm_logits(hidden[:, :t]), self.mpm_logits(hidden[:, t:]), self.tia_logits(hidden[:, 0], means)
 
     def embed_text(self, ids: jax.Array, deterministic: bool = True) -> jax.Array:
         """``ids [B, T] -> [B, T, D]``."""
@@ -133,6 +134,24 @@ class FashionBert(nn.Module):
         mask = jnp.concatenate([text_mask, jnp.ones(image.shape[:2], bool)], axis=1)
         return self.encoder(jnp.concatenate([text, image], axis=1), mask, positions, deterministic)
 
+    def encode_pair(
+        self,
+        text: jax.Array,
+        text_mask: jax.Array,
+        image: jax.Array,
+        positions: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """`encode`, and what `tia_logits` takes beside [CLS]: the means over text and over image, ``[B, 2, D]``.
+
+        None where TIA reads [CLS] alone: of the last layer only `positions` are computed then.
+        """
+        if self.tia_reads == "cls":
+            return self.encode(text, text_mask, image, positions, deterministic), None
+        hidden, t = self.encode(text, text_mask, image, deterministic=deterministic), text.shape[1]
+        means = jnp.stack([_mean(hidden[:, :t], text_mask), hidden[:, t:].mean(axis=1)], axis=1)
+        return hidden if positions is None else jnp.take_along_axis(hidden, positions[..., None], axis=1), means
+
     def vector(
         self, text: jax.Array | None, text_mask: jax.Array | None, image: jax.Array | None, deterministic: bool = True
     ) -> jax.Array:
@@ -145,8 +164,10 @@ class FashionBert(nn.Module):
         if image is None:
             image = jnp.zeros((len(text), 0, text.shape[-1]))
         hidden = self.encode(text, text_mask, image, deterministic=deterministic)
-        mask = jnp.concatenate([text_mask, jnp.ones(image.shape[:2], bool)], axis=1)[..., None]
-        mean = jnp.where(mask, hidden, 0.0).sum(axis=1) / mask.sum(axis=1)
+        mask = jnp.concatenate([text_mask, jnp.ones(image.shape[:2], bool)], axis=1)
+        return self._unit_vector(_mean(hidden, mask))
+
+    def _unit_vector(self, mean: jax.Array) -> jax.Array:
         projected = self.projection(mean).astype(jnp.float32)
         return projected * jax.lax.rsqrt(jnp.square(projected).sum(axis=-1, keepdims=True) + 1e-12)
 
@@ -162,9 +183,17 @@ class FashionBert(nn.Module):
         """``hidden [..., D] -> [..., C]`` float32."""
         return self.mpm(hidden).astype(jnp.float32)
 
-    def tia_logits(self, cls: jax.Array) -> jax.Array:
-        """``cls [B, D] -> [B, 2]`` float32; index 1 means match."""
-        return self.tia(jnp.tanh(self.pooler(cls)).astype(jnp.float32))
+    def tia_logits(self, cls: jax.Array, means: jax.Array | None = None) -> jax.Array:
+        """``cls [B, D] -> [B, 2]`` float32; index 1 means match.
+
+        With the `means` [B, 2, D] of `encode_pair` their scaled cosine speaks for a match besides. Departs from the
+        paper: towers that have learned to point alike where text and image match need not learn to say so at [CLS].
+        """
+        logits = self.tia(jnp.tanh(self.pooler(cls)).astype(jnp.float32))
+        if means is None:
+            return logits
+        cosine = self._unit_vector(means).prod(axis=1).sum(axis=-1)
+        return logits + self.scale() * jnp.stack([jnp.zeros_like(cosine), cosine], axis=-1)
 
 
 def build_model(config: ModelConfig, vocabulary_size: int, patches: PatchNetwork) -> FashionBert:
@@ -174,6 +203,7 @@ def build_model(config: ModelConfig, vocabulary_size: int, patches: PatchNetwork
         num_patches=patches.num_patches,
         feature_size=patches.feature_size,
         vector_size=config.vector_size,
+        tia_reads=config.tia_reads,
         shape=EncoderShape(
             num_layers=config.num_layers,
             width=config.width,
@@ -187,6 +217,11 @@ def build_model(config: ModelConfig, vocabulary_size: int, patches: PatchNetwork
             remat=config.remat,
         ),
     )
+
+
+def _mean(hidden: jax.Array, mask: jax.Array) -> jax.Array:
+    """The mean over the positions of `mask`: ``[B, L, D], [B, L] -> [B, D]``."""
+    return jnp.where(mask[..., None], hidden, 0.0).sum(axis=1) / mask.sum(axis=1, keepdims=True)
 
 
 def match_score(tia_logits: jax.Array) -> jax.Array:

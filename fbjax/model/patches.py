@@ -123,7 +123,8 @@ class PatchModule(nn.Module):
     """``images [B, S, S, 3] uint8 -> features [B, P, C]`` float32, (S / patch_size)^2 patches row by row.
 
     `isolated` (the paper): each patch alone, enlarged to `enlarge_to` pixels, through the network, average-pooled.
-    `grid`: the cells of one pass's feature map. Departs from the paper: a cell also sees its surroundings.
+    `grid`: the cells of one pass's feature map, averaged where a patch touches several. Departs from the paper: a cell
+    also sees its surroundings.
     `whole_image`: before them stands the mean of the whole image's feature map. Departs from the paper: a token that is
     no patch.
     """
@@ -140,7 +141,8 @@ class PatchModule(nn.Module):
         b, size = images.shape[:2]
         if self.geometry == "grid":
             feature_map = self.network(images)
-            return self._with_whole(feature_map.reshape(b, -1, feature_map.shape[-1]), feature_map)
+            patches = average_cells(feature_map, size // self.patch_size)
+            return self._with_whole(patches.reshape(b, -1, feature_map.shape[-1]), feature_map)
         side = size // self.patch_size
         patches = images.reshape(b, side, self.patch_size, side, self.patch_size, 3).swapaxes(2, 3)
         patches = patches.reshape(b * side * side, self.patch_size, self.patch_size, 3)
@@ -153,6 +155,16 @@ class PatchModule(nn.Module):
         if not self.whole_image:
             return patches
         return jnp.concatenate([feature_map.mean(axis=(1, 2))[:, None], patches], axis=1)
+
+
+def average_cells(feature_map: jax.Array, side: int) -> jax.Array:
+    """``[B, h, w, C] -> [B, side, side, C]``: each patch the mean of the cells that it touches."""
+    for axis in (1, 2):
+        size = feature_map.shape[axis]
+        bounds = [(i * size // side, -(-(i + 1) * size // side)) for i in range(side)]
+        parts = [jax.lax.slice_in_dim(feature_map, *bound, axis=axis).mean(axis=axis) for bound in bounds]
+        feature_map = jnp.stack(parts, axis=axis)
+    return feature_map
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,10 +195,10 @@ def build_patch_network(config, weights_path: str | Path | None = None) -> Patch
     weights = _read_weights(config.network, weights_path or config.weights) if kind.needs_weights else {}
     weights = {name: array for name, array in weights.items() if not name.startswith(kind.classifier)}
     cell = config.patch_size if config.geometry == "grid" else config.enlarge_to
-    if config.geometry == "grid" and kind.stride not in (None, config.patch_size):
+    if config.geometry == "grid" and kind.stride and config.patch_size < kind.stride:
         raise ValueError(
-            f"patch_size {config.patch_size} does not fit geometry 'grid' with {config.network}, "
-            f"whose map has a cell every {kind.stride} pixels (use patch_size {kind.stride})"
+            f"patch_size {config.patch_size} is too small for geometry 'grid' with {config.network}, "
+            f"whose map has a cell every {kind.stride} pixels (use patch_size {kind.stride} or more)"
         )
     try:
         network = kind.build(weights, cell)

@@ -59,16 +59,24 @@ class Pretraining:
     def prepare(self, batch: Batch, key: jax.Array) -> Examples:
         """Masks keyed by each product's own index, so that order and device count do not matter.
 
-        Both pairs of a product are masked alike: were only true ones masked, [MASK] would tell them apart.
+        Both pairs of a product are masked alike: were only true ones masked, [MASK] would tell them apart. Nothing is
+        masked for a task that is left out, and the token of the whole image never is: it is no patch.
         """
+        whole = int(self.patches.whole_image)
 
         def draw(index, ids, word_ids):
             key_text, *keys_patches = jax.random.split(jax.random.fold_in(key, index), 3)
-            text = masking.mask_text(
-                key_text, ids, word_ids, self.config.mlm_rate, self.mask_id, self.model.vocabulary_size
-            )
-            choose = partial(masking.choose_patches, num_patches=self.patches.num_patches, rate=self.config.mpm_rate)
-            return *text, jnp.stack([choose(k) for k in keys_patches])
+            if "mlm" in self.tasks:
+                text = masking.mask_text(
+                    key_text, ids, word_ids, self.config.mlm_rate, self.mask_id, self.model.vocabulary_size
+                )
+            else:
+                text = ids, jnp.zeros(0, jnp.int32), jnp.zeros(0, bool)
+            if "mpm" not in self.tasks:
+                return *text, jnp.zeros((2, 0), jnp.int32)
+            num_patches = self.patches.num_patches - whole
+            choose = partial(masking.choose_patches, num_patches=num_patches, rate=self.config.mpm_rate)
+            return *text, whole + jnp.stack([choose(k) for k in keys_patches])
 
         ids, positions, valid, patches = jax.vmap(draw)(batch.index, batch.ids, batch.word_ids)
         return Examples(
@@ -96,8 +104,10 @@ class Pretraining:
         def trunk(params, kind, key):
             variables = {**frozen, **params}
             features = self._features(variables["patches"], examples.batch, kind)
-            hidden = self._encode(variables["fashionbert"], key, examples, features, kind, cls_only=kind != kinds[0])
-            return hidden, jax.lax.stop_gradient(features)
+            hidden, means = self._encode(
+                variables["fashionbert"], key, examples, features, kind, cls_only=kind != kinds[0]
+            )
+            return hidden, means, jax.lax.stop_gradient(features)
 
         def head(params, *arguments, method):
             return self.model.apply({"params": params["fashionbert"]}, *arguments, method=method)
@@ -112,16 +122,18 @@ class Pretraining:
             return (examples.piece_weight * losses.mean(axis=1)).sum(), {}
 
         def mpm(params, output):
-            hidden, features = output[0], jax.lax.stop_gradient(output[1])
+            hidden, features = output[0], jax.lax.stop_gradient(output[2])
             positions = examples.patch_positions[:, kinds[0], :, None]
             target = jnp.take_along_axis(features, positions, axis=2)
             losses = patch_divergence(target, head(params, hidden[:, :, 1 + num_slots :], method="mpm_logits"))
             return examples.weight @ losses.mean(axis=(1, 2)), {}
 
         def tia(params, *outputs):
-            cls = jnp.concatenate([hidden[:, :, 0] for hidden, _ in outputs], axis=1)  # [B, 2, D]
+            cls = jnp.concatenate([hidden[:, :, 0] for hidden, _, _ in outputs], axis=1)  # [B, 2, D]
+            means = [means for _, means, _ in outputs if means is not None]
+            means = jnp.concatenate(means, axis=1).reshape(-1, 2, cls.shape[-1]) if means else None
             matches = jnp.broadcast_to(jnp.array([1, 0]), cls.shape[:2])
-            logits = head(params, cls.reshape(-1, cls.shape[-1]), method="tia_logits").reshape(*matches.shape, 2)
+            logits = head(params, cls.reshape(-1, cls.shape[-1]), means, method="tia_logits").reshape(*matches.shape, 2)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, matches)
             right = (logits.argmax(axis=-1) == matches).mean(axis=1)
             return examples.weight @ losses.mean(axis=1), {"tia_accuracy": examples.weight @ right}
@@ -165,8 +177,9 @@ class Pretraining:
         features = self.patches.apply(params, images.reshape(-1, *images.shape[2:]))
         return features.astype(jnp.float32).reshape(*images.shape[:2], *features.shape[1:])
 
-    def _encode(self, params, key, examples: Examples, features: jax.Array, kind: slice, cls_only: bool) -> jax.Array:
-        """Hidden states at [CLS], and at the masked pieces and patches unless `cls_only`, of n pairs, [B, n, .., D]."""
+    def _encode(self, params, key, examples: Examples, features: jax.Array, kind: slice, cls_only: bool):
+        """Hidden states at [CLS], and at the masked pieces and patches unless `cls_only`, of n pairs, [B, n, .., D];
+        and the means that TIA reads besides, [B, n, 2, D] or None."""
         b, n = features.shape[:2]
         patch_positions = examples.patch_positions[:, kind]
         hide = jax.nn.one_hot(patch_positions, features.shape[2], dtype=bool).any(axis=2)  # [B, n, P]
@@ -178,15 +191,15 @@ class Pretraining:
         image = apply(features, method="embed_image", rngs={"dropout": key_image})
         masked = [jnp.repeat(examples.text_positions[:, None], n, axis=1), examples.ids.shape[1] + patch_positions]
         positions = jnp.concatenate([jnp.zeros((b, n, 1), jnp.int32), *([] if cls_only else masked)], axis=2)
-        hidden = apply(
+        hidden, means = apply(
             jnp.repeat(text, n, axis=0),
             jnp.repeat(examples.batch.text_mask, n, axis=0),
             image,
             positions.reshape(b * n, -1),
-            method="encode",
+            method="encode_pair",
             rngs={"dropout": key_encoder},
         )
-        return hidden.reshape(b, n, *hidden.shape[1:])
+        return hidden.reshape(b, n, *hidden.shape[1:]), None if means is None else means.reshape(b, n, *means.shape[1:])
 
 
 def patch_divergence(target: jax.Array, prediction: jax.Array) -> jax.Array:
