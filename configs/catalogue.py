@@ -41,13 +41,14 @@ def get_config():
     config.model.hidden_dropout = config.model.attention_dropout = 0.0
 
     config.tasks.mask_mismatched = False
+    config.tasks.mined, config.tasks.mined_steps = 0.4, 3000
 
     config.adaptive.method = "fixed"
     config.adaptive.fixed = (0.1, 0.1, 0.8)  # mlm, mpm, tia
 
     config.train.start_from = "runs/towers"
     config.train.batch_size = 32
-    config.train.num_steps = 6000
+    config.train.num_steps = 4000
     config.train.learning_rate = 2e-4
     config.train.warmup_steps = 100
     config.train.beta1, config.train.beta2, config.train.weight_decay = 0.9, 0.98, 0.01

@@ -100,6 +100,7 @@ class TaskConfig:
     easy_end: float = 0.0  # ... falling linearly to this ...
     easy_steps: int = 0  # ... over so many steps
     mined: float = 0.0  # share of partners that are among the nearest mistakes of the towers of `train.start_from`
+    mined_steps: int = 0  # ... reached linearly over so many steps
     mined_nearest: int = 32  # how many nearest images of a text count as such
 
     @property

@@ -25,6 +25,7 @@ def contradictions(config) -> list[str]:
         ("adaptive.domain", adaptive.domain, 0 < adaptive.domain < 1, "in (0, 1), Eq. 6's domain as a share of K"),
         ("tasks.mined", tasks.mined, 0 <= tasks.mined <= 1, "in [0, 1]"),
         ("model.vector_size", model.vector_size, model.vector_size >= 0, "at least 0"),
+        ("tasks.mined_steps", tasks.mined_steps, tasks.mined_steps >= 0, "at least 0"),
         ("tasks.mlm_rate", tasks.mlm_rate, 0 < tasks.mlm_rate < 1, "in (0, 1)"),
         ("tasks.mpm_rate", tasks.mpm_rate, 0 < tasks.mpm_rate < 1, "in (0, 1)"),
         ("model.initializer_range", model.initializer_range, 0 < model.initializer_range < 1, "in (0, 1)"),

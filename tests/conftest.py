@@ -8,7 +8,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**28)  # bytes
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+EIGHT_DEVICES = " --xla_force_host_platform_device_count=8"
+PATIENT = " --xla_cpu_collective_call_terminate_timeout_seconds=600"  # after 40 s on starved cores XLA aborts Python
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + EIGHT_DEVICES + PATIENT
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402

@@ -154,6 +154,11 @@ def test_as_many_partners_are_mined_as_their_share_says_and_where_there_are_any(
     np.testing.assert_array_equal(partners[~is_mined], plain[1][~is_mined])
 
 
+def test_the_mined_share_rises_linearly_and_then_stays():
+    sampler = make_sampler([0, 0], [0, 1], 1, mined=0.4, mined_steps=100)
+    assert [sampler.mined_share(step) for step in (0, 50, 100, 1000)] == pytest.approx([0.0, 0.2, 0.4, 0.4])
+
+
 def test_lengths_count_the_frame_and_are_rounded_up_to_buckets_below_the_limit():
     num_pieces = np.array([1, 14, 15, 30, 31, 38, 39, 500], np.int32)
     lengths = padded_lengths(num_pieces, text_tokens=40, text_bucket=16)

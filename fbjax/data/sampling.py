@@ -96,7 +96,7 @@ class Sampler:
             partners[here] = self.partners.draw(rows[here], uniform[1], easy)
             if self.mined is not None:
                 nearest = self.mined[rows[here], (uniform[1] * self.mined.shape[1]).astype(np.int64)]
-                mined = (uniform[0] >= 1 - self.tasks.mined) & (nearest >= 0)
+                mined = (uniform[0] >= 1 - self.mined_share(step)) & (nearest >= 0)
                 partners[here] = np.where(mined, nearest, partners[here])
         return rows, partners
 
@@ -116,6 +116,11 @@ class Sampler:
         tasks = self.tasks
         done = min(1.0, step / tasks.easy_steps) if tasks.easy_steps else 1.0
         return tasks.easy_start + (tasks.easy_end - tasks.easy_start) * done
+
+    def mined_share(self, step: int) -> float:
+        """Share of mined partners at `step`: linear from 0 to `tasks.mined`."""
+        done = min(1.0, step / self.tasks.mined_steps) if self.tasks.mined_steps else 1.0
+        return self.tasks.mined * done
 
     @cached_property
     def _order(self) -> Callable[[int], np.ndarray]:

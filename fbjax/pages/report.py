@@ -26,7 +26,6 @@ from fbjax.protocols import NUM_OTHERS
 from fbjax.workdir import Run, read_times
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
-TASKS = ("mlm", "mpm", "tia")
 SHOWN_RANKS = (1, 5, 10)
 GUESSING = math.log(2)  # tia's loss when both answers look alike
 WEIGHTS = {
@@ -177,6 +176,11 @@ def _panels(run: Run, curves: Curves, best: int) -> Iterator[dict]:
             "Loss of the question whether text and picture belong together; .693 is guessing. A plateau there at the "
             "start is normal, a run that never leaves it has learned no matching." + _told_apart(last) + _easy(config),
         ),
+        "itc": (
+            "Contrast of the two towers (itc)",
+            "Cross-entropy of each text's own picture among those of its batch, and the other way round; guessing "
+            f"among {config.train.batch_size:,} products would cost {math.log(config.train.batch_size):.1f}.",
+        ),
     }
     for task, (title, reading) in readings.items():
         if f"{task}/loss" in curves:
@@ -191,7 +195,7 @@ def _panels(run: Run, curves: Curves, best: int) -> Iterator[dict]:
         )
         chart = charts.points(*steps_and_auc, best, "Validation AUC over the steps", (0.5, "guessing"))
         yield {"title": "Validation AUC", "chart": chart, "reading": reading}
-    if weights := {task: curves[f"{task}/weight"] for task in TASKS if f"{task}/weight" in curves}:
+    if weights := {task: curves[f"{task}/weight"] for task in config.tasks.names if f"{task}/weight" in curves}:
         method = config.adaptive.method
         every = f"{config.adaptive.every} steps" if config.adaptive.every > 1 else "step"
         reading = f"What each task's loss counts. adaptive.method is {method!r}: {WEIGHTS[method].format(every=every)}."
