@@ -108,6 +108,12 @@ def load_params(run: Run, workdir: str | Path, mesh, step: int | None = None) ->
         return step, checkpoints.restore_params(step, shape)
 
 
+def newest_step(workdir: str | Path) -> int | None:
+    """The step of the last checkpoint, None where there is none."""
+    with Checkpoints(workdir) as checkpoints:
+        return max(checkpoints.steps(), default=None)
+
+
 def split_vectors(run: Run, towers: Towers, variables: Any, records: Records) -> tuple[np.ndarray, np.ndarray]:
     """The vectors of all texts and of all images of a split, [N, E] each."""
     rows = np.arange(len(records))

@@ -9,7 +9,7 @@ import numpy as np
 from fbjax.console import say
 from fbjax.data.catalogue import Records
 from fbjax.data.pipeline import read_texts
-from fbjax.evaluate import load_params, split_vectors
+from fbjax.evaluate import load_params, newest_step, split_vectors
 from fbjax.model import pretrained
 from fbjax.towers import trained_towers
 from fbjax.workdir import MINED, Run, timed
@@ -21,7 +21,7 @@ def starting_params(params: dict, run: Run, mesh) -> dict:
     """`params`, freshly initialised, with all that the run of `train.start_from` or the pretrained BERT has of them."""
     config = run.config
     if config.train.start_from:
-        step, theirs = load_params(Run.open_alike(run.config.train.start_from, run), config.train.start_from, mesh)
+        _, step, theirs = _newest_of_start(run, mesh)
         return _taken_over(params, theirs, f"{config.train.start_from}, step {step}")
     if not config.model.pretrained:
         return params
@@ -43,8 +43,7 @@ def nearest_mistakes(run: Run, workdir: str | Path, records: Records, mesh) -> n
     path = Path(workdir) / MINED
     if not path.is_file():
         with timed(workdir, "mining"):
-            start = Run.open_alike(run.config.train.start_from, run)
-            step, params = load_params(start, run.config.train.start_from, mesh)
+            start, step, params = _newest_of_start(run, mesh)
             towers = trained_towers(start.config, start.model, start.step_patches, mesh)
             variables = jax.device_put(start.frozen) | params
             texts, images = split_vectors(start, towers, variables, records)
@@ -56,6 +55,13 @@ def nearest_mistakes(run: Run, workdir: str | Path, records: Records, mesh) -> n
             partial.rename(path)
         say(f"mined: the {mined.shape[1]} nearest mistakes of step {step} of {run.config.train.start_from}")
     return np.load(path)
+
+
+def _newest_of_start(run: Run, mesh) -> tuple[Run, int, dict]:
+    """The run of `train.start_from`, its last checkpoint's step and parameters: none picked by a validation figure."""
+    workdir = run.config.train.start_from
+    start = Run.open_alike(workdir, run)
+    return start, *load_params(start, workdir, mesh, newest_step(workdir))
 
 
 def nearest_apart(
