@@ -14,10 +14,10 @@ from fbjax.data.images import normalise_image, to_rgb
 from fbjax.data.pipeline import decode_image
 from fbjax.data.table import clean_text
 from fbjax.data.vocabulary import PAD_ID
-from fbjax.evaluate import load_params
 from fbjax.mesh import make_mesh
 from fbjax.scoring import Scorer, matcher
 from fbjax.towers import Towers, trained_towers
+from fbjax.trained import load_params
 from fbjax.workdir import Run
 
 
@@ -40,7 +40,10 @@ class Model:
         return cls(run, step, {"patches": run.patches.params} | params, scorer)
 
     def score(self, texts: Sequence[str], images: Sequence) -> np.ndarray:
-        """Match scores [N] of each text with the image beside it: logit differences, > 0 where a match is likelier."""
+        """Match scores [N] of each text with the image beside it: logit differences, > 0 where a match is likelier.
+
+        Of a run that has towers only: cosines.
+        """
         texts, images = _listed(texts, "texts"), _listed(images, "images")
         if len(texts) != len(images):
             raise ValueError(f"score takes as many texts as images; got {len(texts)} and {len(images)}")

@@ -92,12 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--queries", type=int, help="only the first N queries a direction")
     evaluate.add_argument("--towers", metavar="WORKDIR", help="full: vectors of another run (default: of this one)")
     evaluate.add_argument(
-        "--rerank", type=int, default=20, help="full: order so many of the nearest anew; 0: none (default: %(default)s)"
+        "--rerank", type=int, help="full: order so many of the nearest anew; 0: none (default: 20 where there is tia)"
     )
     evaluate.add_argument("--step", type=int, help="which checkpoint (default: the best by validation AUC)")
     evaluate.add_argument("--out", help="write the figures to this JSON file")
 
-    baseline = verb("baseline", _baseline, "evaluate what the paper compares with, CCA or VSE, on the same figures")
+    baseline = verb(
+        "baseline", _baseline, "evaluate a linear model on the same features: CCA, or VSE as in the paper's comparison"
+    )
     baseline.add_argument("family", choices=["cca", "vse"], help="canonical correlation, or embedding by hinge loss")
     baseline.add_argument("--config", required=True, help=config_help)
     baseline.add_argument("--candidates", help="fixed candidate lists, JSONL (default: drawn from the data)")

@@ -25,7 +25,7 @@ PATHS = (
     "train.start_from",
 )
 FREE = (  # may change when a run is resumed: where things lie (their content is checked), and what is kept and shown
-    *("data.train", "data.validation", "data.image_root", "data.prepared", "patches.weights", "train.start_from"),
+    *("data.train", "data.validation", "data.image_root", "data.prepared", "patches.weights"),
     *("train.log_every", "train.keep_last", "mesh.data", "mesh.fsdp", "mesh.tensor"),
     *("model.attention", "model.remat", "train.micro_batches"),  # how it is computed; not what, but for dropout's draws
 )

@@ -9,10 +9,10 @@ import numpy as np
 from fbjax.console import duration, progress, say
 from fbjax.data.catalogue import Records, Source, prepare, read_report
 from fbjax.data.pipeline import read_texts
-from fbjax.evaluate import load_params
 from fbjax.features import image_inputs
 from fbjax.mesh import make_mesh
 from fbjax.towers import Towers, trained_towers
+from fbjax.trained import load_params
 from fbjax.workdir import Run
 
 KINDS = ("product", "text", "image")
@@ -52,6 +52,19 @@ def embed(
     _write(out, ids=np.asarray(records.ids, str), vectors=vectors, checkpoint_step=step, what=what)
     _describe(records, vectors, what, step, seconds, say)
     return vectors
+
+
+def split_vectors(
+    run: Run, towers: Towers, variables, records: Records, ids: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors of all texts and of all images of a split, [N, E] each; `ids` [N, T] where they are read already."""
+    rows = np.arange(len(records))
+    if ids is None:
+        ids = read_texts(records, rows, run.vocabulary, run.config.model.text_tokens)
+    texts = towers.embed_texts(variables, ids, progress)
+    inputs = image_inputs(run, records, rows, towers.batch_size)
+    num_batches = -(-len(rows) // towers.batch_size)
+    return texts, towers.embed_images(variables, progress(inputs, num_batches, "vectors of images"))
 
 
 def _vectors(run: Run, towers: Towers, variables, records: Records, what: str) -> np.ndarray:

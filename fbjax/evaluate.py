@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 
 from fbjax import metrics
-from fbjax.checkpoint import Checkpoints
 from fbjax.console import duration, progress, say
 from fbjax.data import pipeline
 from fbjax.data.catalogue import Records, Source, prepare
 from fbjax.data.sampling import Partners
+from fbjax.embed import split_vectors
 from fbjax.features import image_inputs
 from fbjax.gallery import full_figures
 from fbjax.mesh import make_mesh
-from fbjax.objectives.pretraining import Pretraining
 from fbjax.protocols import OVER_LISTS, list_figures, read_request
 from fbjax.scoring import Scorer, matcher
-from fbjax.step import abstract_state, make_optimizer
 from fbjax.towers import Towers
+from fbjax.trained import load_params, newest_step
 from fbjax.workdir import Run, note_time
 
 EVALUATION = "evaluation.json"
+RERANKED = 20  # of the nearest, where FashionBERT can
 
 
 def evaluate(
@@ -36,48 +36,60 @@ def evaluate(
     num_queries: int | None = None,
     step: int | None = None,
     towers: str | Path | None = None,
-    rerank: int = 0,
+    rerank: int | None = None,
 ) -> dict:
     """The figures of a workdir's best checkpoint, or that of `step`, as ``metrics.json`` holds them.
 
     `data`: a table or glob (default: the run's validation split). `candidates`: lists (default: drawn from the data,
-    seed 0). Protocol "full" takes vectors from the run's own towers, or those of the workdir `towers`, and with
-    FashionBERT orders the `rerank` nearest anew. The workdir keeps figures over lists, with each query's ranking, until
-    the next evaluation over lists (`read_evaluation`).
+    seed 0). Protocol "full" takes vectors from the run's own towers, or those of the last checkpoint in the workdir
+    `towers`, and with FashionBERT orders the `rerank` nearest anew (default: 20). The workdir keeps figures over
+    lists, with each query's ranking, until the next evaluation over lists (`read_evaluation`).
     """
-    if rerank < 0:
-        raise ValueError(f"--rerank {rerank}: take at least 0, which leaves it out")
     lists = read_request(protocols, candidates, num_queries)
     run = Run.open(workdir)
+    decides = "tia" in run.config.tasks.names
+    _check_gallery(protocols, towers, rerank, decides)
     mesh = make_mesh(run.config.mesh)
     giver = _vector_run(run, towers) if "full" in protocols else None
     step, params = load_params(run, workdir, mesh, step)
     variables = run.frozen | params
+    their_step, theirs = step, params
+    if giver is not None and giver is not run:
+        their_step, theirs = load_params(giver, towers, mesh, newest_step(towers))
     source = Source.one_table(data, run.config) if data else Source.from_config(run.config)
     records = prepare(source, run.vocabulary, run.config.data.prepared, progress)["validation"]
 
     score = _PairScores(run, matcher(run.config, run.model, run.step_patches, mesh), variables, records)
-    decides = "tia" in run.config.tasks.names
     figures, rankings = list_figures(records, protocols, lists, num_queries, score, decides)
-    if giver is not None:
-        theirs = variables if giver is run else giver.frozen | load_params(giver, towers, mesh)[1]
-        towers_ = Towers(giver.model, giver.step_patches, mesh)
-        figures["full"] = full_figures(
-            *split_vectors(giver, towers_, theirs, records),
-            records.groups,
-            num_queries,
-            size=rerank,
-            score=score if decides else None,
-            scale=towers_.scale(theirs),
-        )
     figures["checkpoint_step"] = step
-    if score.num_pairs:
-        figures["pairs_per_second"] = score.num_pairs / score.seconds
-        note_time(workdir, "evaluation", score.seconds)
     if rankings:
         sources = {name: path and os.path.abspath(path) for name, path in (("data", data), ("candidates", candidates))}
         _write(Path(workdir) / EVALUATION, sources | {"figures": figures, "rankings": rankings})
+    if giver is not None:
+        theirs = giver.frozen | theirs
+        embedder = Towers(giver.model, giver.step_patches, mesh)
+        figures["full"] = {"towers": os.path.abspath(towers or workdir), "towers_step": their_step} | full_figures(
+            *split_vectors(giver, embedder, theirs, records),
+            records.groups,
+            num_queries,
+            size=RERANKED if rerank is None else rerank,
+            score=score if decides else None,
+            scale=embedder.scale(theirs),
+        )
+    if score.num_pairs:
+        figures["pairs_per_second"] = score.num_pairs / score.seconds
+        note_time(workdir, "evaluation", score.seconds)
     return figures
+
+
+def _check_gallery(protocols: tuple[str, ...], towers, rerank: int | None, decides: bool) -> None:
+    """Raises ValueError where what is asked of the gallery would go unheard."""
+    if "full" not in protocols and (towers or rerank is not None):
+        raise ValueError("--towers and --rerank are for the whole gallery: add full to --protocol")
+    if rerank is not None and rerank < 0:
+        raise ValueError(f"--rerank {rerank}: take at least 0, which leaves it out")
+    if rerank and not decides:
+        raise ValueError(f"--rerank {rerank} needs a run that learns alignment: its tasks have no tia")
 
 
 def read_evaluation(workdir: str | Path) -> dict | None:
@@ -91,37 +103,6 @@ def _write(path: Path, content: dict) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content))
     partial.rename(path)
-
-
-def load_params(run: Run, workdir: str | Path, mesh, step: int | None = None) -> tuple[int, dict]:
-    """(step, parameters) of a checkpoint: by default the best by validation AUC."""
-    objective = Pretraining(run.model, run.step_patches, run.config.tasks, run.vocabulary.mask_id)
-    shape = abstract_state(objective, make_optimizer(run.config.train), run.config, mesh)
-    with Checkpoints(workdir) as checkpoints:
-        there = checkpoints.steps()
-        if step is None:
-            step = checkpoints.best_step()
-        if step not in there:
-            known = f"there are {', '.join(map(str, there))}" if there else "there is none yet"
-            wanted = "checkpoint" if step is None else f"checkpoint {step}"
-            raise FileNotFoundError(f"no {wanted} in {workdir}: {known}")
-        return step, checkpoints.restore_params(step, shape)
-
-
-def newest_step(workdir: str | Path) -> int | None:
-    """The step of the last checkpoint, None where there is none."""
-    with Checkpoints(workdir) as checkpoints:
-        return max(checkpoints.steps(), default=None)
-
-
-def split_vectors(run: Run, towers: Towers, variables: Any, records: Records) -> tuple[np.ndarray, np.ndarray]:
-    """The vectors of all texts and of all images of a split, [N, E] each."""
-    rows = np.arange(len(records))
-    ids = pipeline.read_texts(records, rows, run.vocabulary, run.config.model.text_tokens)
-    texts = towers.embed_texts(variables, ids, progress)
-    inputs = image_inputs(run, records, rows, towers.batch_size)
-    num_batches = -(-len(rows) // towers.batch_size)
-    return texts, towers.embed_images(variables, progress(inputs, num_batches, "vectors of images"))
 
 
 def _vector_run(run: Run, towers: str | Path | None) -> Run:

@@ -1,8 +1,9 @@
 """Retrieval from a whole split: every product's text and image as a vector, ranked by cosine, and re-ranked.
 
 The rank of a query's own product is taken twice: with the other members of its group left out of the gallery
-(duplicates and variants, which are never one another's negatives here), and strictly, where they count as wrong. Ties
-count against us. Pure NumPy, over any vectors and any function that scores pairs.
+(duplicates and variants, which are never one another's negatives here), and strictly, where they count as wrong.
+Re-ranking knows the first way only. Ties count against us. Pure NumPy, over any vectors and any function that scores
+pairs.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import numpy as np
 from fbjax import metrics
 from fbjax.candidates import DIRECTIONS
 
-ROWS_AT_ONCE = 1024
+COSINES_AT_ONCE = 2**24
 SEED = 0
 
 
@@ -24,9 +25,8 @@ class Search:
     own: np.ndarray  # [Q]: row of the query's own product
     apart: np.ndarray  # [Q]: its rank with the rest of its group left out of the gallery
     strict: np.ndarray  # [Q]: its rank among all
-    nearest: np.ndarray  # [Q, K]: rows of the whole gallery, in no order
-    cosines: np.ndarray  # [Q, K]
-    siblings: np.ndarray  # [Q, K]: which of them are others of the query's group
+    nearest: np.ndarray  # [Q, K]: rows of the gallery, its group left out but for itself, in no order
+    cosines: np.ndarray  # [Q, K]; -inf where the gallery has no more
 
 
 def choose_queries(num_products: int, num_queries: int | None) -> np.ndarray:
@@ -36,37 +36,36 @@ def choose_queries(num_products: int, num_queries: int | None) -> np.ndarray:
 
 def search(queries: np.ndarray, gallery: np.ndarray, own: np.ndarray, groups: np.ndarray, size: int) -> Search:
     """``queries [Q, E], gallery [N, E], own [Q], groups [N]``: ranks, and the `size` nearest of each query."""
-    size = min(size, len(gallery))
+    size, at_once = min(size, len(gallery)), max(1, COSINES_AT_ONCE // len(gallery))
     parts = []
-    for start in range(0, len(own), ROWS_AT_ONCE):
-        rows = own[start : start + ROWS_AT_ONCE]
-        cosines = queries[start : start + ROWS_AT_ONCE] @ gallery.T
+    for start in range(0, len(own), at_once):
+        rows = own[start : start + at_once]
+        cosines = queries[start : start + at_once] @ gallery.T
         metrics.check_finite(cosines)
         other = np.arange(len(gallery)) != rows[:, None]
         siblings = (groups == groups[rows, None]) & other
         before = (cosines >= np.take_along_axis(cosines, rows[:, None], axis=1)) & other
-        nearest = np.argpartition(-cosines, size - 1, axis=1)[:, :size] if size else np.empty((len(rows), 0), int)
-        listed = (np.take_along_axis(x, nearest, axis=1) for x in (cosines, siblings))
-        parts.append((rows, 1 + (before & ~siblings).sum(axis=1), 1 + before.sum(axis=1), nearest, *listed))
+        apart = np.where(siblings, -np.inf, cosines)
+        nearest = np.argpartition(-apart, size - 1, axis=1)[:, :size] if size else np.empty((len(rows), 0), int)
+        ranks = 1 + (before & ~siblings).sum(axis=1), 1 + before.sum(axis=1)
+        parts.append((rows, *ranks, nearest, np.take_along_axis(apart, nearest, axis=1)))
     return Search(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def reranked(found: Search, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks (apart, strict) [Q] once the nearest are put in the order of their `scores` [Q, K], highest first.
+def reranked(found: Search, scores: np.ndarray) -> np.ndarray:
+    """Ranks [Q], apart, once the nearest are put in the order of their `scores` [Q, K], highest first.
 
     Where the own product is not among the K nearest, whatever the order of ties, its rank stays what it was.
     """
-    inside = within(found)
     own = found.nearest == found.own[:, None]
     best = np.where(own, scores, -np.inf).max(axis=1, initial=-np.inf)
-    before = (scores >= best[:, None]) & ~own
-    apart, strict = 1 + (before & ~found.siblings).sum(axis=1), 1 + before.sum(axis=1)
-    return np.where(inside, apart, found.apart), np.where(inside, strict, found.strict)
+    before = (scores >= best[:, None]) & ~own & np.isfinite(found.cosines)
+    return np.where(within(found), 1 + before.sum(axis=1), found.apart)
 
 
 def within(found: Search) -> np.ndarray:
     """Queries [Q] whose own product is surely among the nearest: only for these does a new order matter."""
-    return found.strict <= found.nearest.shape[1]
+    return found.apart <= found.nearest.shape[1]
 
 
 def full_figures(
@@ -124,8 +123,8 @@ def _rates(apart: np.ndarray, strict: np.ndarray) -> dict:
 
 
 def _improved(found: Search, scores: np.ndarray) -> dict:
-    apart, strict = reranked(found, scores)
-    return _rates(apart, strict) | metrics.gains(apart, found.apart)
+    ranks = reranked(found, scores)
+    return metrics.hit_rates(ranks) | metrics.gains(ranks, found.apart)
 
 
 def report(figures: dict, say: Callable[[str], None]) -> None:
@@ -140,9 +139,10 @@ def report(figures: dict, say: Callable[[str], None]) -> None:
         for name, table in tables.items():
             if table is None:
                 continue
-            rates, gain = table[direction], ""
+            rates = table[direction]
             if "gain@1" in rates:
                 low, high = (f"{100 * bound:+.1f}" for bound in rates["gain@1.ci"])
-                gain = f", {name}: Rank@1 {100 * rates['gain@1']:+.1f} [{low}, {high}] points"
-            strict = f"strict Rank@1 {rates['rank@1.strict']:.1%}"
-            say(f"{direction.replace('_', ' '):14} {metrics.spoken(rates)}  ({strict}{gain})")
+                about = f"{name}: Rank@1 {100 * rates['gain@1']:+.1f} [{low}, {high}] points"
+            else:
+                about = f"strict Rank@1 {rates['rank@1.strict']:.1%}"
+            say(f"{direction.replace('_', ' '):14} {metrics.spoken(rates)}  ({about})")

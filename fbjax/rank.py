@@ -17,12 +17,16 @@ from fbjax.scoring import matcher
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-    """The best products for a query, best first; scores are logit differences, > 0 where a match is likelier."""
+    """The best products for a query, best first.
+
+    Scores are logit differences, > 0 where a match is likelier, or cosines of towers, which decide nothing.
+    """
 
     query: str | bytes  # a text, or an encoded image
     num_candidates: int
     products: list[Product]
     scores: list[float]
+    decides: bool  # whether a score above 0 says "match"
 
 
 def rank(
@@ -74,6 +78,7 @@ def rank(
         len(rows),
         read_products(records, rows[best]),
         scores[best].tolist(),
+        "tia" in config.tasks.names,
     )
 
 
@@ -85,7 +90,8 @@ def table(ranking: Ranking, width: int) -> list[str]:
     for place, (product, score) in enumerate(zip(ranking.products, ranking.scores, strict=True), start=1):
         line = f"{place:>3}  {score:>6.2f}  {product.id:{ids}}  {product.category:{categories}}  {product.text}"
         lines.append(line if len(line) <= width else line[: width - 3] + " ..")
-    return lines + [f"best {len(ranking.products)} of {ranking.num_candidates:,} products; a score above 0: a match"]
+    meaning = "; a score above 0: a match" if ranking.decides else ", by cosine"
+    return lines + [f"best {len(ranking.products)} of {ranking.num_candidates:,} products{meaning}"]
 
 
 def _of_category(records: Records, category: str | None) -> np.ndarray:

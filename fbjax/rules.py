@@ -139,6 +139,22 @@ def contradictions(config) -> list[str]:
             f"train.same_category {train.same_category} does not divide batch_size {train.batch_size}",
         ),
         (
+            tasks.mined > 0 and not tasks.mismatched,
+            f"tasks.mined {tasks.mined}: only 'tia' reads mismatched pairs, and tasks.names {tasks.names} lacks it",
+        ),
+        (
+            max(tasks.easy_start, tasks.easy_end) + tasks.mined > 1,
+            f"tasks.easy_start {tasks.easy_start} or easy_end {tasks.easy_end} and tasks.mined {tasks.mined} are "
+            "shares of the same partners: together at most 1",
+        ),
+        (
+            patches.whole_image
+            and (patches.network, patches.geometry) == ("pixels", "isolated")
+            and patches.image_size % patches.enlarge_to,
+            f"patches.whole_image: patches.enlarge_to {patches.enlarge_to} does not divide image_size "
+            f"{patches.image_size}, which 'pixels' cuts into cells of that size",
+        ),
+        (
             tasks.mined > 0 and not train.start_from,
             f"tasks.mined {tasks.mined} needs the towers of another run: set train.start_from to its workdir",
         ),

@@ -1,5 +1,6 @@
 """Where a fresh run's weights come from, a pretrained BERT or another run, and the mistakes of that run's towers."""
 
+import os
 from pathlib import Path
 
 import flax.traverse_util
@@ -9,12 +10,33 @@ import numpy as np
 from fbjax.console import say
 from fbjax.data.catalogue import Records
 from fbjax.data.pipeline import read_texts
-from fbjax.evaluate import load_params, newest_step, split_vectors
+from fbjax.embed import split_vectors
 from fbjax.model import pretrained
 from fbjax.towers import trained_towers
+from fbjax.trained import load_params, newest_step
 from fbjax.workdir import MINED, Run, timed
 
 ROWS_AT_ONCE = 1024
+
+
+def check_start(run: Run, workdir: str | Path, mesh) -> None:
+    """Raises ValueError or OSError, before long work, where `run` cannot start from the run that its config names.
+
+    A run with a checkpoint has started: of it only the mined partners must still be there.
+    """
+    config, begun = run.config, any((Path(workdir) / "checkpoints").glob("[0-9]*"))
+    if begun and config.tasks.mined and not (Path(workdir) / MINED).is_file():
+        raise FileNotFoundError(f"{workdir} has checkpoints but no {MINED}: its mined partners cannot be drawn again")
+    if begun or not config.train.start_from:
+        return
+    start, _, theirs = _newest_of_start(run, mesh)
+    if config.tasks.mined:
+        trained_towers(start.config, start.model, start.step_patches, mesh)
+    if "patches" in theirs and not config.patches.trainable:
+        raise ValueError(
+            f"train.start_from {config.train.start_from} has trained its patch network along, this config does not: "
+            "its weights would be lost (set patches.trainable)"
+        )
 
 
 def starting_params(params: dict, run: Run, mesh) -> dict:
@@ -45,12 +67,11 @@ def nearest_mistakes(run: Run, workdir: str | Path, records: Records, mesh) -> n
         with timed(workdir, "mining"):
             start, step, params = _newest_of_start(run, mesh)
             towers = trained_towers(start.config, start.model, start.step_patches, mesh)
-            variables = jax.device_put(start.frozen) | params
-            texts, images = split_vectors(start, towers, variables, records)
             ids = read_texts(records, np.arange(len(records)), run.vocabulary, start.config.model.text_tokens)
+            texts, images = split_vectors(start, towers, start.frozen | params, records, ids)
             _, same_text = np.unique(ids, axis=0, return_inverse=True)
             mined = nearest_apart(texts, images, records.groups, same_text, run.config.tasks.mined_nearest)
-            partial = path.with_suffix(".partial.npy")
+            partial = path.with_suffix(f".{os.getpid()}.partial.npy")
             np.save(partial, mined)
             partial.rename(path)
         say(f"mined: the {mined.shape[1]} nearest mistakes of step {step} of {run.config.train.start_from}")
@@ -94,5 +115,7 @@ def _taken_over(params: dict, theirs: dict, name: str) -> dict:
     say(f"starting from {name}: {len(shared)} arrays")
     if fresh := sorted(ours.keys() - shared):
         say("initialised, as it lacks them: " + ", ".join(fresh))
+    if left := sorted(theirs.keys() - shared):
+        say("left behind, as this run has no place for them: " + ", ".join(left))
     merged = {k: jax.device_put(theirs[k], v.sharding) if k in shared else v for k, v in ours.items()}
     return flax.traverse_util.unflatten_dict(merged, sep="/")

@@ -41,7 +41,8 @@ class Towers:
             text = None if ids is None else apply(ids, method="embed_text")
             if images is not None:
                 images = apply(patches.apply(variables["patches"], images), method="embed_image")
-            return apply(text, None if ids is None else ids != PAD_ID, images, method="vector")
+            mean = apply(text, None if ids is None else ids != PAD_ID, images, method="tower")
+            return apply(mean, method="vector")
 
         across = by_example(mesh)
         self._embed = jax.jit(embed, in_shardings=(None, across, across), out_shardings=replicated(mesh))

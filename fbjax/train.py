@@ -17,14 +17,14 @@ from fbjax.config import Config
 from fbjax.console import progress, say
 from fbjax.data.catalogue import Records, Source, prepare, read_report
 from fbjax.data.pipeline import read_images, train_batches
-from fbjax.data.sampling import Partners, Sampler, padded_lengths
+from fbjax.data.sampling import Partners, Sampler
 from fbjax.evaluate import ValidationSample
 from fbjax.features import describe, features_of
 from fbjax.log import Log
 from fbjax.mesh import check_batch_size, make_mesh, put_batch, replicated
 from fbjax.objectives.pretraining import Pretraining
 from fbjax.scoring import matcher
-from fbjax.start import nearest_mistakes, starting_params
+from fbjax.start import check_start, nearest_mistakes, starting_params
 from fbjax.step import TrainState, abstract_state, compiled, init_state, make_optimizer, make_step
 
 
@@ -33,14 +33,14 @@ def train(config: Config, workdir: str | Path) -> TrainState:
     mesh = make_mesh(config.mesh)
     check_batch_size(config.train, mesh)
     run = workdirs.begin(config, workdir, say)
+    check_start(run, workdir, mesh)
     with workdirs.timed(workdir, "records"):
         splits = prepare(Source.from_config(config), run.vocabulary, config.data.prepared, progress)
     records, validation = splits["train"], splits["validation"]
     workdirs.check_data(workdir, records.digest)
     with workdirs.timed(workdir, "patch features"):
         features = features_of(run, records)
-    partners = Partners(records.categories, records.groups)
-    describe_run(run, records, partners, features)
+    describe_run(run, records, features)
 
     objective = Pretraining(run.model, run.step_patches, config.tasks, run.vocabulary.mask_id)
     optimizer = make_optimizer(config.train)
@@ -48,17 +48,7 @@ def train(config: Config, workdir: str | Path) -> TrainState:
     frozen = jax.device_put(run.frozen, replicated(mesh))
     scorer = matcher(config, run.model, run.step_patches, mesh)
     sample = ValidationSample(run, validation, scorer, config.train.evaluate_products)
-    lengths = padded_lengths(records.num_pieces, config.model.text_tokens, config.model.text_bucket)
-    mined = nearest_mistakes(run, workdir, records, mesh) if config.tasks.mined else None
-    sampler = Sampler(
-        partners,
-        lengths,
-        config.train.batch_size,
-        config.train.seed,
-        config.tasks,
-        same_category=config.train.same_category,
-        mined=mined,
-    )
+    sampler = Sampler.of(config, records, nearest_mistakes(run, workdir, records, mesh) if config.tasks.mined else None)
 
     with Checkpoints(workdir, config.train.keep_last, say) as checkpoints, contextlib.ExitStack() as stack:
         # 1. an interrupted run continues where its newest readable checkpoint stands
@@ -102,15 +92,16 @@ def train(config: Config, workdir: str | Path) -> TrainState:
     return state
 
 
-def describe_run(run: workdirs.Run, records: Records, partners: Partners, features: np.ndarray | None) -> None:
+def describe_run(run: workdirs.Run, records: Records, features: np.ndarray | None) -> None:
     """Says what training is about to see."""
     report = read_report(records)
     splits = ", ".join(f"{count:,} {split}" for split, count in report["splits"].items())
     say(f"products: {splits}; {report['categories']['train']} categories, {report['groups']['train']:,} groups")
     if report["skipped"]:
         say("skipped: " + ", ".join(f"{count:,} {reason}" for reason, count in report["skipped"].items()))
-    if partners.lonely.any():
-        say(f"{partners.lonely.sum():,} products are the only group of their category: partners from any category")
+    lonely = Partners(records.categories, records.groups).lonely
+    if lonely.any():
+        say(f"{lonely.sum():,} products are the only group of their category: partners from any category")
     limit = run.config.model.text_tokens
     cut = (records.num_pieces > limit - 2).mean()
     say(f"text: a vocabulary of {run.vocabulary.size:,}; {cut:.0%} of the texts exceed {limit} tokens and are cut")

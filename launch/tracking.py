@@ -14,6 +14,7 @@ known in hindsight only.
 import argparse
 import contextlib
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,12 +23,12 @@ from fbjax.adaptive import eq6, scale_norms, weighted_gradient
 from fbjax.console import progress
 from fbjax.data.catalogue import Source, prepare
 from fbjax.data.pipeline import train_batches
-from fbjax.data.sampling import Partners, Sampler, padded_lengths
-from fbjax.evaluate import load_params
+from fbjax.data.sampling import Sampler
 from fbjax.features import features_of
 from fbjax.mesh import make_mesh, put_batch
 from fbjax.objectives.pretraining import Pretraining
-from fbjax.workdir import Run
+from fbjax.trained import load_params
+from fbjax.workdir import MINED, Run
 
 EVERY = 16
 
@@ -42,9 +43,7 @@ def weights_at(workdir: str, step: int, num_batches: int) -> tuple[np.ndarray, .
     _, params = load_params(run, workdir, mesh, step)
     records = prepare(Source.from_config(config), run.vocabulary, config.data.prepared, progress)["train"]
     objective = Pretraining(run.model, run.step_patches, config.tasks, run.vocabulary.mask_id)
-    lengths = padded_lengths(records.num_pieces, config.model.text_tokens, config.model.text_bucket)
-    partners = Partners(records.categories, records.groups)
-    sampler = Sampler(partners, lengths, config.train.batch_size, config.train.seed, config.tasks)
+    sampler = Sampler.of(config, records, np.load(Path(workdir) / MINED) if config.tasks.mined else None)
     exact = replace(config.adaptive, method="gradient", every=1)
 
     @jax.jit

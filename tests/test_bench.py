@@ -77,7 +77,8 @@ def test_flops_do_not_depend_on_how_the_step_is_computed():
 def test_the_rival_gives_our_losses_and_scores_by_both_its_ways(mask_mismatched, one_thread):
     from fbjax.bench.comparison import Comparison
 
-    config = tiny(text_tokens=32, vector_size=8)  # tasks and towers beyond the paper's are left out of the comparison
+    # tasks and towers beyond the paper's are left out of the comparison
+    config = tiny(text_tokens=32, vector_size=8, tia_reads="modalities")
     config = replace(config, tasks=replace(config.tasks, names=("itc", "tia"), mask_mismatched=mask_mismatched))
     said = []
     Comparison(prepare(config, build_patch_network(config.patches)), said.append)

@@ -27,6 +27,9 @@ TRAIN = TrainConfig(batch_size=B, num_steps=10, warmup_steps=2, learning_rate=1e
 CONFIG = Config(patches=PATCHES, model=MODEL, train=TRAIN)
 
 
+MODALITIES = dataclasses.replace(MODEL, vector_size=8, tia_reads="modalities")
+
+
 def make_batch(seed=0, text_tokens=T):
     rng = np.random.default_rng(seed)
     ids, word_ids = np.zeros((B, text_tokens), np.int32), np.full((B, text_tokens), -1, np.int32)
@@ -108,8 +111,7 @@ def test_mask_mismatched_off_leaves_mlm_and_mpm_to_the_true_pairs():
 
 def test_tia_reads_the_cosine_of_the_modalities_beside_cls():
     """From the unshortened encoder: the logit of [CLS] alone plus the scaled cosine of both projected means."""
-    model = dataclasses.replace(MODEL, vector_size=8, tia_reads="modalities")
-    objective, batch = make_objective(model, TaskConfig(names=("tia",))), make_batch()
+    objective, batch = make_objective(MODALITIES, TaskConfig(names=("tia",))), make_batch()
     params = make_state(objective).params["fashionbert"]
     apply = lambda *a, **k: objective.model.apply({"params": params}, *a, **k)  # noqa: E731
     features = objective.patches.apply({}, batch.image)
@@ -122,6 +124,12 @@ def test_tia_reads_the_cosine_of_the_modalities_beside_cls():
     cosines = (text * image).sum(axis=1) / np.linalg.norm(text, axis=1) / np.linalg.norm(image, axis=1)
     expected = plain + np.exp(params["log_scale"]) * np.stack([0 * cosines, cosines], axis=1)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    other = np.asarray(apply(batch.ids, batch.ids != 0, objective.patches.apply({}, batch.partner))[2])
+    each = [-np.asarray(jax.nn.log_softmax(x))[:, label] for x, label in ((logits, 1), (other, 0))]
+    for mask_mismatched in (False, True):  # two trunks and one
+        tasks = TaskConfig(names=("tia",), mask_mismatched=mask_mismatched)
+        found = losses_of(make_objective(MODALITIES, tasks), {"fashionbert": params}, batch)
+        np.testing.assert_allclose(found, [np.mean(each)], rtol=1e-4)
 
 
 def test_nothing_is_hidden_for_a_task_that_is_left_out_and_the_whole_image_never():
@@ -154,10 +162,10 @@ def test_padding_does_not_change_the_alignment_scores():
     np.testing.assert_allclose(*scores, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("mask_mismatched", [True, False])
-def test_padding_changes_no_loss_and_no_gradient(mask_mismatched):
+@pytest.mark.parametrize("mask_mismatched, model", [(True, MODEL), (False, MODEL), (False, MODALITIES)])
+def test_padding_changes_no_loss_and_no_gradient(mask_mismatched, model):
     """A batch of short texts as the length buckets give it, and padded to the full T."""
-    objective, padded = make_objective(tasks=TaskConfig(mask_mismatched=mask_mismatched)), make_batch()
+    objective, padded = make_objective(model, TaskConfig(mask_mismatched=mask_mismatched)), make_batch()
     shortened = padded.ids.copy()
     shortened[:, 8:] = 0
     word_ids = np.where(shortened > 0, padded.word_ids, -1)

@@ -14,7 +14,7 @@ import fbjax
 from fbjax.cli import main
 from fbjax.config import Config, MeshConfig, TaskConfig
 from fbjax.embed import embed
-from fbjax.evaluate import evaluate, load_params
+from fbjax.evaluate import evaluate
 from fbjax.explain import explain
 from fbjax.mesh import make_mesh, put_batch
 from fbjax.objectives.contrastive import belong_apart, contrastive_losses
@@ -23,6 +23,7 @@ from fbjax.start import nearest_apart, starting_params
 from fbjax.step import init_state, make_optimizer, make_step
 from fbjax.towers import Towers, trained_towers
 from fbjax.train import train
+from fbjax.trained import load_params
 from fbjax.workdir import MINED, Run
 from tests.runs import tiny_config
 from tests.tables import encode, make_products, write_parquet

@@ -47,7 +47,8 @@ class Subject:
 
     def as_in_the_paper(self) -> "Subject":
         """The same with the paper's three tasks and without towers."""
-        model, tasks = replace(self.config.model, vector_size=0), replace(self.config.tasks, names=PAPER_TASKS)
+        model = replace(self.config.model, vector_size=0, tia_reads="cls")
+        tasks = replace(self.config.tasks, names=PAPER_TASKS)
         return prepare(replace(self.config, model=model, tasks=tasks), self.network)
 
     def with_cached_features(self) -> "Subject":

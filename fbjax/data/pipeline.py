@@ -19,6 +19,7 @@ from fbjax.data.vocabulary import NO_WORD, Vocabulary
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
 PREFETCH = 4
+RECORDS_AT_ONCE = 8192
 
 
 def train_batches(
@@ -79,16 +80,22 @@ def train_batches(
 
 def read_texts(records: Records, rows: np.ndarray, vocabulary: Vocabulary, num_tokens: int) -> np.ndarray:
     """Framed piece ids of `rows`, int32 [len(rows), T]."""
-    serialized = tf.data.Dataset.from_tensor_slices(np.array(records.open()(rows), object))
-    dataset = serialized.map(lambda s: _deserialize(records, s)["pieces"], num_parallel_calls=tf.data.AUTOTUNE)
-    return np.stack([vocabulary.frame(pieces.tolist(), num_tokens) for pieces in dataset.as_numpy_iterator()])
+    return np.stack([vocabulary.frame(pieces.tolist(), num_tokens) for pieces in _field(records, rows, "pieces")])
 
 
 def read_strings(records: Records, rows: np.ndarray) -> list[str]:
     """The texts of `rows` themselves."""
-    serialized = tf.data.Dataset.from_tensor_slices(np.array(records.open()(rows), object))
-    dataset = serialized.map(lambda s: _deserialize(records, s)["text"], num_parallel_calls=tf.data.AUTOTUNE)
-    return [text.decode() for text in dataset.as_numpy_iterator()]
+    return [text.decode() for text in _field(records, rows, "text")]
+
+
+def _field(records: Records, rows: np.ndarray, name: str) -> Iterator:
+    """One field of `rows` in order. Records hold images too: only some are in memory at a time."""
+    read = records.open()
+    for start in range(0, len(rows), RECORDS_AT_ONCE):
+        serialized = np.array(read(rows[start : start + RECORDS_AT_ONCE]), object)
+        dataset = tf.data.Dataset.from_tensor_slices(serialized)
+        dataset = dataset.map(lambda s: _deserialize(records, s)[name], num_parallel_calls=tf.data.AUTOTUNE)
+        yield from dataset.as_numpy_iterator()
 
 
 def read_products(records: Records, rows: Sequence[int]) -> list[Product]:

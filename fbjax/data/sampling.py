@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache, partial
 
 import numpy as np
 
-from fbjax.config import TaskConfig
+from fbjax.config import Config, TaskConfig
 
 WINDOW = 64  # batches among which products are exchanged to meet others of their length
 _ORDER, _PARTNER = 1, 2  # streams of random numbers
@@ -81,6 +81,19 @@ class Sampler:
     tasks: TaskConfig
     same_category: int = 1  # products of one category that stand together in a batch
     mined: np.ndarray | None = None  # [N, M] int: rows of each product's nearest mistakes
+
+    @classmethod
+    def of(cls, config: Config, records, mined: np.ndarray | None = None) -> "Sampler":
+        """What training sees of prepared `records` under a `Config`."""
+        return cls(
+            Partners(records.categories, records.groups),
+            padded_lengths(records.num_pieces, config.model.text_tokens, config.model.text_bucket),
+            config.train.batch_size,
+            config.train.seed,
+            config.tasks,
+            same_category=config.train.same_category,
+            mined=mined,
+        )
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows of `step`'s global batch and their partners' rows, int64 [B] each."""

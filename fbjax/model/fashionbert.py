@@ -2,7 +2,7 @@
 
 The two modalities share the encoder and nothing before it: position, segment and LayerNorm tables are each its own.
 Methods are the parts that callers combine: `embed_text`, `embed_image`, `encode`, and the heads. With `vector_size` the
-same encoder also reads text or image alone, as two towers that share their parameters: `vector`.
+same encoder also reads text or image alone, as two towers that share their parameters: `tower`, `vector`.
 """
 
 import dataclasses
@@ -152,12 +152,12 @@ class FashionBert(nn.Module):
         means = jnp.stack([_mean(hidden[:, :t], text_mask), hidden[:, t:].mean(axis=1)], axis=1)
         return hidden if positions is None else jnp.take_along_axis(hidden, positions[..., None], axis=1), means
 
-    def vector(
+    def tower(
         self, text: jax.Array | None, text_mask: jax.Array | None, image: jax.Array | None, deterministic: bool = True
     ) -> jax.Array:
-        """A tower: embedded text, image, or both (a product) as one vector of length 1, ``[B, E]`` float32.
+        """Embedded text, image, or both (a product) through the encoder, the mean over all positions: ``[B, D]``.
 
-        The mean over all positions, projected. MiniLM's sentences are means too; the paper does not say.
+        MiniLM's sentences are means too; the paper does not say.
         """
         if text is None:
             text, text_mask = jnp.zeros((len(image), 0, image.shape[-1])), jnp.zeros((len(image), 0), bool)
@@ -165,15 +165,17 @@ class FashionBert(nn.Module):
             image = jnp.zeros((len(text), 0, text.shape[-1]))
         hidden = self.encode(text, text_mask, image, deterministic=deterministic)
         mask = jnp.concatenate([text_mask, jnp.ones(image.shape[:2], bool)], axis=1)
-        return self._unit_vector(_mean(hidden, mask))
+        return _mean(hidden, mask)
 
-    def _unit_vector(self, mean: jax.Array) -> jax.Array:
+    def vector(self, mean: jax.Array) -> jax.Array:
+        """Means [..., D] projected to vectors of length 1, [..., E] float32."""
         projected = self.projection(mean).astype(jnp.float32)
         return projected * jax.lax.rsqrt(jnp.square(projected).sum(axis=-1, keepdims=True) + 1e-12)
 
     def scale(self) -> jax.Array:
         """What cosines are multiplied by before the softmax over a batch: 1 over the learned temperature."""
-        return jnp.exp(jnp.minimum(self.log_scale, math.log(MAX_SCALE)))
+        above = jax.nn.relu(self.log_scale - math.log(MAX_SCALE))
+        return jnp.exp(self.log_scale - jax.lax.stop_gradient(above))  # at the limit it can still learn its way down
 
     def mlm_logits(self, hidden: jax.Array) -> jax.Array:
         """``hidden [..., D] -> [..., V]`` float32."""
@@ -192,7 +194,7 @@ class FashionBert(nn.Module):
         logits = self.tia(jnp.tanh(self.pooler(cls)).astype(jnp.float32))
         if means is None:
             return logits
-        cosine = self._unit_vector(means).prod(axis=1).sum(axis=-1)
+        cosine = self.vector(means).prod(axis=1).sum(axis=-1)
         return logits + self.scale() * jnp.stack([jnp.zeros_like(cosine), cosine], axis=-1)
 
 

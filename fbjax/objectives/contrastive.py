@@ -22,7 +22,8 @@ def contrastive_losses(
 ) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy of each product's own pair among its negatives, the mean of both directions, and its hits.
 
-    ``texts, images [B, E], apart [B, B] -> [B], [B]``. A product without a single negative in the batch has loss 0.
+    ``texts, images [B, E], apart [B, B] -> [B], [B]``. A product without a single negative in the batch has loss 0
+    and counts as a hit.
     """
     cosines = jnp.einsum("ie,je->ij", texts, images, precision=jax.lax.Precision.HIGHEST)
     kept = apart | jnp.eye(len(apart), dtype=bool)

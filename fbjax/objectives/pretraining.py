@@ -99,7 +99,7 @@ class Pretraining:
         kinds = (slice(0, 2),) if self.config.mask_mismatched else (slice(0, 1), slice(1, 2))
         kinds = kinds if "tia" in self.tasks else (slice(0, 1),)
         kinds = kinds if {"mlm", "mpm", "tia"} & set(self.tasks) else ()
-        key_towers, *keys = jax.random.split(key, 1 + len(kinds))
+        *keys, key_towers = jax.random.split(key, 1 + len(kinds))
 
         def trunk(params, kind, key):
             variables = {**frozen, **params}
@@ -139,9 +139,10 @@ class Pretraining:
             return examples.weight @ losses.mean(axis=1), {"tia_accuracy": examples.weight @ right}
 
         def towers(params):
-            return self._vectors({**frozen, **params}, examples.batch, key_towers)
+            return self._tower_means({**frozen, **params}, examples.batch, key_towers)
 
-        def itc(params, vectors):
+        def itc(params, means):
+            vectors = (head(params, mean, method="vector") for mean in means)
             apart = belong_apart(examples.batch.group, examples.batch.ids)
             losses, hits = contrastive_losses(*vectors, head(params, method="scale"), apart)
             return examples.weight @ losses, {"itc_accuracy": examples.weight @ hits}
@@ -154,16 +155,16 @@ class Pretraining:
             trunks += (towers,)
         return Branches(trunks, tuple(heads[task] for task in self.tasks))
 
-    def _vectors(self, variables: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Vectors [B, E] of texts and of images, unmasked, each alone through the encoder."""
+    def _tower_means(self, variables: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Means [B, D] of texts and of images, unmasked, each alone through the encoder."""
         keys = jax.random.split(key, 4)
         apply = partial(self.model.apply, {"params": variables["fashionbert"]}, deterministic=False)
         features = self.patches.apply(variables["patches"], batch.image).astype(jnp.float32)
         text = apply(batch.ids, method="embed_text", rngs={"dropout": keys[0]})
         image = apply(features, method="embed_image", rngs={"dropout": keys[1]})
         return (
-            apply(text, batch.text_mask, None, method="vector", rngs={"dropout": keys[2]}),
-            apply(None, None, image, method="vector", rngs={"dropout": keys[3]}),
+            apply(text, batch.text_mask, None, method="tower", rngs={"dropout": keys[2]}),
+            apply(None, None, image, method="tower", rngs={"dropout": keys[3]}),
         )
 
     def shared(self, gradients: Any) -> Any:
