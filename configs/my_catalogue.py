@@ -6,7 +6,7 @@
     fbjax report --workdir runs/mine
 
 The first command proposes the columns below. docs/your-catalogue.md walks through all of them. With the `minilm` extra
-and weights of a patch network, start from `configs/catalogue.py` instead.
+and weights of a patch network, take `configs/catalogue_towers.py` and `configs/catalogue.py` for a pattern instead.
 """
 
 from fbjax.config import defaults

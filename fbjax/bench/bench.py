@@ -9,7 +9,7 @@ each contender runs once; every ratio is taken within a round, and stands with i
   kinds timed in each round.
 * "peak_share" is (FLOPs / seconds) / (FLOP/s of one large matrix product in the same round and dtype). FLOPs are XLA's
   count, ``cost_analysis()["flops"]``, of the `fixed` step as lowered without recomputation: what has to be computed,
-  not what a method computes besides. The count of the compiled step differs by 0.1 % (configs/catalogue.py).
+  not what a method computes besides. The count of the compiled step differs by 0.1 % (configs/catalogue_paper.py).
 * "vs_torch_*", only where PyTorch runs too, is its time over ours at `fixed` weights, patch features taken from the
   cache; null where torch.compile does not work. "torch" has its own rates. See `fbjax.bench.comparison`.
 * "score" is null where no task learns alignment (tia): towers score no pair through the encoder.

@@ -4,8 +4,8 @@ Compared are the paper's three tasks, without towers, whatever the config trains
 weights on patch features from the cache and on masks drawn beforehand, on all cores.
 "vs_torch_eager" and "vs_torch_compile" save the work that we save: heads at masked positions, the last layer at the
 rows that heads read, AdamW in one kernel; in scoring, texts trimmed to their batch and each image embedded once.
-What is left differs by some 2 % of configs/catalogue.py each way: PyTorch's last layer computes the masked rows of
-mismatched pairs, which MLM and MPM leave alone; we compute the MLM head for slots that stay empty, and score texts
+What is left differs by some 2 % of configs/catalogue_paper.py each way: PyTorch's last layer computes the masked rows
+of mismatched pairs, which MLM and MPM leave alone; we compute the MLM head for slots that stay empty, and score texts
 padded to a multiple of 8, of 1. "vs_torch_as_written" and, in scoring, "vs_torch_padded" are the plain way.
 """
 
