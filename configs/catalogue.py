@@ -4,12 +4,15 @@
     fbjax train --config configs/catalogue.py --workdir runs/catalogue --config.train.start_from=runs/towers
     fbjax evaluate --workdir runs/catalogue --candidates ../shared/data/catalogue/validation-101.jsonl
 
-The second half of `launch/catalogue.sh`, which gives the whole run's cost and result; docs/recipe.md says what of it
-matters.
+The second half of `launch/catalogue.sh`. One run, seed 0, 2 CPU cores: records 12 seconds, patch features 9 minutes,
+towers 15, mining 1½, this 27 (159 pairs/s, 2.5 GiB), evaluation 5, over the whole gallery 3 more. Rank@1 of 43.6 %
+image to text and 44.8 % text to image, AUC .973; the towers alone come to 51.0 %, 52.3 % and .974. The README has the
+intervals and the gallery, docs/recipe.md what the recipe rests on and what holds it back.
 
 Departs from the paper: text and image are aligned first (`configs/catalogue_towers.py`); TIA also reads the cosine of
 the two modalities' means; beside a 2 x 2 grid of one pass over 224 pixels stands a token of the whole image (the
-photographs have 60 x 80); two layers, 32 text tokens, fixed task weights.
+photographs have 60 x 80); two layers, 32 text tokens, fixed task weights; a rising share of mismatched images is what
+the towers mistake for a match.
 """
 
 from fbjax.config import defaults

@@ -3,7 +3,7 @@
     fbjax train --config configs/catalogue_towers.py --workdir runs/towers
     fbjax evaluate --workdir runs/towers --protocol candidates,matching,full
 
-The first half of `launch/catalogue.sh`; `configs/catalogue.py` is the second, and gives cost and result of the whole.
+The first half of `launch/catalogue.sh`; `configs/catalogue.py` is the second, and gives cost and result of both.
 Text alone and image alone go through one encoder, and every text of a batch is told from every image.
 """
 
