@@ -37,7 +37,8 @@ def folder(tmp_path_factory):
     (folder / "photo.jpg").write_bytes(encode(products[0]["image"], "JPEG"))
     (folder / "configs").mkdir()
     template = CONFIG_FILE.format(train="", validation="", prepared="prepared")
-    settings = 'c.data.holdout, c.model.vector_size, c.tasks.names = 0.3, 16, ("mlm", "mpm", "tia", "itc")'
+    settings = 'c.data.holdout, c.model.vector_size, c.tasks.names = 0.3, 16, ("tia", "itc")'
+    settings += '; c.adaptive.method, c.adaptive.fixed = "fixed", (0.5, 0.5)'
     (folder / "configs" / "my_catalogue.py").write_text(template.replace("return c", f"{settings}; return c"))
     yield folder
     shutil.rmtree(folder)

@@ -127,7 +127,8 @@ def test_padding_changes_no_vector_and_every_vector_has_length_1(itc):
             apply(ids, method="embed_text"),
             apply(objective.patches.apply({}, batch.image), method="embed_image"),
         )
-        return [apply(text, ids != 0, with_image, method="vector") for with_image in (None, image)]
+        means = [apply(text, ids != 0, with_image, method="tower") for with_image in (None, image)]
+        return [apply(mean, method="vector") for mean in means]
 
     short = np.where(np.arange(16) < 12, batch.ids, 0)
     for padded, trimmed in zip(vectors(short), vectors(short[:, :12]), strict=True):
