@@ -29,7 +29,7 @@ RESULTS = {  # a pattern that shows on stdout, or a file that is there afterward
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, trains_on_one_device):
     """What the examples speak of: a template, a table with images, a photograph."""
     folder = tmp_path_factory.mktemp("shop")
     products = make_products(96)

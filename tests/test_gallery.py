@@ -109,7 +109,7 @@ def test_vectors_that_are_not_finite_raise():
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, trains_on_one_device):
     """Two towers, and a FashionBERT without any that started from them."""
     folder = tmp_path_factory.mktemp("towers")
     few = (

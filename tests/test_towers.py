@@ -203,7 +203,7 @@ def test_the_nearest_mistakes_are_those_of_a_brute_force(products, num_nearest, 
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, trains_on_one_device):
     """A run of the contrast alone, with a token of the whole image: its folder and state."""
     folder = tmp_path_factory.mktemp("towers")
     config = tiny_config(
@@ -314,7 +314,7 @@ def test_a_run_takes_over_another_s_weights_and_the_rest_is_fresh(run, capfd):
         starting_params(fresh, Run.build(theirs, words, None), mesh)
 
 
-def test_a_run_learns_from_the_mistakes_of_another_s_towers(run, tmp_path, capfd):
+def test_a_run_learns_from_the_mistakes_of_another_s_towers(run, tmp_path, capfd, trains_on_one_device):
     """From cached features; what was mined is kept for the run, and for no other."""
     folder, config, _ = run
     mining = variant(
