@@ -79,6 +79,10 @@ class ModelConfig:
     vector_size: int = 0  # E, of the two towers' vectors (64 to 512); 0: no towers
     # what TIA reads: cls (the paper) | modalities ([CLS], and the cosine of the means over text and over image)
     tia_reads: str = "cls"
+    # how text and image attend to each other: joint (in one softmax, the paper) | gated (beside the own modality, by a
+    # share that each head learns)
+    cross_attention: str = "joint"
+    gate_start: float = 0.0  # that share to begin with; 0: the single stream starts as the two towers
     text_bucket: int = 16  # shorter texts are padded to the next multiple, the step compiled for each; T: always to T
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1

@@ -13,6 +13,7 @@ def contradictions(config) -> list[str]:
         "patches.geometry": (patches.geometry, ("isolated", "grid")),
         "model.dtype": (model.dtype, ("float32", "bfloat16")),
         "model.tia_reads": (model.tia_reads, ("cls", "modalities")),
+        "model.cross_attention": (model.cross_attention, ("joint", "gated")),
         "model.attention": (model.attention, ("xla", "cudnn")),
         "model.remat": (model.remat, ("none", "dots", "layers")),
         "adaptive.method": (adaptive.method, ("gradient", "estimate", "loss_softmax", "fixed")),
@@ -25,6 +26,7 @@ def contradictions(config) -> list[str]:
         ("adaptive.domain", adaptive.domain, 0 < adaptive.domain < 1, "in (0, 1), Eq. 6's domain as a share of K"),
         ("tasks.mined", tasks.mined, 0 <= tasks.mined <= 1, "in [0, 1]"),
         ("model.vector_size", model.vector_size, model.vector_size >= 0, "at least 0"),
+        ("model.gate_start", model.gate_start, math.isfinite(model.gate_start), "finite"),
         ("tasks.mined_steps", tasks.mined_steps, tasks.mined_steps >= 0, "at least 0"),
         ("tasks.mlm_rate", tasks.mlm_rate, 0 < tasks.mlm_rate < 1, "in (0, 1)"),
         ("tasks.mpm_rate", tasks.mpm_rate, 0 < tasks.mpm_rate < 1, "in (0, 1)"),
@@ -92,6 +94,10 @@ def contradictions(config) -> list[str]:
             and (model.dtype != "bfloat16" or model.attention_dropout or model.width // model.num_heads % 8),
             f"model.attention 'cudnn' needs dtype 'bfloat16', attention_dropout 0 and a multiple of 8 for width / "
             f"num_heads, not {model.dtype!r}, {model.attention_dropout} and {model.width / model.num_heads:g}",
+        ),
+        (
+            model.attention == "cudnn" and model.cross_attention == "gated",
+            "model.attention 'cudnn' takes no cross_attention 'gated' (use attention 'xla')",
         ),
         (
             train.batch_size % train.micro_batches,

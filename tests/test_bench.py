@@ -78,7 +78,7 @@ def test_the_rival_gives_our_losses_and_scores_by_both_its_ways(mask_mismatched,
     from fbjax.bench.comparison import Comparison
 
     # tasks and towers beyond the paper's are left out of the comparison
-    config = tiny(text_tokens=32, vector_size=8, tia_reads="modalities")
+    config = tiny(text_tokens=32, vector_size=8, tia_reads="modalities", cross_attention="gated")
     config = replace(config, tasks=replace(config.tasks, names=("itc", "tia"), mask_mismatched=mask_mismatched))
     said = []
     Comparison(prepare(config, build_patch_network(config.patches)), said.append)

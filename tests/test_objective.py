@@ -1,7 +1,7 @@
 """The pretraining objective and the step: hand-computed losses, and what must not change them."""
 
 import dataclasses
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import pytest
 from fbjax.batch import Batch, batch_shapes
 from fbjax.config import AdaptiveConfig, Config, MeshConfig, ModelConfig, PatchConfig, TaskConfig, TrainConfig
 from fbjax.mesh import make_mesh, put_batch
+from fbjax.model.bert import attend
 from fbjax.model.fashionbert import build_model
 from fbjax.model.patches import build_patch_network
 from fbjax.objectives.pretraining import Pretraining, patch_divergence
@@ -130,6 +131,44 @@ def test_tia_reads_the_cosine_of_the_modalities_beside_cls():
         tasks = TaskConfig(names=("tia",), mask_mismatched=mask_mismatched)
         found = losses_of(make_objective(MODALITIES, tasks), {"fashionbert": params}, batch)
         np.testing.assert_allclose(found, [np.mean(each)], rtol=1e-4)
+
+
+def test_gated_cross_attention_starts_as_the_two_towers_and_adds_the_other_modality():
+    batch = make_batch()
+    objective = make_objective(dataclasses.replace(MODALITIES, cross_attention="gated"))
+    params = make_state(objective).params["fashionbert"]
+
+    def with_gates(value):
+        is_gate = lambda path: "gate" in jax.tree_util.keystr(path)  # noqa: E731
+        return jax.tree_util.tree_map_with_path(lambda path, p: 0 * p + value if is_gate(path) else p, params)
+
+    def read(params, ids, image, **options):
+        apply = partial(objective.model.apply, {"params": params})
+        text = None if ids is None else apply(ids, method="embed_text")
+        image = None if image is None else apply(objective.patches.apply({}, image), method="embed_image")
+        return apply(text, None if ids is None else ids != 0, image, **options)
+
+    shut, ajar = with_gates(0.0), with_gates(0.03)
+    _, means = read(shut, batch.ids, batch.image, method="encode_pair")
+    towers = read(shut, batch.ids, None, method="tower"), read(shut, None, batch.image, method="tower")
+    np.testing.assert_allclose(means, np.stack(towers, axis=1), atol=1e-5)
+    for ids, image in ((batch.ids, batch.partner), (np.roll(batch.ids, 1, axis=0), batch.image)):
+        one, other = (read(ajar, *pair, method="encode_pair")[1] for pair in ((batch.ids, batch.image), (ids, image)))
+        assert (np.abs(one - other).max(axis=(0, 2)) > 1e-3).all()  # either mean depends on the other modality
+
+    positions = jnp.tile(jnp.array([0, 3, T + 2]), (B, 1))  # of the last layer, from both
+    whole, picked = (read(ajar, batch.ids, batch.image, method="encode", positions=p) for p in (None, positions))
+    np.testing.assert_allclose(picked, np.take_along_axis(whole, positions[..., None], axis=1), atol=1e-6)
+
+
+def test_attention_with_a_gate_by_hand():
+    """Two keys of the own kind, two of the other, one of them padding."""
+    q, k = np.full((1, 1, 1, 1), 2.0, np.float32), np.log(np.array([1.0, 3.0, 1.0, 5.0], np.float32)) / 2
+    v = np.array([1.0, 2.0, 10.0, 1000.0], np.float32)
+    mask, crosses = np.array([[True, True, True, False]]), np.array([[[False, False, True, True]]])
+    k, v = (x.reshape(1, 4, 1, 1) for x in (k, v))
+    mixed = attend(q, k, v, mask, crosses=crosses, gate=jnp.array([0.5]))
+    assert float(mixed[0, 0, 0, 0]) == pytest.approx((1 * 1 + 3 * 2) / 4 + 0.5 * 10)
 
 
 def test_nothing_is_hidden_for_a_task_that_is_left_out_and_the_whole_image_never():

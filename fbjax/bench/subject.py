@@ -46,8 +46,8 @@ class Subject:
         return prepare(replace(self.config, model=replace(self.config.model, **settings)), self.network)
 
     def as_in_the_paper(self) -> "Subject":
-        """The same with the paper's three tasks and without towers."""
-        model = replace(self.config.model, vector_size=0, tia_reads="cls")
+        """The same with the paper's three tasks, one softmax over text and image, and no towers."""
+        model = replace(self.config.model, vector_size=0, tia_reads="cls", cross_attention="joint")
         tasks = replace(self.config.tasks, names=PAPER_TASKS)
         return prepare(replace(self.config, model=model, tasks=tasks), self.network)
 

@@ -13,13 +13,16 @@ import jax
 import jax.numpy as jnp
 
 NORM_EPSILON = 1e-12
+GATE_UNIT = 10.0  # Adam moves a number by its learning rate a step: too little for one to come from 0 to some tenths
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderShape:
     """What an encoder is built from. `dtype` is that of matrix products; LayerNorm and softmax stay float32.
 
-    `attention` and `remat` say how it is computed, and what the backward pass recomputes: see `ModelConfig`.
+    `attention` and `remat` say how it is computed, and what the backward pass recomputes: see `ModelConfig`. With
+    `gated` positions of unlike kind are attended to beside those of the own, by a share that each head learns from
+    `gate_start`.
     """
 
     num_layers: int
@@ -32,6 +35,8 @@ class EncoderShape:
     initializer_range: float = 0.02
     attention: str = "xla"
     remat: str = "none"
+    gated: bool = False
+    gate_start: float = 0.0
 
     def table(self, axes: tuple[str | None, ...]):
         """An initializer of weights that carry the logical `axes`."""
@@ -81,12 +86,22 @@ def layer_norm(name: str) -> nn.LayerNorm:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `queries` [B, R, D] over `keys` [B, L, D] where `mask` [B, L]."""
+    """Multi-head attention of `queries` [B, R, D] over `keys` [B, L, D] where `mask` [B, L].
+
+    `crosses` [1 or B, R, L] says which of them are of unlike kind, for `EncoderShape.gated`.
+    """
 
     shape: EncoderShape
 
     @nn.compact
-    def __call__(self, queries: jax.Array, keys: jax.Array, mask: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(
+        self,
+        queries: jax.Array,
+        keys: jax.Array,
+        mask: jax.Array,
+        deterministic: bool,
+        crosses: jax.Array | None = None,
+    ) -> jax.Array:
         heads = self.shape.num_heads
 
         def project(x, name):
@@ -98,20 +113,46 @@ class Attention(nn.Module):
             mixed = flash(q, k, v, mask)
         else:
             drop = partial(nn.Dropout(self.shape.attention_dropout), deterministic=deterministic)
-            mixed = attend(q, k, v, mask, drop)
+            gate = None
+            if crosses is not None:
+                start = nn.with_logical_partitioning(
+                    nn.initializers.constant(self.shape.gate_start / GATE_UNIT), ("heads",)
+                )
+                gate = GATE_UNIT * self.param("gate", start, (heads,))
+            mixed = attend(q, k, v, mask, drop, crosses, gate)
         mixed = mixed.reshape(*queries.shape[:2], -1)
         return dense(self.shape, self.shape.width, ("heads", "embed"), name="out")(mixed)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, drop=lambda weights: weights) -> jax.Array:
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    drop=lambda weights: weights,
+    crosses: jax.Array | None = None,
+    gate: jax.Array | None = None,
+) -> jax.Array:
     """``softmax(q k^T / sqrt H) v`` where `mask` [B, L]: q [B, R, N, H], k and v [B, L, N, H] -> [B, R, N, H].
+
+    With a `gate` [N] the softmax is over the keys where `crosses` [1 or B, R, L] is False, and `gate` times that over
+    the others is added.
 
     Heads are put before positions first. `jax.nn.dot_product_attention` leaves that to XLA: with its projections,
     forward and back, it took 1.27 times as long (32 x 64 positions, 12 heads of 32, 2 CPU cores).
     """
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     logits = jnp.einsum("bnrh,bnlh->bnrl", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min))
+    mask = mask[:, None, None, :]
+
+    def softmax(mask):
+        return jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(jnp.float32).min))
+
+    if gate is None:
+        weights = softmax(mask)
+    else:
+        crosses = crosses[:, None]
+        weights = softmax(mask & ~crosses) + gate[:, None, None] * softmax(mask & crosses)
     return jnp.einsum("bnrl,bnlh->bnrh", drop(weights).astype(v.dtype), v).swapaxes(1, 2)
 
 
@@ -155,10 +196,20 @@ class Layer(nn.Module):
     shape: EncoderShape
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, positions: jax.Array | None, deterministic: bool) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        positions: jax.Array | None,
+        deterministic: bool,
+        kinds: jax.Array | None,
+    ) -> jax.Array:
         drop = nn.Dropout(self.shape.hidden_dropout)
         rows = x if positions is None else jnp.take_along_axis(x, positions[..., None], axis=1)
-        attended = Attention(self.shape, name="attention")(rows, x, mask, deterministic)
+        crosses = None
+        if kinds is not None:
+            crosses = (kinds[None] if positions is None else kinds[positions])[..., None] != kinds
+        attended = Attention(self.shape, name="attention")(rows, x, mask, deterministic, crosses)
         rows = layer_norm("attention_norm")(rows + drop(attended, deterministic))
         hidden = gelu(dense(self.shape, self.shape.mlp_width, ("embed", "mlp"), name="mlp_in")(rows))
         hidden = dense(self.shape, self.shape.width, ("mlp", "embed"), name="mlp_out")(hidden)
@@ -168,19 +219,26 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """``x [B, L, D], mask [B, L] -> [B, L, D]``, or with `positions` [B, R] ``-> [B, R, D]``: those rows alone.
 
-    What nobody reads of the last layer is not computed: its queries, MLP and norms run at `positions` only.
+    What nobody reads of the last layer is not computed: its queries, MLP and norms run at `positions` only. `kinds` [L]
+    tells positions apart for `EncoderShape.gated`.
     """
 
     shape: EncoderShape
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, mask: jax.Array, positions: jax.Array | None = None, deterministic: bool = True
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        positions: jax.Array | None = None,
+        deterministic: bool = True,
+        kinds: jax.Array | None = None,
     ) -> jax.Array:
+        kinds = kinds if self.shape.gated else None
         layer = _rematerialised(self.shape.remat)
         for i in range(self.shape.num_layers):
             last = i == self.shape.num_layers - 1
-            x = layer(self.shape, name=f"layer_{i}")(x, mask, positions if last else None, deterministic)
+            x = layer(self.shape, name=f"layer_{i}")(x, mask, positions if last else None, deterministic, kinds)
         return x
 
 

@@ -132,7 +132,9 @@ class FashionBert(nn.Module):
     ) -> jax.Array:
         """``text [B, T, D], text_mask [B, T], image [B, P, D] -> [B, L, D]``, or `positions` [B, R] of it."""
         mask = jnp.concatenate([text_mask, jnp.ones(image.shape[:2], bool)], axis=1)
-        return self.encoder(jnp.concatenate([text, image], axis=1), mask, positions, deterministic)
+        is_image = jnp.arange(mask.shape[1]) >= text.shape[1]
+        kinds = is_image if text.shape[1] and image.shape[1] else None
+        return self.encoder(jnp.concatenate([text, image], axis=1), mask, positions, deterministic, kinds)
 
     def encode_pair(
         self,
@@ -217,6 +219,8 @@ def build_model(config: ModelConfig, vocabulary_size: int, patches: PatchNetwork
             initializer_range=config.initializer_range,
             attention=config.attention,
             remat=config.remat,
+            gated=config.cross_attention == "gated",
+            gate_start=config.gate_start,
         ),
     )
 
