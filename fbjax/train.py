@@ -24,7 +24,7 @@ from fbjax.log import Log
 from fbjax.mesh import check_batch_size, make_mesh, put_batch, replicated
 from fbjax.objectives.pretraining import Pretraining
 from fbjax.scoring import matcher
-from fbjax.start import check_start, nearest_mistakes, starting_params
+from fbjax.start import calibrated, check_start, nearest_mistakes, starting_params
 from fbjax.step import TrainState, abstract_state, compiled, init_state, make_optimizer, make_step
 
 
@@ -60,7 +60,10 @@ def train(config: Config, workdir: str | Path) -> TrainState:
             say(f"trained already: step {start}" if done else f"resuming at step {start} of {config.train.num_steps}")
         else:
             start, state = 0, init_state(objective, optimizer, config, mesh)
-            state = state.replace(params=starting_params(state.params, run, mesh))
+            params = starting_params(state.params, run, mesh)
+            if config.train.start_from and "tia" in config.tasks.names:
+                params = calibrated(params, run, records, sampler, scorer)
+            state = state.replace(params=params)
 
         # the data position is the step: nothing else has to be restored
         process = (jax.process_index(), jax.process_count())

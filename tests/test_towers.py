@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 import fbjax
 from fbjax.cli import main
 from fbjax.config import Config, MeshConfig, TaskConfig
+from fbjax.data.catalogue import Source, prepare
+from fbjax.data.sampling import Sampler
 from fbjax.embed import embed
 from fbjax.evaluate import evaluate
 from fbjax.explain import explain
 from fbjax.mesh import make_mesh, put_batch
 from fbjax.objectives.contrastive import belong_apart, contrastive_losses
 from fbjax.objectives.pretraining import Pretraining
-from fbjax.start import nearest_apart, starting_params
+from fbjax.scoring import Scorer
+from fbjax.start import calibrated, nearest_apart, starting_params
 from fbjax.step import init_state, make_optimizer, make_step
 from fbjax.towers import Towers, trained_towers
 from fbjax.train import train
@@ -299,9 +302,20 @@ def test_a_run_takes_over_another_s_weights_and_the_rest_is_fresh(run, capfd):
     taken = starting_params(fresh, ours, mesh)
     _, source = load_params(begun, folder / "run", mesh)
     source, before, after = (dict(jax.tree.leaves_with_path(jax.device_get(tree))) for tree in (source, fresh, taken))
+    (untrained,) = (path for path in after if jax.tree_util.keystr(path).endswith("['tia']['kernel']"))
+    assert not after.pop(untrained).any()
     for path, leaf in after.items():
         np.testing.assert_array_equal(leaf, source.get(path, before[path]), err_msg=str(path))
-    assert len(source) < len(after) and "initialised, as it lacks them" in capfd.readouterr().err
+    assert len(source) < len(after) and "as it lacks them" in capfd.readouterr().err
+
+    longer = variant(theirs, model={"text_tokens": 32})
+    ours_longer = Run.build(longer, begun.vocabulary, None)
+    objective = Pretraining(ours_longer.model, ours_longer.patches, longer.tasks, 4)
+    fresh_longer = init_state(objective, make_optimizer(longer.train), longer, mesh).params
+    own = np.array(fresh_longer["fashionbert"]["text_embeddings"]["position"])
+    positions = starting_params(fresh_longer, ours_longer, mesh)["fashionbert"]["text_embeddings"]["position"]
+    np.testing.assert_array_equal(positions[:24], taken["fashionbert"]["text_embeddings"]["position"])
+    np.testing.assert_array_equal(positions[24:], own[24:])
 
     kernel = {"projection": {"kernel": np.zeros((32, 8))}}
     with pytest.raises(ValueError, match=r"do not fit the config:\n  .*projection/kernel \(32, 16\), here \(32, 8\)"):
@@ -312,6 +326,26 @@ def test_a_run_takes_over_another_s_weights_and_the_rest_is_fresh(run, capfd):
     words = type(begun.vocabulary).train(["quite other words"], 60)
     with pytest.raises(ValueError, match="another vocabulary"):
         starting_params(fresh, Run.build(theirs, words, None), mesh)
+
+
+def test_alignment_starts_from_a_bias_that_splits_pairs_from_mismatches(run, capfd):
+    """Set right, it is left as it is; moved, it comes back."""
+    folder, config, _ = run
+    config = variant(config, tasks={"names": ("tia",)}, model={"tia_reads": "modalities"})
+    begun = Run.open(folder / "run")
+    ours, mesh = Run.build(config, begun.vocabulary, None), make_mesh(config.mesh)
+    objective = Pretraining(ours.model, ours.patches, config.tasks, 4)
+    params = jax.device_get(init_state(objective, make_optimizer(config.train), config, mesh).params)
+    records = prepare(Source.from_config(config), ours.vocabulary, config.data.prepared, lambda x, *_: x)["train"]
+    arguments = ours, records, Sampler.of(config, records), Scorer(ours.model, ours.step_patches, mesh)
+    split = calibrated(params, *arguments)
+    bias = split["fashionbert"]["tia"]["bias"]
+    assert abs(bias[1] - params["fashionbert"]["tia"]["bias"][1]) > 0.1
+    head = split["fashionbert"]["tia"] | {"bias": bias + jnp.array([3.0, -2.0])}
+    again = calibrated(split | {"fashionbert": split["fashionbert"] | {"tia": head}}, *arguments)
+    moved = again["fashionbert"]["tia"]["bias"]
+    assert float(moved[1] - moved[0]) == pytest.approx(float(bias[1] - bias[0]), abs=1e-3)
+    assert "alignment starts from a bias of 5.0" in capfd.readouterr().err
 
 
 def test_a_run_learns_from_the_mistakes_of_another_s_towers(run, tmp_path, capfd, trains_on_one_device):
