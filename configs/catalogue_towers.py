@@ -32,7 +32,7 @@ def get_config():
     config.model.width, config.model.num_heads, config.model.mlp_width = 384, 12, 1536
     config.model.text_tokens = 32
     config.model.vector_size = 256
-    config.model.hidden_dropout = config.model.attention_dropout = 0.0
+    config.model.hidden_dropout, config.model.attention_dropout = 0.1, 0.0
 
     config.tasks.names = ("itc",)
 
@@ -40,7 +40,7 @@ def get_config():
     config.adaptive.fixed = (1.0,)
 
     config.train.batch_size = 128
-    config.train.num_steps = 1200
+    config.train.num_steps = 2000
     config.train.learning_rate = 4e-4
     config.train.warmup_steps = 50
     config.train.beta1, config.train.beta2, config.train.weight_decay = 0.9, 0.98, 0.01

@@ -3,9 +3,10 @@
     python launch/sweep.py tasks --towers runs/towers --lists validation-101.jsonl --out runs/sweep
 
 Every run is `fbjax train` and `fbjax evaluate` of configs/catalogue.py for a few minutes. What is done already is not
-done again, a run that was cut off goes on. The figure is Rank@1, the mean of both directions, on the lists' first
-queries. A true difference as large as the last line says would be found at the 5 % level in 80 % of such sweeps, on
-these queries and from these towers, one comparison at a time; a smaller one that is observed decides nothing.
+done again, not for another sweep either, and a run that was cut off goes on. The figure is Rank@1, the mean of both
+directions, on the lists' first queries. A true difference as large as the last line says would be found at the 5 %
+level in 80 % of such sweeps, on these queries and from these towers, one comparison at a time; a smaller one that is
+observed decides nothing.
 """
 
 import argparse
@@ -19,32 +20,36 @@ import scipy.stats
 
 from fbjax import config as configs
 
-SAME = ("tasks.mined=0.0",)  # partners of the same sub-category throughout
-SWEEPS = {  # the first variant of each is what the others are compared with
+ALL = ("tasks.names=mlm,mpm,tia,itc", "adaptive.fixed=0.1,0.1,0.4,0.4")
+SWEEPS = {  # the first variant of each is what the others are compared with; () is the config as it stands
     "tasks": {
-        "mlm+mpm+tia": SAME,
-        "mpm+tia": (*SAME, "tasks.names=mpm,tia", "adaptive.fixed=0.2,0.8"),
-        "mlm+tia": (*SAME, "tasks.names=mlm,tia", "adaptive.fixed=0.2,0.8"),
-        "tia": (*SAME, "tasks.names=tia", "adaptive.fixed=1.0"),
-        "mlm+mpm+tia+itc": (*SAME, "tasks.names=mlm,mpm,tia,itc", "adaptive.fixed=0.05,0.05,0.5,0.4"),
+        "tia+itc": (),
+        "tia": ("tasks.names=tia", "adaptive.fixed=1.0"),
+        "mlm+mpm+tia+itc": ALL,
+        "mlm+tia+itc": ("tasks.names=mlm,tia,itc", "adaptive.fixed=0.1,0.45,0.45"),
+        "mpm+tia+itc": ("tasks.names=mpm,tia,itc", "adaptive.fixed=0.1,0.45,0.45"),
+        "mlm+mpm+itc, scored by the towers": ("tasks.names=mlm,mpm,itc", "adaptive.fixed=0.1,0.1,0.8"),
+        "itc, scored by the towers": ("tasks.names=itc", "adaptive.fixed=1.0"),
     },
     "weights": {
-        "fixed .1 .1 .8": SAME,
-        "fixed thirds": (*SAME, "adaptive.fixed=0.334,0.333,0.333"),
-        "gradient": (*SAME, "adaptive.method=gradient"),
-        "loss_softmax": (*SAME, "adaptive.method=loss_softmax"),
+        "fixed .1 .1 .4 .4": ALL,
+        "fixed quarters": (ALL[0], "adaptive.fixed=0.25,0.25,0.25,0.25"),
+        "gradient": (ALL[0], "adaptive.method=gradient"),
+        "loss_softmax": (ALL[0], "adaptive.method=loss_softmax"),
     },
     "negatives": {
-        "same sub-category": SAME,
-        "any, then same": (*SAME, "tasks.easy_start=1.0", "tasks.easy_end=0.0", "tasks.easy_steps=300"),
+        "same sub-category": (),
+        "any, then same": ("tasks.easy_start=1.0", "tasks.easy_end=0.0", "tasks.easy_steps=300"),
         "mined .2 from the start": ("tasks.mined=0.2", "tasks.mined_steps=0"),
         "mined .4 from the start": ("tasks.mined=0.4", "tasks.mined_steps=0"),
     },
     "start": {
-        "towers, modalities": SAME,
-        "towers, cls": (*SAME, "model.tia_reads=cls"),
-        "minilm, modalities": (*SAME, "train.start_from="),
-        "minilm, cls": (*SAME, "train.start_from=", "model.tia_reads=cls"),
+        "gated": (),
+        "gated, from .1": ("model.gate_start=0.1",),
+        "joint": ("model.cross_attention=joint",),
+        "joint, cls alone": ("model.cross_attention=joint", "model.tia_reads=cls"),
+        "joint, minilm": ("model.cross_attention=joint", "train.start_from="),
+        "joint, minilm, cls alone": ("model.cross_attention=joint", "model.tia_reads=cls", "train.start_from="),
     },
 }
 
@@ -117,7 +122,7 @@ def main() -> None:
     found = {}
     for seed in range(arguments.seeds):
         for name, variant in variants.items():
-            workdir = Path(arguments.out) / ("base" if variant == SAME else name.replace(" ", "_")) / f"seed{seed}"
+            workdir = Path(arguments.out) / ("_".join(variant) or "base") / f"seed{seed}"
             found.setdefault(name, []).append(run(workdir, overrides_of(variant, seed, arguments), arguments))
             print(f"{name}, seed {seed}: Rank@1 {rank_at_1(found[name][-1]):.1%}", flush=True)
     print("\n".join(table(found)))
