@@ -5,14 +5,14 @@
     fbjax evaluate --workdir runs/catalogue --candidates ../shared/data/catalogue/validation-101.jsonl
 
 The second half of `launch/catalogue.sh`. One run, seed 0, 2 CPU cores: records 12 seconds, patch features 9 minutes,
-towers 29, this 14 (96 pairs/s, 3.2 GiB), evaluation 5, over the whole gallery 3 more. Rank@1 of 51.4 % image to text and
-51.0 % text to image, AUC .977; the towers alone come to 52.0 %, 51.7 % and .977. The README has the intervals and the
-gallery, docs/recipe.md what the recipe rests on and what holds it back.
+towers 29, this 14 (96 pairs/s, 3.2 GiB), evaluation 5, over the whole gallery 3 more. Rank@1 of 51.4 % image to text
+and 51.0 % text to image, AUC .977; the towers alone come to 52.0 %, 51.7 % and .977. The README has the intervals and
+the gallery, docs/recipe.md what the recipe rests on and what holds it back.
 
 Departs from the paper: text and image are aligned first (`configs/catalogue_towers.py`), and their contrast is trained
-along in place of MLM and MPM; TIA also reads the cosine of the two modalities' means; each modality attends to the other
-by a share that is learned from 0; beside a 2 x 2 grid of one pass over 224 pixels stands a token of the whole image (the
-photographs have 60 x 80); two layers, 32 text tokens, fixed task weights.
+along in place of MLM and MPM; TIA also reads the cosine of the two modalities' means; each modality attends to the
+other by a share that is learned from 0; beside a 2 x 2 grid of one pass over 224 pixels stands a token of the whole
+image (the photographs have 60 x 80); two layers, 32 text tokens, fixed task weights.
 """
 
 from fbjax.config import defaults
