@@ -5,7 +5,7 @@
     fbjax evaluate --workdir runs/catalogue --candidates ../shared/data/catalogue/validation-101.jsonl
 
 The second half of `launch/catalogue.sh`. One run, seed 0, 2 CPU cores: records 12 seconds, patch features 9 minutes,
-towers 29, this 14 (96 pairs/s, 3.2 GiB), evaluation 5, over the whole gallery 3 more. Rank@1 of 51.4 % image to text
+towers some 29, this 14 (96 pairs/s, 3.2 GiB), evaluation 5, the whole gallery 3 more. Rank@1 of 51.4 % image to text
 and 51.0 % text to image, AUC .977; the towers alone come to 52.0 %, 51.7 % and .977. The README has the intervals and
 the gallery, docs/recipe.md what the recipe rests on and what holds it back.
 

@@ -96,6 +96,10 @@ def contradictions(config) -> list[str]:
             f"num_heads, not {model.dtype!r}, {model.attention_dropout} and {model.width / model.num_heads:g}",
         ),
         (
+            model.gate_start and model.cross_attention != "gated",
+            f"model.gate_start {model.gate_start} is for model.cross_attention 'gated', not {model.cross_attention!r}",
+        ),
+        (
             model.attention == "cudnn" and model.cross_attention == "gated",
             "model.attention 'cudnn' takes no cross_attention 'gated' (use attention 'xla')",
         ),

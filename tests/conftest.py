@@ -11,7 +11,6 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 EIGHT_DEVICES = " --xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + EIGHT_DEVICES
 
-import jax  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
@@ -23,9 +22,10 @@ settings.load_profile("fbjax")
 def trains_on_one_device():
     """With eight simulated devices on two cores, XLA's CPU collectives can wait for one another for ever: seen in the
     contrast's step, which has several that do not depend on each other."""
+    from tests.runs import make_one_device_mesh
+
+    mesh = make_one_device_mesh()
     with pytest.MonkeyPatch.context() as patch:
-        auto = (jax.sharding.AxisType.Auto,) * 3
-        mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1], axis_types=auto)
         patch.setattr("fbjax.train.make_mesh", lambda config: mesh)
         yield
 

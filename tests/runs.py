@@ -42,6 +42,11 @@ def tiny_config(folder: Path, *overrides: str) -> configs.Config:
     return configs.load(write_config(folder) if not (folder / "tiny.py").exists() else folder / "tiny.py", overrides)
 
 
+def make_one_device_mesh():
+    auto = (jax.sharding.AxisType.Auto,) * 3
+    return jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1], axis_types=auto)
+
+
 def write_mobilenet(path: Path) -> None:
     """Random MobileNetV1 weights of width 0.25 that neither die nor saturate."""
     rng = np.random.default_rng(0)

@@ -17,7 +17,7 @@ from fbjax.model.fashionbert import build_model
 from fbjax.model.patches import build_patch_network
 from fbjax.objectives.pretraining import Pretraining, patch_divergence
 from fbjax.step import clip_by_global_norm, compiled, init_state, make_optimizer, make_schedule, make_step
-from tests.runs import write_mobilenet
+from tests.runs import make_one_device_mesh, write_mobilenet
 
 B, T, V = 16, 16, 60
 PATCHES = PatchConfig(network="pixels", image_size=16, patch_size=4, enlarge_to=4)
@@ -47,11 +47,6 @@ def make_batch(seed=0, text_tokens=T):
 def make_objective(model=MODEL, tasks=None, patches=PATCHES):
     network = build_patch_network(patches)
     return Pretraining(build_model(model, V, network), network, tasks or TaskConfig(), mask_id=4)
-
-
-def make_one_device_mesh():
-    auto = (jax.sharding.AxisType.Auto,) * 3
-    return jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1], axis_types=auto)
 
 
 def make_state(objective, config=CONFIG, mesh=None):

@@ -28,9 +28,9 @@ from fbjax.towers import Towers, trained_towers
 from fbjax.train import train
 from fbjax.trained import load_params
 from fbjax.workdir import MINED, Run
-from tests.runs import tiny_config
+from tests.runs import make_one_device_mesh, tiny_config
 from tests.tables import encode, make_products, write_parquet
-from tests.test_objective import CONFIG, MODEL, B, make_batch, make_objective, make_one_device_mesh, make_state
+from tests.test_objective import CONFIG, MODEL, B, make_batch, make_objective, make_state
 
 TOWERS = dataclasses.replace(MODEL, vector_size=8, num_layers=1)
 ITC = TaskConfig(names=("itc",))
