@@ -14,11 +14,11 @@ fbjax train --config configs/catalogue_towers.py --workdir "$RUNS/towers"
 # 2. FashionBERT from the towers' weights: now text and image see each other, and the towers learn on.
 fbjax train --config configs/catalogue.py --workdir "$RUNS/catalogue" --config.train.start_from="$RUNS/towers"
 
-# 3. Figures of the last checkpoints: the towers, and FashionBERT, also over its own towers' nearest in the whole gallery.
+# 3. Figures of the last checkpoints: the towers, and FashionBERT, also over the towers' nearest in the whole gallery.
 fbjax evaluate --workdir "$RUNS/towers" --step 2000 --candidates "$LISTS" --protocol candidates,matching,full \
   --out "$RUNS/towers.json"
 fbjax evaluate --workdir "$RUNS/catalogue" --step 600 --candidates "$LISTS" --protocol candidates,matching,full \
-  --rerank 20 --out "$RUNS/catalogue.json"
+  --towers "$RUNS/towers" --rerank 20 --out "$RUNS/catalogue.json"
 
 # 4. What a linear model makes of the same features.
 for family in cca vse; do

@@ -10,9 +10,13 @@ observed decides nothing.
 """
 
 import argparse
+import contextlib
 import json
 import math
+import os
+import queue
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +25,18 @@ import scipy.stats
 from fbjax import config as configs
 
 ALL = ("tasks.names=mlm,mpm,tia,itc", "adaptive.fixed=0.1,0.1,0.4,0.4")
+JOINT = ("model.cross_attention=joint", "model.gate_start=0.0")
 SWEEPS = {  # the first variant of each is what the others are compared with; () is the config as it stands
     "tasks": {
-        "tia+itc": (),
-        "tia": ("tasks.names=tia", "adaptive.fixed=1.0"),
-        "mlm+mpm+tia+itc": ALL,
-        "mlm+tia+itc": ("tasks.names=mlm,tia,itc", "adaptive.fixed=0.1,0.45,0.45"),
-        "mpm+tia+itc": ("tasks.names=mpm,tia,itc", "adaptive.fixed=0.1,0.45,0.45"),
-        "mlm+mpm+itc, scored by the towers": ("tasks.names=mlm,mpm,itc", "adaptive.fixed=0.1,0.1,0.8"),
-        "itc, scored by the towers": ("tasks.names=itc", "adaptive.fixed=1.0"),
+        "all four": ALL,
+        "without mlm": ("tasks.names=mpm,tia,itc", "adaptive.fixed=0.1,0.45,0.45"),
+        "without mpm": ("tasks.names=mlm,tia,itc", "adaptive.fixed=0.1,0.45,0.45"),
+        "without either": (),
+        "without tia, scored by the towers": ("tasks.names=mlm,mpm,itc", "adaptive.fixed=0.1,0.1,0.8"),
+        "without itc": ("tasks.names=mlm,mpm,tia", "adaptive.fixed=0.1,0.1,0.8"),
     },
     "weights": {
         "fixed .1 .1 .4 .4": ALL,
-        "fixed quarters": (ALL[0], "adaptive.fixed=0.25,0.25,0.25,0.25"),
         "gradient": (ALL[0], "adaptive.method=gradient"),
         "loss_softmax": (ALL[0], "adaptive.method=loss_softmax"),
     },
@@ -45,11 +48,11 @@ SWEEPS = {  # the first variant of each is what the others are compared with; ()
     },
     "start": {
         "gated": (),
-        "gated, from .1": ("model.gate_start=0.1",),
-        "joint": ("model.cross_attention=joint",),
-        "joint, cls alone": ("model.cross_attention=joint", "model.tia_reads=cls"),
-        "joint, minilm": ("model.cross_attention=joint", "train.start_from="),
-        "joint, minilm, cls alone": ("model.cross_attention=joint", "model.tia_reads=cls", "train.start_from="),
+        "gated, from 0": ("model.gate_start=0.0",),
+        "joint": JOINT,
+        "joint, cls alone": (*JOINT, "model.tia_reads=cls"),
+        "joint, minilm": (*JOINT, "train.start_from="),
+        "joint, minilm, cls alone": (*JOINT, "model.tia_reads=cls", "train.start_from="),
     },
 }
 
@@ -59,7 +62,24 @@ def overrides_of(variant: tuple[str, ...], seed: int, arguments) -> list[str]:
     return [*given, *arguments.settings, f"train.seed={seed}"]
 
 
-def run(workdir: Path, overrides: list[str], arguments) -> dict:
+def shares_of_cores(jobs: int) -> queue.Queue:
+    """The cores dealt out to so many runs at once, each share as a command that keeps another on it."""
+    cores, shares = sorted(os.sched_getaffinity(0)) if jobs > 1 else [], queue.Queue()
+    for job in range(jobs):
+        shares.put(["taskset", "-c", ",".join(map(str, cores[job::jobs]))] if cores else [])
+    return shares
+
+
+@contextlib.contextmanager
+def taken(shares: queue.Queue):
+    share = shares.get()
+    try:
+        yield share
+    finally:
+        shares.put(share)
+
+
+def run(workdir: Path, overrides: list[str], arguments, shares: queue.Queue) -> dict:
     """The metrics of one run, made unless they are there; ValueError where they are those of other settings."""
     out, asked = workdir / "metrics.json", workdir / "asked.json"
     wanted = [arguments.config, arguments.lists, arguments.queries, *overrides]
@@ -70,13 +90,13 @@ def run(workdir: Path, overrides: list[str], arguments) -> dict:
         asked.write_text(json.dumps(wanted))
         flags = [f"--config.{setting}" for setting in overrides]
         lists = ["--candidates", arguments.lists, "--queries", str(arguments.queries)]
-        with open(workdir / "log", "a") as log:
+        with taken(shares) as pinned, open(workdir / "log", "a") as log:
             for command in (
                 ["fbjax", "train", "--config", arguments.config, "--workdir", str(workdir), *flags],
                 ["fbjax", "evaluate", "--workdir", str(workdir), "--step", str(arguments.steps), *lists]
                 + ["--out", str(out)],
             ):
-                subprocess.run(command, check=True, stdout=log, stderr=log)
+                subprocess.run([*pinned, *command], check=True, stdout=log, stderr=log)
     return json.loads(out.read_text())
 
 
@@ -114,17 +134,30 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--queries", type=int, default=300, help="a direction")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on its share of the cores")
     parser.add_argument("settings", nargs="*", help="section.field=value, for all runs")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
+    cores = len(os.sched_getaffinity(0))
+    if not 1 <= arguments.jobs <= cores:
+        parser.error(f"--jobs {arguments.jobs}: there are {cores} cores")
     variants = SWEEPS[arguments.sweep]
     for variant in variants.values():  # a wrong setting is found before the first run
         configs.load(arguments.config, overrides_of(variant, 0, arguments))
-    found = {}
-    for seed in range(arguments.seeds):
-        for name, variant in variants.items():
-            workdir = Path(arguments.out) / ("_".join(variant) or "base") / f"seed{seed}"
-            found.setdefault(name, []).append(run(workdir, overrides_of(variant, seed, arguments), arguments))
-            print(f"{name}, seed {seed}: Rank@1 {rank_at_1(found[name][-1]):.1%}", flush=True)
+    shares = shares_of_cores(arguments.jobs)
+
+    def measure(seed: int, name: str) -> dict:
+        workdir = Path(arguments.out) / ("_".join(variants[name]) or "base") / f"seed{seed}"
+        metrics = run(workdir, overrides_of(variants[name], seed, arguments), arguments, shares)
+        print(f"{name}, seed {seed}: Rank@1 {rank_at_1(metrics):.1%}\n", end="", flush=True)  # one write, one line
+        return metrics
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        runs = {(seed, name): pool.submit(measure, seed, name) for seed in range(arguments.seeds) for name in variants}
+        try:
+            found = {name: [runs[seed, name].result() for seed in range(arguments.seeds)] for name in variants}
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     print("\n".join(table(found)))
 
 

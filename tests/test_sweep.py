@@ -39,4 +39,4 @@ def test_a_folder_of_other_settings_is_not_taken_for_this_sweep_s(tmp_path):
     (tmp_path / "asked.json").write_text('["other"]')
     arguments = SimpleNamespace(config="c", lists="l", queries=3)
     with pytest.raises(ValueError, match="holds a run of other settings"):
-        sweep.run(tmp_path, [], arguments)
+        sweep.run(tmp_path, [], arguments, sweep.shares_of_cores(1))
