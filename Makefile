@@ -25,8 +25,8 @@ $(VENV)/.ready: $(VENV)/.installed
 	$(BIN)/pip check
 	touch $@
 
-test: setup  ## everything but the slow tests, on the CPU with eight simulated devices
-	JAX_PLATFORMS=cpu $(BIN)/pytest
+test: setup  ## everything but the slow tests, two files at once, on the CPU with eight simulated devices
+	JAX_PLATFORMS=cpu $(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: setup  ## runs killed and resumed, full disks, mutated tables, the quickstart
 	JAX_PLATFORMS=cpu $(BIN)/pytest -m slow
