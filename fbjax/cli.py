@@ -1,13 +1,10 @@
-"""The `fbjax` command: verbs, their flags and their errors. Verbs import what they need when they run."""
+"""The `fbjax` command: its flags and its errors. What a verb does stands in `fbjax.verbs`."""
 
 import argparse
-import json
 import os
-import shutil
 import sys
-from pathlib import Path
 
-from fbjax import __version__
+from fbjax import __version__, verbs
 
 EXAMPLES = {  # in the order in which a newcomer runs them
     "draw": ("fbjax draw --out drawn --products 1000",),
@@ -56,35 +53,35 @@ def _parser() -> argparse.ArgumentParser:
         prog="fbjax", description="FashionBERT: image-text matching and retrieval for product catalogues."
     )
     parser.add_argument("--version", action="version", version=f"fbjax {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    subparsers = parser.add_subparsers(required=True, metavar="VERB")
 
-    def verb(name, run, summary):
-        sub = verbs.add_parser(
+    def verb(name, summary):
+        sub = subparsers.add_parser(
             name,
             help=summary,
             description=summary,
             epilog="\n  ".join(["examples:", *EXAMPLES[name]]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(run=run, verb=name)
+        sub.set_defaults(run=getattr(verbs, name), verb=name)
         return sub
 
     protocol_help = "which figures, of candidates, matching, full (default: %(default)s)"
     config_help = "a config file; --config.section.field=value changes a setting"
-    draw = verb("draw", _draw, "draw a catalogue of garments with captions, to try things on")
+    draw = verb("draw", "draw a catalogue of garments with captions, to try things on")
     draw.add_argument("--out", required=True, help="folder for train.parquet and validation.parquet")
     draw.add_argument("--products", type=int, default=8000, help="how many (default: %(default)s)")
     draw.add_argument("--seed", type=int, default=0, help="another seed, another catalogue (default: %(default)s)")
 
-    prepare = verb("prepare", _prepare, "turn product tables into records, or check a table first")
+    prepare = verb("prepare", "turn product tables into records, or check a table first")
     prepare.add_argument("--config", help=config_help)
     prepare.add_argument("--check", metavar="TABLE", help="read a table, say what is understood, propose its mapping")
 
-    train = verb("train", _train, "train; run again with the same workdir, it resumes exactly")
+    train = verb("train", "train; run again with the same workdir, it resumes exactly")
     train.add_argument("--config", required=True, help=config_help)
     train.add_argument("--workdir", required=True, help="folder for checkpoints and logs")
 
-    evaluate = verb("evaluate", _evaluate, "evaluate a checkpoint: retrieval over candidate lists, and matching")
+    evaluate = verb("evaluate", "evaluate a checkpoint: retrieval over candidate lists, and matching")
     evaluate.add_argument("--workdir", required=True, help="folder of a trained run")
     evaluate.add_argument("--data", help="a product table or glob (default: the run's validation split)")
     evaluate.add_argument("--candidates", help="fixed candidate lists, JSONL (default: drawn from the data)")
@@ -98,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", help="write the figures to this JSON file")
 
     baseline = verb(
-        "baseline", _baseline, "evaluate a linear model on the same features: CCA, or VSE as in the paper's comparison"
+        "baseline", "evaluate a linear model on the same features: CCA, or VSE as in the paper's comparison"
     )
     baseline.add_argument("family", choices=["cca", "vse"], help="canonical correlation, or embedding by hinge loss")
     baseline.add_argument("--config", required=True, help=config_help)
@@ -116,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     baseline.add_argument("--hardest", action="store_true", help="vse: the hardest negative alone (VSE++), not all")
     baseline.add_argument("--out", help="write the figures to this JSON file")
 
-    rank = verb("rank", _rank, "rank products for a text or an image")
+    rank = verb("rank", "rank products for a text or an image")
     rank.add_argument("--workdir", required=True, help="folder of a trained run")
     rank.add_argument("--text", help="rank images for this text ...")
     rank.add_argument("--image", help="... or texts for this image file")
@@ -126,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     rank.add_argument("--step", type=int, help="which checkpoint (default: the best by validation AUC)")
     rank.add_argument("--html", help="write the ranking with its pictures to this HTML file")
 
-    embed = verb("embed", _embed, "write a catalogue's vectors, for a search index (runs trained with the task itc)")
+    embed = verb("embed", "write a catalogue's vectors, for a search index (runs trained with the task itc)")
     embed.add_argument("--workdir", required=True, help="folder of a trained run")
     embed.add_argument("--out", required=True, help="the .npz file: ids, vectors, checkpoint_step, what")
     embed.add_argument("--data", help="a product table or glob (default: a split of the run)")
@@ -136,14 +133,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     embed.add_argument("--step", type=int, help="which checkpoint (default: the best by validation AUC)")
 
-    report = verb("report", _report, "draw a run: curves, figures, rankings with pictures, on one HTML page")
+    report = verb("report", "draw a run: curves, figures, rankings with pictures, on one HTML page")
     report.add_argument("--workdir", required=True, help="folder of a trained run")
     report.add_argument("--out", help="the HTML file (default: report.html in the workdir)")
     report.add_argument(
         "--queries", type=int, default=200, help="a direction, where it is not evaluated yet (default: %(default)s)"
     )
 
-    bench = verb("bench", _bench, "time training, scoring and patch features on synthetic batches")
+    bench = verb("bench", "time training, scoring and patch features on synthetic batches")
     bench.add_argument("--config", default="configs/my_catalogue.py", help=f"{config_help} (default: %(default)s)")
     bench.add_argument(
         "--repeats", type=int, default=10, help="timed rounds; 0 only plans memory (default: %(default)s)"
@@ -162,165 +159,6 @@ def _overrides(rest: list[str], arguments) -> list[str]:
         if not (argument.startswith("--config.") and "=" in argument and hasattr(arguments, "config")):
             raise ValueError(f"unknown argument {argument} (see fbjax {arguments.verb} --help)")
     return [argument.removeprefix("--config.") for argument in rest]
-
-
-def _draw(arguments, overrides) -> None:
-    from fbjax.console import progress
-    from fbjax.data.drawn.products import is_drawn, write_catalogue
-
-    reused = is_drawn(arguments.out, arguments.products, arguments.seed)
-    files = write_catalogue(arguments.out, arguments.products, arguments.seed, progress)
-    verb = "reusing" if reused else "drawn"
-    print(f"{verb}: {arguments.products:,} products, seed {arguments.seed}: {', '.join(map(str, files.values()))}")
-
-
-def _prepare(arguments, overrides) -> None:
-    from fbjax import config as configs
-
-    if not arguments.config and (overrides or not arguments.check):
-        raise ValueError("prepare needs --config FILE, or --check TABLE")
-    config = configs.load(arguments.config, overrides) if arguments.config else None
-    if arguments.check:
-        from fbjax.data.check import check
-
-        return check(arguments.check, config, print)
-
-    from fbjax.console import progress, say
-    from fbjax.data.catalogue import Source, is_prepared, prepare, read_report
-    from fbjax.workdir import make_vocabulary
-
-    source, vocabulary = Source.from_config(config), make_vocabulary(config, say)
-    verb = "reusing" if is_prepared(source, vocabulary, config.data.prepared) else "prepared"
-    records = prepare(source, vocabulary, config.data.prepared, progress)
-    report = read_report(records["train"])
-    for split, count in report["splits"].items():
-        print(
-            f"{split}: {count:,} products, {report['groups'][split]:,} groups, {report['categories'][split]} categories"
-        )
-    for reason, count in report["skipped"].items():
-        print(f"skipped: {count:,} {reason}")
-    print(f"{verb}: {Path(records['train'].files[0]).parent}")
-
-
-def _train(arguments, overrides) -> None:
-    from fbjax import config as configs
-    from fbjax.train import train
-
-    train(configs.load(arguments.config, overrides), arguments.workdir)
-
-
-def _evaluate(arguments, overrides) -> None:
-    from fbjax.evaluate import evaluate
-    from fbjax.protocols import report
-
-    if arguments.out:
-        _check_out("--out", arguments.out)
-    figures = evaluate(
-        arguments.workdir,
-        data=arguments.data,
-        candidates=arguments.candidates,
-        protocols=_names(arguments.protocol),
-        num_queries=arguments.queries,
-        step=arguments.step,
-        towers=arguments.towers,
-        rerank=arguments.rerank,
-    )
-    report(figures, print)
-    if arguments.out:
-        _write_json(arguments.out, figures)
-
-
-def _baseline(arguments, overrides) -> None:
-    from fbjax import config as configs
-    from fbjax.baseline import baseline
-    from fbjax.protocols import report
-
-    if arguments.out:
-        _check_out("--out", arguments.out)
-    figures = baseline(
-        arguments.family,
-        configs.load(arguments.config, overrides),
-        candidates=arguments.candidates,
-        protocols=_names(arguments.protocol),
-        num_queries=arguments.queries,
-        seed=arguments.seed,
-        dims=arguments.dims,
-        ridge=arguments.ridge,
-        num_directions=arguments.svd,
-        hardest=arguments.hardest,
-    )
-    report(figures, print)
-    if arguments.out:
-        _write_json(arguments.out, figures)
-
-
-def _rank(arguments, overrides) -> None:
-    from fbjax.rank import rank, table
-
-    if arguments.html:
-        _check_out("--html", arguments.html)
-    ranking = rank(
-        arguments.workdir,
-        text=arguments.text,
-        image=arguments.image,
-        data=arguments.data,
-        category=arguments.category,
-        top=arguments.top,
-        step=arguments.step,
-    )
-    for line in table(ranking, shutil.get_terminal_size().columns):
-        print(line)
-    if arguments.html:
-        from fbjax.pages.ranking import write_ranking
-
-        print(f"pictures: {write_ranking(ranking, arguments.html)}")
-
-
-def _embed(arguments, overrides) -> None:
-    from fbjax.embed import embed
-
-    _check_out("--out", arguments.out)
-    embed(
-        arguments.workdir,
-        arguments.out,
-        data=arguments.data,
-        what=arguments.what,
-        split=arguments.split,
-        step=arguments.step,
-    )
-    print(f"vectors: {arguments.out}")
-
-
-def _report(arguments, overrides) -> None:
-    from fbjax.pages.report import write_report
-
-    if arguments.out:
-        _check_out("--out", arguments.out)
-    print(f"report: {write_report(arguments.workdir, arguments.out, arguments.queries)}")
-
-
-def _bench(arguments, overrides) -> None:
-    from fbjax import config as configs
-    from fbjax.bench.bench import bench, table
-    from fbjax.console import say
-
-    config = configs.load(arguments.config, overrides)
-    figures = bench(config, arguments.repeats, say, arguments.compare, arguments.trace)
-    for line in [json.dumps(figures, indent=2)] if arguments.json else table(figures):
-        print(line)
-
-
-def _names(listed: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in listed.split(","))
-
-
-def _write_json(path: str, figures: dict) -> None:
-    Path(path).write_text(json.dumps(figures, indent=2) + "\n")
-
-
-def _check_out(flag: str, path: str) -> None:
-    if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
-        raise FileNotFoundError(f"{flag} {path}: give a file in a folder that is there")
 
 
 def _quiet_libraries() -> None:

@@ -1,16 +1,23 @@
-"""Short runs that differ in one thing each, over several seeds, and the smallest difference they can detect.
+"""Short runs that differ in one thing each, over several seeds: table, plot, and which differences are told apart.
 
-    python launch/sweep.py tasks --towers runs/towers --lists validation-101.jsonl --out runs/sweep
+    python launch/sweep.py weights,tasks,mismatched,layers,networks --lists validation-101.jsonl --out runs/sweep
+    python launch/sweep.py patches --steps 100 --lists validation-101.jsonl --out runs/patches
+    python launch/sweep.py start --config configs/catalogue.py --towers runs/towers --lists .. --out runs/start
 
-Every run is `fbjax train` and `fbjax evaluate` of configs/catalogue.py for a few minutes. What is done already is not
-done again, not for another sweep either, and a run that was cut off goes on. The figure is Rank@1, the mean of both
-directions, on the lists' first queries. A true difference as large as the last line says would be found at the 5 %
-level in 80 % of such sweeps, on these queries and from these towers, one comparison at a time; a smaller one that is
-observed decides nothing.
+Every run is `fbjax train` and `fbjax evaluate` of a config for a few minutes. What is done already is not done again,
+not for another sweep either, and a run that was cut off goes on. The figure is Rank@1, the mean of both directions, on
+the lists' first queries.
+
+A variant's difference to the first of its sweep has the variance of seeds (pooled over the variants, 2 s^2 / n) and of
+queries (of the difference, query by query) together, which counts some noise twice: the interval is rather too wide
+than too narrow. "ahead" and "behind" are at the 5 % level over all comparisons of a sweep (Holm 1979). A true
+difference as large as the last line says would be found in 80 % of such sweeps, were it the only comparison; a smaller
+one that is observed decides nothing.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -19,10 +26,13 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import scipy.stats
+from matplotlib.figure import Figure
 
 from fbjax import config as configs
+from fbjax.evaluate import read_evaluation
 
 ALL = ("tasks.names=mlm,mpm,tia,itc", "adaptive.fixed=0.1,0.1,0.4,0.4")
 JOINT = ("model.cross_attention=joint", "model.gate_start=0.0")
@@ -31,14 +41,33 @@ SWEEPS = {  # the first variant of each is what the others are compared with; ()
         "all four": ALL,
         "without mlm": ("tasks.names=mpm,tia,itc", "adaptive.fixed=0.1,0.45,0.45"),
         "without mpm": ("tasks.names=mlm,tia,itc", "adaptive.fixed=0.1,0.45,0.45"),
-        "without either": (),
+        "without either": ("tasks.names=tia,itc", "adaptive.fixed=0.5,0.5"),
         "without tia, scored by the towers": ("tasks.names=mlm,mpm,itc", "adaptive.fixed=0.1,0.1,0.8"),
         "without itc": ("tasks.names=mlm,mpm,tia", "adaptive.fixed=0.1,0.1,0.8"),
     },
     "weights": {
         "fixed .1 .1 .4 .4": ALL,
+        "fixed, equal": (ALL[0], "adaptive.fixed=0.25,0.25,0.25,0.25"),
         "gradient": (ALL[0], "adaptive.method=gradient"),
         "loss_softmax": (ALL[0], "adaptive.method=loss_softmax"),
+        "loss_softmax, stop-gradient": (ALL[0], "adaptive.method=loss_softmax", "adaptive.stop_gradient=True"),
+    },
+    "mismatched": {
+        "mlm and mpm on true pairs": (*ALL, "tasks.mask_mismatched=False"),
+        "on mismatched pairs too": (*ALL, "tasks.mask_mismatched=True"),
+    },
+    "layers": {f"first {n}": (f"model.num_layers={n}",) for n in (2, 1, 4, 6)},
+    "networks": {
+        "MobileNetV1, grid": (),
+        "MobileNetV1, isolated": ("patches.geometry=isolated", "patches.enlarge_to=64"),
+        "pixels": ("patches.network=pixels", "patches.geometry=isolated", "patches.enlarge_to=16"),
+    },
+    "patches": {
+        "4 x 4": (),
+        "1 x 1": ("patches.patch_size=256",),
+        "2 x 2": ("patches.patch_size=128",),
+        "8 x 8": ("patches.patch_size=32",),
+        "16 x 16, of 512 pixels": ("patches.image_size=512", "patches.patch_size=32"),
     },
     "negatives": {
         "same sub-category": (),
@@ -55,11 +84,35 @@ SWEEPS = {  # the first variant of each is what the others are compared with; ()
         "joint, minilm, cls alone": (*JOINT, "model.tia_reads=cls", "train.start_from="),
     },
 }
+FROM_TOWERS = ("negatives", "start")
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """A variant's runs, one a seed: whether each query's own product came first, and the AUC."""
+
+    hits: np.ndarray  # [seeds, queries of both directions]
+    auc: np.ndarray  # [seeds]
+
+    @property
+    def rates(self) -> np.ndarray:
+        return self.hits.mean(axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A variant's Rank@1 less the first one's, in points: its 95 % interval, and what is to be said of it."""
+
+    mean: float
+    low: float
+    high: float
+    verdict: str  # ahead | behind | not told apart
 
 
 def overrides_of(variant: tuple[str, ...], seed: int, arguments) -> list[str]:
-    given = (f"train.start_from={arguments.towers}", f"train.num_steps={arguments.steps}", *variant)
-    return [*given, *arguments.settings, f"train.seed={seed}"]
+    towers = [f"train.start_from={arguments.towers}"] if arguments.towers else []
+    steps = [f"train.num_steps={arguments.steps}"] if arguments.steps else []
+    return [*towers, *steps, *variant, *arguments.settings, f"train.seed={seed}"]
 
 
 def shares_of_cores(jobs: int) -> queue.Queue:
@@ -80,85 +133,162 @@ def taken(shares: queue.Queue):
 
 
 def run(workdir: Path, overrides: list[str], arguments, shares: queue.Queue) -> dict:
-    """The metrics of one run, made unless they are there; ValueError where they are those of other settings."""
-    out, asked = workdir / "metrics.json", workdir / "asked.json"
-    wanted = [arguments.config, arguments.lists, arguments.queries, *overrides]
+    """The evaluation of one run, made unless it is there; ValueError where it is one of other settings."""
+    asked = workdir / "asked.json"
+    wanted = [configs.to_json(configs.load(arguments.config, overrides)), arguments.lists, arguments.queries]
     if asked.is_file() and json.loads(asked.read_text()) != wanted:
-        raise ValueError(f"{workdir} holds a run of other settings ({asked.read_text()}): give another --out")
-    if not out.is_file():
+        raise ValueError(f"{workdir} holds a run of other settings than {', '.join(overrides)}: give another --out")
+    if not read_evaluation(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         asked.write_text(json.dumps(wanted))
+        last = configs.load(arguments.config, overrides).train.num_steps
         flags = [f"--config.{setting}" for setting in overrides]
-        lists = ["--candidates", arguments.lists, "--queries", str(arguments.queries)]
         with taken(shares) as pinned, open(workdir / "log", "a") as log:
             for command in (
                 ["fbjax", "train", "--config", arguments.config, "--workdir", str(workdir), *flags],
-                ["fbjax", "evaluate", "--workdir", str(workdir), "--step", str(arguments.steps), *lists]
-                + ["--out", str(out)],
+                ["fbjax", "evaluate", "--workdir", str(workdir), "--step", str(last), "--candidates", arguments.lists]
+                + ["--queries", str(arguments.queries)],
             ):
                 subprocess.run([*pinned, *command], check=True, stdout=log, stderr=log)
-    return json.loads(out.read_text())
+    return read_evaluation(workdir)
 
 
-def rank_at_1(metrics: dict) -> float:
-    return (metrics["image_to_text"]["rank@1"] + metrics["text_to_image"]["rank@1"]) / 2
+def gathered(evaluations: list[dict]) -> Runs:
+    hits = np.array([[ranking["rank"] == 1 for ranking in e["rankings"]] for e in evaluations])
+    return Runs(hits, np.array([e["figures"]["matching"]["auc"] for e in evaluations]))
 
 
-def table(found: dict[str, list[dict]]) -> list[str]:
-    """A line for each variant: Rank@1 and AUC, the mean and the range over seeds, the difference to the first."""
-    ranks = {name: np.array([rank_at_1(m) for m in runs]) for name, runs in found.items()}
-    base = next(iter(ranks.values()))
-    lines = ["| variant | Rank@1, both ways | over seeds | to the first | AUC |", "|---|---|---|---|---|"]
-    for name, values in ranks.items():
-        auc = np.mean([m["matching"]["auc"] for m in found[name]])
-        spread = f"{values.min():.1%} to {values.max():.1%}" if len(values) > 1 else "one seed"
-        difference = 100 * (values.mean() - base.mean())
-        lines.append(f"| {name} | {values.mean():.1%} | {spread} | {difference:+.1f} | {auc:.3f} |")
-    num_seeds = min(map(len, ranks.values()))
-    if num_seeds > 1:
-        deviation = math.sqrt(np.mean([values.var(ddof=1) for values in ranks.values()]))
-        freedom = len(ranks) * (num_seeds - 1)
-        quantiles = scipy.stats.t.ppf(0.975, freedom) + scipy.stats.t.ppf(0.8, freedom)
-        smallest = 100 * quantiles * deviation * math.sqrt(2 / num_seeds)
-        lines.append(f"\nsmallest difference that {num_seeds} seeds find in 80 % of such sweeps: {smallest:.1f} points")
-    return lines
+def spread_of(runs: dict[str, Runs]) -> tuple[float, int]:
+    """Variance of a run's Rank@1 over seeds, pooled over variants, and its degrees of freedom."""
+    num_seeds = min(len(r.rates) for r in runs.values())
+    variance = float(np.mean([r.rates.var(ddof=1) for r in runs.values()])) if num_seeds > 1 else 0.0
+    return variance, len(runs) * (num_seeds - 1)
+
+
+def differences(runs: dict[str, Runs]) -> tuple[dict[str, Difference], float]:
+    """Each variant's difference to the first, and the smallest that such a sweep finds in 80 % of cases, in points.
+
+    With one seed the variance of queries alone.
+    """
+    (_, base), *others = runs.items()
+    variance, freedom = spread_of(runs)
+    quantile = lambda p: scipy.stats.t.ppf(p, freedom) if freedom else scipy.stats.norm.ppf(p)  # noqa: E731
+    tail = lambda x: 2 * (scipy.stats.t.sf(x, freedom) if freedom else scipy.stats.norm.sf(x))  # noqa: E731
+    found, errors, chances = {}, [], []
+    for _, other in others:
+        by_query = other.hits.mean(axis=0) - base.hits.mean(axis=0)
+        errors.append(math.sqrt(2 * variance / len(base.hits) + by_query.var(ddof=1) / len(by_query)))
+        chances.append(tail(abs(by_query.mean()) / errors[-1]) if by_query.any() else 1.0)
+    apart = holm(np.array(chances))
+    for (name, other), error, told in zip(others, errors, apart, strict=True):
+        mean, half = 100 * (other.rates.mean() - base.rates.mean()), 100 * quantile(0.975) * error
+        verdict = ("ahead" if mean > 0 else "behind") if told else "not told apart"
+        found[name] = Difference(mean, mean - half, mean + half, verdict)
+    return found, 100 * (quantile(0.975) + quantile(0.8)) * float(np.median(errors))
+
+
+def holm(chances: np.ndarray, level: float = 0.05) -> np.ndarray:
+    """Which of some p values are below `level` when any false one counts (Holm 1979)."""
+    order = np.argsort(chances)
+    below = chances[order] <= level / np.arange(len(chances), 0, -1)
+    rejected = np.empty(len(chances), bool)
+    rejected[order] = np.logical_and.accumulate(below)
+    return rejected
+
+
+def table(runs: dict[str, Runs]) -> list[str]:
+    """A line for each variant: Rank@1, its range over seeds, the difference to the first, AUC."""
+    found, smallest = differences(runs)
+    lines = ["| variant | Rank@1, both ways | over seeds | to the first | | AUC |", "|---|---|---|---|---|---|"]
+    for name, r in runs.items():
+        spread = f"{r.rates.min():.1%} to {r.rates.max():.1%}" if len(r.rates) > 1 else "one seed"
+        d = found.get(name)
+        told = f"{d.mean:+.1f} [{d.low:+.1f}, {d.high:+.1f}] | {d.verdict}" if d else "|"
+        lines.append(f"| {name} | {r.rates.mean():.1%} | {spread} | {told} | {r.auc.mean():.3f} |")
+    num_seeds, num_queries = next(iter(runs.values())).hits.shape
+    return [
+        *lines,
+        "",
+        f"smallest difference that {num_seeds} seeds and {num_queries} queries find in 80 % of such sweeps: "
+        f"{smallest:.1f} points",
+    ]
+
+
+def plot(name: str, runs: dict[str, Runs], path: Path) -> None:
+    """Differences to the first variant with their intervals, a dot for each seed's own."""
+    found, _ = differences(runs)
+    first, base = next(iter(runs.items()))
+    figure = Figure((7.5, 0.9 + 0.42 * len(found)), layout="constrained")
+    axes = figure.subplots()
+    for place, (variant, d) in enumerate(found.items()):
+        colour = "0.55" if d.verdict == "not told apart" else "C0" if d.mean > 0 else "C3"
+        axes.plot([d.low, d.high], [place, place], color=colour, linewidth=2)
+        axes.plot(d.mean, place, "o", color=colour)
+        seeds = 100 * (runs[variant].rates - base.rates.mean())
+        axes.plot(seeds, np.full(len(seeds), place - 0.25), ".", color="0.7", markersize=5)
+    axes.axvline(0, color="0.3", linewidth=1)
+    axes.set_yticks(range(len(found)), found)
+    axes.set_ylim(len(found) - 0.5, -0.6)
+    axes.set_xlabel(
+        f"{name}: Rank@1 to “{first}” ({base.rates.mean():.1%}), points; 95 % intervals, seeds as small dots"
+    )
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sweep", choices=SWEEPS)
-    parser.add_argument("--towers", required=True, help="workdir of the towers that runs start from")
+    parser.add_argument("sweeps", help=f"comma-separated, of {', '.join(SWEEPS)}")
     parser.add_argument("--lists", required=True, help="candidate lists, JSONL")
-    parser.add_argument("--out", required=True, help="folder for the runs")
-    parser.add_argument("--config", default="configs/catalogue.py")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--out", required=True, help="folder for the runs, tables and plots")
+    parser.add_argument("--config", default="configs/catalogue_ablation.py")
+    parser.add_argument("--towers", default="", help="workdir of the towers that runs start from, for a config of such")
+    parser.add_argument("--steps", type=int, help="train.num_steps (default: the config's)")
     parser.add_argument("--queries", type=int, default=300, help="a direction")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on its share of the cores")
     parser.add_argument("settings", nargs="*", help="section.field=value, for all runs")
     arguments = parser.parse_intermixed_args()
-    cores = len(os.sched_getaffinity(0))
+    cores, names = len(os.sched_getaffinity(0)), arguments.sweeps.split(",")
     if not 1 <= arguments.jobs <= cores:
         parser.error(f"--jobs {arguments.jobs}: there are {cores} cores")
-    variants = SWEEPS[arguments.sweep]
-    for variant in variants.values():  # a wrong setting is found before the first run
-        configs.load(arguments.config, overrides_of(variant, 0, arguments))
-    shares = shares_of_cores(arguments.jobs)
+    if unknown := set(names) - set(SWEEPS):
+        parser.error(f"no sweep {', '.join(sorted(unknown))}; there are {', '.join(SWEEPS)}")
+    if not arguments.towers and set(names) & set(FROM_TOWERS):
+        parser.error(f"{' and '.join(FROM_TOWERS)} need --towers, which their runs start from")
+    shares, out = shares_of_cores(arguments.jobs), Path(arguments.out)
 
-    def measure(seed: int, name: str) -> dict:
-        workdir = Path(arguments.out) / ("_".join(variants[name]) or "base") / f"seed{seed}"
-        metrics = run(workdir, overrides_of(variants[name], seed, arguments), arguments, shares)
-        print(f"{name}, seed {seed}: Rank@1 {rank_at_1(metrics):.1%}\n", end="", flush=True)  # one write, one line
-        return metrics
+    def folder_of(variant: tuple[str, ...]) -> str:
+        """One for all variants that come to the same config: a run may stand in several sweeps."""
+        base, changed = (configs.load(arguments.config, overrides_of(v, 0, arguments)) for v in ((), variant))
+        return "base" if changed == base else "_".join(variant).replace("/", " ")
+
+    def measure(folder: str, variant: tuple[str, ...], seed: int) -> dict:
+        evaluation = run(out / folder / f"seed{seed}", overrides_of(variant, seed, arguments), arguments, shares)
+        print(f"{folder}, seed {seed}: Rank@1 {gathered([evaluation]).rates[0]:.1%}\n", end="", flush=True)  # one write
+        return evaluation
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        runs = {(seed, name): pool.submit(measure, seed, name) for seed in range(arguments.seeds) for name in variants}
+        variants = {folder_of(variant): variant for name in names for variant in SWEEPS[name].values()}
+        jobs = {  # a sweep that is cut off has some seeds of all variants rather than all seeds of some
+            (folder, seed): pool.submit(measure, folder, variant, seed)
+            for seed in range(arguments.seeds)
+            for folder, variant in variants.items()
+        }
         try:
-            found = {name: [runs[seed, name].result() for seed in range(arguments.seeds)] for name in variants}
+            for name in names:
+                runs = {
+                    label: gathered([jobs[folder_of(variant), seed].result() for seed in range(arguments.seeds)])
+                    for label, variant in SWEEPS[name].items()
+                }
+                lines = table(runs)
+                (out / f"{name}.md").write_text("\n".join(lines) + "\n")
+                plot(name, runs, out / f"{name}.svg")
+                print(f"\n{name}\n\n" + "\n".join(lines), flush=True)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    print("\n".join(table(found)))
 
 
 if __name__ == "__main__":

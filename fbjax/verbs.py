@@ -1,0 +1,164 @@
+"""What each verb of the command does with its flags; imports what it needs when it runs."""
+
+import json
+import shutil
+from pathlib import Path
+
+
+def draw(arguments, overrides) -> None:
+    from fbjax.console import progress
+    from fbjax.data.drawn.products import is_drawn, write_catalogue
+
+    reused = is_drawn(arguments.out, arguments.products, arguments.seed)
+    files = write_catalogue(arguments.out, arguments.products, arguments.seed, progress)
+    verb = "reusing" if reused else "drawn"
+    print(f"{verb}: {arguments.products:,} products, seed {arguments.seed}: {', '.join(map(str, files.values()))}")
+
+
+def prepare(arguments, overrides) -> None:
+    from fbjax import config as configs
+
+    if not arguments.config and (overrides or not arguments.check):
+        raise ValueError("prepare needs --config FILE, or --check TABLE")
+    config = configs.load(arguments.config, overrides) if arguments.config else None
+    if arguments.check:
+        from fbjax.data.check import check
+
+        return check(arguments.check, config, print)
+
+    from fbjax.console import progress, say
+    from fbjax.data.catalogue import Source, is_prepared, prepare, read_report
+    from fbjax.workdir import make_vocabulary
+
+    source, vocabulary = Source.from_config(config), make_vocabulary(config, say)
+    verb = "reusing" if is_prepared(source, vocabulary, config.data.prepared) else "prepared"
+    records = prepare(source, vocabulary, config.data.prepared, progress)
+    report = read_report(records["train"])
+    for split, count in report["splits"].items():
+        print(
+            f"{split}: {count:,} products, {report['groups'][split]:,} groups, {report['categories'][split]} categories"
+        )
+    for reason, count in report["skipped"].items():
+        print(f"skipped: {count:,} {reason}")
+    print(f"{verb}: {Path(records['train'].files[0]).parent}")
+
+
+def train(arguments, overrides) -> None:
+    from fbjax import config as configs
+    from fbjax.train import train
+
+    train(configs.load(arguments.config, overrides), arguments.workdir)
+
+
+def evaluate(arguments, overrides) -> None:
+    from fbjax.evaluate import evaluate
+    from fbjax.protocols import report
+
+    if arguments.out:
+        _check_out("--out", arguments.out)
+    figures = evaluate(
+        arguments.workdir,
+        data=arguments.data,
+        candidates=arguments.candidates,
+        protocols=_names(arguments.protocol),
+        num_queries=arguments.queries,
+        step=arguments.step,
+        towers=arguments.towers,
+        rerank=arguments.rerank,
+    )
+    report(figures, print)
+    if arguments.out:
+        _write_json(arguments.out, figures)
+
+
+def baseline(arguments, overrides) -> None:
+    from fbjax import config as configs
+    from fbjax.baseline import baseline
+    from fbjax.protocols import report
+
+    if arguments.out:
+        _check_out("--out", arguments.out)
+    figures = baseline(
+        arguments.family,
+        configs.load(arguments.config, overrides),
+        candidates=arguments.candidates,
+        protocols=_names(arguments.protocol),
+        num_queries=arguments.queries,
+        seed=arguments.seed,
+        dims=arguments.dims,
+        ridge=arguments.ridge,
+        num_directions=arguments.svd,
+        hardest=arguments.hardest,
+    )
+    report(figures, print)
+    if arguments.out:
+        _write_json(arguments.out, figures)
+
+
+def rank(arguments, overrides) -> None:
+    from fbjax.rank import rank, table
+
+    if arguments.html:
+        _check_out("--html", arguments.html)
+    ranking = rank(
+        arguments.workdir,
+        text=arguments.text,
+        image=arguments.image,
+        data=arguments.data,
+        category=arguments.category,
+        top=arguments.top,
+        step=arguments.step,
+    )
+    for line in table(ranking, shutil.get_terminal_size().columns):
+        print(line)
+    if arguments.html:
+        from fbjax.pages.ranking import write_ranking
+
+        print(f"pictures: {write_ranking(ranking, arguments.html)}")
+
+
+def embed(arguments, overrides) -> None:
+    from fbjax.embed import embed
+
+    _check_out("--out", arguments.out)
+    embed(
+        arguments.workdir,
+        arguments.out,
+        data=arguments.data,
+        what=arguments.what,
+        split=arguments.split,
+        step=arguments.step,
+    )
+    print(f"vectors: {arguments.out}")
+
+
+def report(arguments, overrides) -> None:
+    from fbjax.pages.report import write_report
+
+    if arguments.out:
+        _check_out("--out", arguments.out)
+    print(f"report: {write_report(arguments.workdir, arguments.out, arguments.queries)}")
+
+
+def bench(arguments, overrides) -> None:
+    from fbjax import config as configs
+    from fbjax.bench.bench import bench, table
+    from fbjax.console import say
+
+    config = configs.load(arguments.config, overrides)
+    figures = bench(config, arguments.repeats, say, arguments.compare, arguments.trace)
+    for line in [json.dumps(figures, indent=2)] if arguments.json else table(figures):
+        print(line)
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in listed.split(","))
+
+
+def _write_json(path: str, figures: dict) -> None:
+    Path(path).write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _check_out(flag: str, path: str) -> None:
+    if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"{flag} {path}: give a file in a folder that is there")
