@@ -9,6 +9,7 @@ width, V vocabulary, C patch feature size, K tasks, Q queries, G gallery.
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -162,10 +163,11 @@ def build_patch_network(config, weights_path: str | Path | None = None) -> Patch
     def apply(params, images):
         return extract(lambda x: network.apply({"params": params.get("network", {})}, x), config, images)
 
-    image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.uint8)
+    size = config.image_size if config.geometry == "grid" else config.enlarge_to
+    seen = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    _, cells, _, feature_size = jax.eval_shape(network.apply, {"params": tree}, seen).shape
     if config.geometry == "grid":
-        _check_cells(config, jax.eval_shape(network.apply, {"params": tree}, image).shape[1])
-    features = jax.eval_shape(apply, params, image)
+        _check_cells(config, cells)
     geometry = (config.network, config.geometry, config.image_size, config.patch_size, config.enlarge_to)
     geometry += ("whole image",) * config.whole_image
     digest = hashlib.sha256(repr(geometry).encode())
@@ -174,8 +176,8 @@ def build_patch_network(config, weights_path: str | Path | None = None) -> Patch
     return PatchNetwork(
         apply=apply,
         params=params,
-        num_patches=features.shape[1],
-        feature_size=features.shape[2],
+        num_patches=(config.image_size // config.patch_size) ** 2 + config.whole_image,
+        feature_size=feature_size,
         whole_image=config.whole_image,
         fingerprint=f"{config.network}-{config.geometry}-{config.image_size}-{digest.hexdigest()[:12]}",
     )
@@ -197,7 +199,7 @@ def _load(name: str, path: str | Path) -> tuple[nn.Module, dict[str, np.ndarray]
         network = kind.build(arrays, 0)
     except KeyError as error:
         raise ValueError(f"{path} is no {name} file: it lacks {error} and {_identify(arrays)}") from None
-    weights, problems = names.take(arrays, kind.sources, _shapes(network, kind))
+    weights, problems = names.take(arrays, kind.sources, _shapes(network, kind.smallest))
     if problems and (not weights or _owner(arrays, first=name)[0] not in (name, None)):
         raise ValueError(f"{path} is no {name} file: it {_identify(arrays)}")
     if problems:
@@ -205,9 +207,10 @@ def _load(name: str, path: str | Path) -> tuple[nn.Module, dict[str, np.ndarray]
     return network, weights
 
 
-def _shapes(network: nn.Module, kind: NetworkKind) -> dict[str, tuple[int, ...]]:
-    """Shapes of a network's parameters, by name."""
-    image = jax.ShapeDtypeStruct((1, kind.smallest, kind.smallest, 3), jnp.float32)
+@functools.cache
+def _shapes(network: nn.Module, size: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters, by name, of a network that takes images of `size` pixels."""
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     params = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
     return {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(params, sep="/").items()}
 
@@ -217,7 +220,7 @@ def _owner(arrays: dict[str, np.ndarray], first: str = "") -> tuple[str, Source]
     for name in sorted(NETWORKS, key=lambda name: name != first):
         kind = NETWORKS[name]
         try:
-            shapes = _shapes(kind.build(arrays, 0), kind) if kind.needs_weights else {}
+            shapes = _shapes(kind.build(arrays, 0), kind.smallest) if kind.needs_weights else {}
         except KeyError:
             continue
         for source in kind.sources:
