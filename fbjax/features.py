@@ -4,6 +4,7 @@ The file is named by network, weights, geometry and records, so that none can be
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fbjax.console import progress
+from fbjax.console import progress, say
 from fbjax.data.catalogue import Records
 from fbjax.data.pipeline import read_images
 from fbjax.model.patches import PatchNetwork, count_live_dimensions
@@ -39,6 +40,8 @@ def cached_features(
         partial, done_file = path.with_suffix(".partial"), path.with_suffix(".done")
         shape = (len(records), network.num_patches, network.feature_size)
         done = _read_count(done_file) if partial.is_file() else 0
+        weight = f"{len(records):,} images x {shape[1]} x {shape[2]} x 2 bytes = {math.prod(shape) * 2 / 2**30:.2f} GiB"
+        say(f"patch features to cache: {weight} in {folder}")
         features = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.float16, None if done else shape)
         if not done:
             _reserve(partial)

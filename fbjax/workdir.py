@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ from fbjax.data import table
 from fbjax.data.vocabulary import Vocabulary
 from fbjax.model import pretrained
 from fbjax.model.fashionbert import FashionBert, build_model
+from fbjax.model.networks.files import write_npz
 from fbjax.model.patches import NETWORKS, PatchNetwork, build_patch_network
 
 CONFIG, VOCABULARY, PATCH_WEIGHTS, DATA = "config.json", "tokenizer.json", "patches.npz", "data.sha256"
@@ -99,7 +99,7 @@ def begin(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Ru
         (workdir / name).unlink(missing_ok=True)
     run.vocabulary.save(workdir / VOCABULARY)
     if NETWORKS[config.patches.network].needs_weights:
-        shutil.copyfile(config.patches.weights, workdir / PATCH_WEIGHTS)
+        write_npz(workdir / PATCH_WEIGHTS, run.patches.params["network"])
     partial = workdir / (CONFIG + ".partial")
     partial.write_text(configs.to_json(config))
     partial.rename(workdir / CONFIG)  # last: a workdir with a config has the rest

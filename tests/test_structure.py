@@ -24,7 +24,8 @@ ONLY_IN = {  # import -> the files or folders that may have it
     "resvg_py": ("data/drawn/",),
     "ml_collections": ("config.py",),
     "sklearn": ("baseline.py",),
-    "torch": ("model/pretrained.py", "bench/rival.py", "bench/contest.py"),
+    "h5py": ("model/networks/files.py",),
+    "torch": ("model/networks/files.py", "model/pretrained.py", "bench/rival.py", "bench/contest.py"),
 }
 LAYERS = {  # a room -> what it must not know
     "model/": ("fbjax.data", "fbjax.objectives", "fbjax.adaptive", "fbjax.train", "fbjax.evaluate", "fbjax.workdir"),
