@@ -7,7 +7,7 @@ import sys
 from fbjax import __version__, verbs
 
 EXAMPLES = {  # in the order in which a newcomer runs them
-    "draw": ("fbjax draw --out drawn --products 1000",),
+    "draw": ("fbjax draw --out drawn --products 1000", "fbjax draw --out drawn --products 1000 --format h5"),
     "prepare": (
         "fbjax prepare --check products.csv",
         "fbjax prepare --config configs/my_catalogue.py --config.data.train=products.csv",
@@ -70,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     config_help = "a config file; --config.section.field=value changes a setting"
     draw = verb("draw", "draw a catalogue of garments with captions, to try things on")
     draw.add_argument("--out", required=True, help="folder for train.parquet and validation.parquet")
+    draw.add_argument(
+        "--format", choices=["parquet", "h5"], default="parquet", help="h5: Fashion-Gen's two files (default: parquet)"
+    )
     draw.add_argument("--products", type=int, default=8000, help="how many (default: %(default)s)")
     draw.add_argument("--seed", type=int, default=0, help="another seed, another catalogue (default: %(default)s)")
 

@@ -37,6 +37,7 @@ def contradictions(config) -> list[str]:
         ("train.warmup_steps", train.warmup_steps, train.warmup_steps >= 0, "at least 0"),
         ("train.beta1", train.beta1, 0 <= train.beta1 < 1, "in [0, 1)"),
         ("train.beta2", train.beta2, 0 <= train.beta2 < 1, "in [0, 1)"),
+        ("train.epsilon", train.epsilon, 0 < train.epsilon < 1, "in (0, 1)"),
         ("train.weight_decay", train.weight_decay, 0 <= train.weight_decay < math.inf, "at least 0"),
         ("train.clip_norm", train.clip_norm, train.clip_norm > 0, "above 0"),
         ("train.seed", train.seed, train.seed >= 0, "at least 0"),

@@ -7,10 +7,12 @@ from pathlib import Path
 
 def draw(arguments, overrides) -> None:
     from fbjax.console import progress
+    from fbjax.data.drawn.hdf5 import write_hdf5
     from fbjax.data.drawn.products import is_drawn, write_catalogue
 
     reused = is_drawn(arguments.out, arguments.products, arguments.seed)
-    files = write_catalogue(arguments.out, arguments.products, arguments.seed, progress)
+    write = {"parquet": write_catalogue, "h5": write_hdf5}[arguments.format]
+    files = write(arguments.out, arguments.products, arguments.seed, progress)
     verb = "reusing" if reused else "drawn"
     print(f"{verb}: {arguments.products:,} products, seed {arguments.seed}: {', '.join(map(str, files.values()))}")
 

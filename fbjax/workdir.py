@@ -167,7 +167,7 @@ def _from_catalogue(
     config: Config, recipe: str, make: Callable[[Iterable[str]], Vocabulary], say: Callable[[str], None], doing: str
 ) -> Vocabulary:
     """What `make` makes of the training table's texts, kept among the prepared files under table and `recipe`."""
-    files = table.find_files(config.data.train)
+    files = table.find_files(config.data.train, config.data.manual_dir)
     table.check_columns(files, config.data.columns)
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = hashlib.sha256(repr((stats, config.data.columns.text, recipe)).encode()).hexdigest()[:12]

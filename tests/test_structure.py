@@ -16,6 +16,7 @@ ONLY_IN = {  # import -> the files or folders that may have it
     "tensorflow_datasets": ("data/",),
     "array_record": ("data/",),
     "pyarrow": ("data/rows.py", "data/drawn/products.py"),
+    "h5py": ("data/fashiongen.py",),
     "orbax": ("checkpoint.py",),
     "tensorboard": ("log.py",),
     "matplotlib": ("pages/",),

@@ -23,7 +23,7 @@ from absl import logging
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from fbjax.config import Columns, Config
-from fbjax.data import table
+from fbjax.data import fashiongen, table
 from fbjax.data.rows import column_names, count_rows, listed
 from fbjax.data.vocabulary import Vocabulary
 
@@ -40,6 +40,7 @@ class Source:
     image_root: str
     image_size: int
     holdout: float = 0.0
+    manual_dir: str = ""
 
     @classmethod
     def from_config(cls, config: Config) -> "Source":
@@ -49,15 +50,16 @@ class Source:
             raise ValueError("config.data.train is not set: give it the path of a product table")
         splits = (("train", data.train),) + ((("validation", data.validation),) if data.validation else ())
         holdout = 0.0 if data.validation else data.holdout
-        return cls(splits, data.columns, data.image_root, config.patches.image_size, holdout)
+        return cls(splits, data.columns, data.image_root, config.patches.image_size, holdout, data.manual_dir)
 
     @classmethod
     def one_table(cls, pattern: str, config: Config) -> "Source":
         """A table of its own to evaluate on, read with the config's columns."""
-        return cls((("validation", pattern),), config.data.columns, config.data.image_root, config.patches.image_size)
+        data, splits = config.data, (("validation", pattern),)
+        return cls(splits, data.columns, data.image_root, config.patches.image_size, manual_dir=data.manual_dir)
 
     def files(self) -> dict[str, list[Path]]:
-        return {split: table.find_files(pattern) for split, pattern in self.splits}
+        return {split: table.find_files(pattern, self.manual_dir) for split, pattern in self.splits}
 
     def fingerprint(self, vocabulary: Vocabulary) -> str:
         """Changes with any setting, the vocabulary, and any table's name, size or time of change.
@@ -156,6 +158,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
 
     name = "catalogue"
     VERSION = tfds.core.Version("1.1.0")  # raise it when the same table makes other records
+    MANUAL_DOWNLOAD_INSTRUCTIONS = fashiongen.INSTRUCTIONS
 
     def __init__(self, source: Source, vocabulary: Vocabulary, progress: Callable, *, config: str, data_dir: str):
         self._source, self._vocabulary, self._progress = source, vocabulary, progress
