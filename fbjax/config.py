@@ -46,7 +46,8 @@ class Columns:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    train: str = ""  # a table or a glob of tables: .parquet, .csv, .tsv, .jsonl, .h5; or "fashiongen:train"
+    train: str = ""  # a table or a glob of tables: .parquet, .csv, .tsv, .jsonl, .h5; or "fashiongen:train"; with
+    # patches.network "features" a file of the authors' release
     validation: str = ""  # the same for validation; "": hold out part of `train`
     holdout: float = 0.05  # share of the groups held out where there is no validation table
     image_root: str = ""  # folder that image paths are relative to; "": the table's folder
@@ -60,7 +61,7 @@ class DataConfig:
 @dataclasses.dataclass(frozen=True)
 class PatchConfig:
     weights: str = ""  # path to the network's weights; networks without any ignore it
-    network: str = "pixels"  # pixels | mobilenet_v1
+    network: str = "pixels"  # pixels | mobilenet_v1 | features (ready-made ones, in the release's files)
     geometry: str = "isolated"  # isolated (the paper) | grid (cells of one pass's feature map)
     image_size: int = 256  # pixels; every image is resized to image_size x image_size
     patch_size: int = 32  # pixels; P = (image_size / patch_size)^2; `grid` averages the cells that a patch touches
@@ -68,6 +69,12 @@ class PatchConfig:
     whole_image: bool = False  # the whole image as a further token before the patches: the mean of its feature map
     trainable: bool = False  # train the network's weights along with FashionBERT
     cached: bool = False  # run the (frozen) network once over all images and keep the features on disk
+    feature_size: int = 2048  # C of ready-made features; a network knows its own
+
+    @property
+    def ready_made(self) -> tuple[int, int] | None:
+        """(P, C) of features that come with the data in place of images, else None."""
+        return ((self.image_size // self.patch_size) ** 2, self.feature_size) if self.network == "features" else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,11 @@ import numpy as np
 from fbjax.console import progress
 from fbjax.data.catalogue import Records
 from fbjax.data.pipeline import read_images
+from fbjax.mesh import padded
 from fbjax.model.patches import PatchNetwork, count_live_dimensions
 from fbjax.workdir import Run
 
+LOOKED_AT = 4096  # rows of a file that are checked when it is opened: all of most, a gigabyte of Fashion-Gen's 77
 FLUSH_EVERY = 50  # batches; at most so much is done again after a kill
 
 
@@ -30,14 +32,15 @@ def cached_features(
 ) -> np.ndarray:
     """Features of every record, float16 [N, P, C], read-only and memory-mapped; computed where they lie not yet.
 
-    Interrupted, it goes on where it was. Raises OSError before it starts where the disk has no room.
+    Interrupted, it goes on where it was. Raises OSError before it starts where the disk has no room, ValueError where
+    the file is another network's or holds what is no number. Features that the records hold themselves are taken over.
     """
     folder = Path(folder)
     path = folder / f"features-{records.name}-{network.fingerprint}.npy"
+    shape = (len(records), network.num_patches, network.feature_size)
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         partial, done_file = path.with_suffix(".partial"), path.with_suffix(".done")
-        shape = (len(records), network.num_patches, network.feature_size)
         done = _read_count(done_file) if partial.is_file() else 0
         features = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.float16, None if done else shape)
         if not done:
@@ -48,8 +51,10 @@ def cached_features(
             for i, images in enumerate(
                 progress(batches, num_batches, f"patch features, batches of {batch_size}"), start=1
             ):
-                padded = np.pad(images, ((0, batch_size - len(images)), (0, 0), (0, 0), (0, 0)))
-                features[done : done + len(images)] = np.asarray(apply(network.params, padded))[: len(images)]
+                whole = padded(images, batch_size)
+                made = np.asarray(apply(network.params, whole))[: len(images)].astype(np.float16)
+                _check_finite(made, records.ids[done : done + len(made)], f"patch network {network.fingerprint}")
+                features[done : done + len(made)] = made
                 done += len(images)
                 if i % FLUSH_EVERY == 0:
                     features.flush()
@@ -58,7 +63,31 @@ def cached_features(
         del features
         partial.rename(path)
         done_file.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r")
+    return _checked(path, shape, records.ids)
+
+
+def _checked(path: Path, shape: tuple[int, int, int], ids: np.ndarray) -> np.ndarray:
+    """The features in `path`, which may have been copied there: of `shape`, and finite in as many rows as is quick."""
+    remedy = "delete it, and it is made anew"
+    try:
+        features = np.load(path, mmap_mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is no readable features file: {error} ({remedy})") from None
+    if features.shape != shape or features.dtype != np.float16:
+        raise ValueError(
+            f"{path} holds {features.dtype} {list(features.shape)}, expected float16 {list(shape)}: it is another "
+            f"network's or another table's ({remedy})"
+        )
+    for row in np.unique(np.linspace(0, len(features) - 1, min(len(features), LOOKED_AT)).astype(int)):
+        _check_finite(features[row : row + 1], ids[row : row + 1], f"{path} ({remedy})")
+    return features
+
+
+def _check_finite(features: np.ndarray, ids: np.ndarray, source: str) -> None:
+    """Raises ValueError with the ids of products that have features [n, P, C] which are no numbers."""
+    bad = ids[~np.isfinite(features).all(axis=(1, 2))]
+    if len(bad):
+        raise ValueError(f"features that are not finite, of {', '.join(map(str, bad[:5]))}: from {source}")
 
 
 def _read_count(path: Path) -> int:

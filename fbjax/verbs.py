@@ -58,6 +58,8 @@ def evaluate(arguments, overrides) -> None:
 
     if arguments.out:
         _check_out("--out", arguments.out)
+    if arguments.release or arguments.direction:
+        return _evaluate_release(arguments)
     figures = evaluate(
         arguments.workdir,
         data=arguments.data,
@@ -67,6 +69,23 @@ def evaluate(arguments, overrides) -> None:
         step=arguments.step,
         towers=arguments.towers,
         rerank=arguments.rerank,
+    )
+    report(figures, print)
+    if arguments.out:
+        _write_json(arguments.out, figures)
+
+
+def _evaluate_release(arguments) -> None:
+    from fbjax.console import say
+    from fbjax.released import evaluate_release, report
+
+    if not arguments.release:
+        raise ValueError(f"--direction {arguments.direction} is for --release FILE")
+    for flag in ("data", "candidates", "queries", "towers", "rerank"):
+        if getattr(arguments, flag) is not None:
+            raise ValueError(f"--{flag} does not go with --release, which has its own pairs: leave it out")
+    figures = evaluate_release(
+        arguments.workdir, arguments.release, say, direction=arguments.direction, step=arguments.step
     )
     report(figures, print)
     if arguments.out:

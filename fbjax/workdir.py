@@ -98,7 +98,7 @@ def begin(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Ru
     for name in (DATA, MINED):  # what a run that never saved left behind
         (workdir / name).unlink(missing_ok=True)
     run.vocabulary.save(workdir / VOCABULARY)
-    if NETWORKS[config.patches.network].needs_weights:
+    if not config.patches.ready_made and NETWORKS[config.patches.network].needs_weights:
         shutil.copyfile(config.patches.weights, workdir / PATCH_WEIGHTS)
     partial = workdir / (CONFIG + ".partial")
     partial.write_text(configs.to_json(config))

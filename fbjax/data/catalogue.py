@@ -1,8 +1,8 @@
 """Prepared records: a product table as a TFDS dataset of ArrayRecord files, built once, then read at random.
 
 A record is {id, group, category, text, pieces, word_ids, image}: WordPiece ids of the whole text, the word each piece
-belongs to, and the encoded image. Beside the records lie an index (id, group, category of every row) and a report of
-what was skipped.
+belongs to, and the encoded image, or in its place ready-made patch features. Beside the records lie an index (id,
+group, category of every row) and a report of what was skipped.
 """
 
 import collections
@@ -23,7 +23,7 @@ from absl import logging
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from fbjax.config import Columns, Config
-from fbjax.data import fashiongen, table
+from fbjax.data import fashiongen, release, table
 from fbjax.data.rows import column_names, count_rows, listed
 from fbjax.data.vocabulary import Vocabulary
 
@@ -41,6 +41,7 @@ class Source:
     image_size: int
     holdout: float = 0.0
     manual_dir: str = ""
+    features: tuple[int, int] | None = None  # (P, C) where the files are the release's, with features for images
 
     @classmethod
     def from_config(cls, config: Config) -> "Source":
@@ -50,16 +51,38 @@ class Source:
             raise ValueError("config.data.train is not set: give it the path of a product table")
         splits = (("train", data.train),) + ((("validation", data.validation),) if data.validation else ())
         holdout = 0.0 if data.validation else data.holdout
-        return cls(splits, data.columns, data.image_root, config.patches.image_size, holdout, data.manual_dir)
+        return cls._of(config, splits, holdout)
 
     @classmethod
     def one_table(cls, pattern: str, config: Config) -> "Source":
         """A table of its own to evaluate on, read with the config's columns."""
-        data, splits = config.data, (("validation", pattern),)
-        return cls(splits, data.columns, data.image_root, config.patches.image_size, manual_dir=data.manual_dir)
+        return cls._of(config, (("validation", pattern),))
+
+    @classmethod
+    def _of(cls, config: Config, splits: tuple[tuple[str, str], ...], holdout: float = 0.0) -> "Source":
+        data, patches = config.data, config.patches
+        size, ready_made = patches.image_size, patches.ready_made
+        return cls(splits, data.columns, data.image_root, size, holdout, data.manual_dir, ready_made)
 
     def files(self) -> dict[str, list[Path]]:
         return {split: table.find_files(pattern, self.manual_dir) for split, pattern in self.splits}
+
+    def check(self, vocabulary: Vocabulary) -> None:
+        """Raises ValueError or FileNotFoundError where a file, or a column of it, is missing."""
+        for files in self.files().values():
+            if self.features:
+                for file in files:
+                    release.Reader(vocabulary, *self.features).layout(file)
+            else:
+                table.check_columns(files, self.columns)
+
+    def products(
+        self, files: list[Path], vocabulary: Vocabulary, wanted: Callable[[str], bool]
+    ) -> Iterator[table.Product | table.Skipped]:
+        """Every row of `files` as a product of a `wanted` group, or as skipped."""
+        if self.features:
+            return release.Reader(vocabulary, *self.features).products(files, wanted)
+        return table.read_products(files, self.columns, self.image_root, self.image_size, wanted)
 
     def fingerprint(self, vocabulary: Vocabulary) -> str:
         """Changes with any setting, the vocabulary, and any table's name, size or time of change.
@@ -72,6 +95,7 @@ class Source:
             for file in files
         ]
         settings = (stats, dataclasses.astuple(self.columns), self.image_root, self.image_size, self.holdout)
+        settings += (self.features,) if self.features else ()
         return hashlib.sha256(repr((settings, vocabulary.fingerprint)).encode()).hexdigest()[:12]
 
 
@@ -121,9 +145,7 @@ def prepare(source: Source, vocabulary: Vocabulary, folder: str | Path, progress
     `progress(iterable, total, label)` wraps the rows while they are read. Raises ValueError on a missing column or
     where nothing is usable.
     """
-    files = source.files()
-    for split_files in files.values():
-        table.check_columns(split_files, source.columns)
+    source.check(vocabulary)
     name = _name(source, vocabulary)
     with _quiet_tfds():
         builder = CatalogueBuilder(source, vocabulary, progress, config=name, data_dir=str(folder))
@@ -173,6 +195,10 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         pieces = tfds.features.Tensor(shape=(None,), dtype=np.int32)
+        image = {"image": tfds.features.Image(shape=(None, None, 3))}
+        if shape := self._source.features:
+            raw = tfds.features.Encoding.BYTES
+            image = {"features": tfds.features.Tensor(shape=shape, dtype=np.float16, encoding=raw)}
         return tfds.core.DatasetInfo(
             builder=self,
             description="A product catalogue as FashionBERT reads it.",
@@ -184,8 +210,8 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
                     "text": tfds.features.Text(),
                     "pieces": pieces,
                     "word_ids": pieces,
-                    "image": tfds.features.Image(shape=(None, None, 3)),
                 }
+                | image
             ),
             disable_shuffling=True,  # row numbers are the index of everything else
         )
@@ -199,8 +225,9 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str, files: list[Path]) -> Iterator[tuple[int, dict]]:
         source = self._source
         wanted = lambda group: self._split_of(group, split) == split  # noqa: E731
-        rows = table.read_products(files, source.columns, source.image_root, source.image_size, wanted)
-        products = self._usable(split, self._progress(rows, count_rows(files), f"preparing {split}"))
+        rows = source.products(files, self._vocabulary, wanted)
+        total = None if source.features else count_rows(files)
+        products = self._usable(split, self._progress(rows, total, f"preparing {split}"))
         key = -1
         while batch := list(itertools.islice(products, TOKENIZE_AT_ONCE)):
             for example in self._examples(split, batch):
@@ -218,7 +245,11 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _examples(self, split: str, products: list[table.Product]) -> Iterator[dict]:
         index = self._index[split]
-        encoded = self._vocabulary.pieces([product.text for product in products]) if products else []
+        ready_made = self._source.features is not None
+        if ready_made:
+            encoded = [(product.pieces, product.word_ids) for product in products]
+        else:
+            encoded = self._vocabulary.pieces([product.text for product in products])
         for product, (pieces, word_ids) in zip(products, encoded, strict=True):
             if not pieces:
                 self._skip(split, table.Skipped(product.where, product.id, "empty text", product.group))
@@ -234,8 +265,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
                 "text": product.text,
                 "pieces": np.array(pieces, np.int32),
                 "word_ids": np.array(word_ids, np.int32),
-                "image": io.BytesIO(product.image),
-            }
+            } | ({"features": product.features} if ready_made else {"image": io.BytesIO(product.image)})
 
     def _split_of(self, group: str, split: str) -> str:
         """The one split a group belongs to: by its hash when held out, else the first split that it appears in."""
@@ -259,8 +289,8 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
             )
         reasons = collections.Counter(skipped.reason for where, skipped in self._skipped if where == split)
         why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "no rows"
-        columns = listed(column_names(files[0]))
-        return f"nothing usable for split {split} in {', '.join(map(str, files))}: {why}; its columns are {columns}"
+        nothing = f"nothing usable for split {split} in {', '.join(map(str, files))}: {why}"
+        return nothing if self._source.features else f"{nothing}; its columns are {listed(column_names(files[0]))}"
 
     def write_index(self, home: Path, seconds: float) -> None:
         """Index files, what was skipped, and the report, which marks the preparation as finished."""

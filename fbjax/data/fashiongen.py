@@ -6,6 +6,7 @@ own names, and `PHOTO`, which tells photos of one product apart.
 """
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -90,21 +91,27 @@ def read_rows(file: Path, names: set[str] | None = None, places: Sequence[int] |
 def write(path: str | Path, rows: Iterable[dict], num_rows: int, side: int) -> Path:
     """A file of the same schema from `num_rows` rows, images uint8 [side, side, 3]: for data of one's own.
 
-    A cell that a row lacks is empty or 0. Raises ValueError where `rows` are fewer or more.
+    All rows have the same columns; those that they lack are empty or 0. Raises ValueError where there are not
+    `num_rows` of them.
     """
-    path, kinds = Path(path), dict.fromkeys(WORDS, "S2048") | dict.fromkeys(NUMBERS, np.int64)
+    path, rows = Path(path), iter(rows)
     partial, count = path.with_name(path.name + ".partial"), 0
+    kinds = dict.fromkeys(WORDS, "S2048") | dict.fromkeys(NUMBERS, np.int64) | {"input_msrpUSD": np.float64}
     with h5py.File(partial, "w") as stream:
-        for name, kind in (kinds | {"input_msrpUSD": np.float64}).items():
+        for name, kind in kinds.items():
             shape = (num_rows,) if name == "index_2" else (num_rows, 1)
             stream.create_dataset(name, shape, kind, chunks=(min(num_rows, 256), *shape[1:]), compression="gzip")
         images = {"chunks": (1, side, side, 3), "compression": "gzip", "compression_opts": 1}
         stream.create_dataset(IMAGE, (num_rows, side, side, 3), np.uint8, **images)
-        for place, row in enumerate(rows):
-            if place < num_rows:
-                for name, value in ({"index": place, "index_2": place} | row).items():
-                    stream[name][place] = value.encode("latin-1", "replace") if isinstance(value, str) else value
-            count += 1
+        while some := list(itertools.islice(rows, IMAGES_AT_ONCE)):
+            end = min(count + len(some), num_rows)
+            numbered = [{"index": place, "index_2": place} | row for place, row in enumerate(some, start=count)]
+            for name in numbered[0]:
+                cells = [row[name] for row in numbered[: end - count]]
+                cells = [cell.encode("latin-1", "replace") if isinstance(cell, str) else cell for cell in cells]
+                if cells:
+                    stream[name][count:end] = np.reshape(cells, (len(cells), *stream[name].shape[1:]))
+            count += len(some)
     if count != num_rows:
         partial.unlink()
         raise ValueError(f"{path} was to hold {num_rows} rows, got {count}")

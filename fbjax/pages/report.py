@@ -66,7 +66,8 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
     say("explaining some of the scores")
     model = Model.load(workdir, best)
     explanations = []
-    for what, text, image in examples.pairs_to_explain(chosen):
+    explainable = [] if run.config.patches.ready_made else examples.pairs_to_explain(chosen)
+    for what, text, image in explainable:
         text, image = products[text].text, products[image].image
         explanations.append(examples.explained(what, text, image, explain(model, text, image)))
 
