@@ -13,6 +13,7 @@ from fbjax import config as configs
 from fbjax.cli import main
 from fbjax.data import fashiongen
 from fbjax.data.catalogue import CatalogueBuilder, Source, prepare, read_report
+from fbjax.data.drawn.hdf5 import write_hdf5
 from fbjax.data.images import encode_array
 from fbjax.data.pipeline import decode_image, read_products
 from fbjax.data.rows import sample_rows
@@ -195,3 +196,15 @@ def test_check_looks_at_the_file_and_proposes_its_mapping(folder, capsys):
     assert "HDF5 in Fashion-Gen's schema" in said and "18 PNG RGB" in said
     for line in ('id = "photo"', 'category = "input_subcategory"', 'group = "input_productID"'):
         assert f"config.data.columns.{line}" in said
+
+
+def test_drawn_garments_in_this_form_are_products_of_several_photos_and_one_description(tmp_path):
+    home = tmp_path / "manual"
+    write_hdf5(home, 100, 0, lambda rows, total, label: rows)
+    _, splits = prepared(tmp_path, "patches.image_size=256")
+    assert sum(map(len, splits.values())) == 100
+    photos = read_products(splits["train"], range(len(splits["train"])))
+    told = {photo.group: photo.text for photo in photos}
+    assert len(told) < len(photos) and all(told[photo.group] == photo.text for photo in photos)
+    written = write_hdf5(home, 100, 0, None)["train"].stat()  # what is there stays
+    assert written.st_mtime_ns == (home / fashiongen.FILES["train"]).stat().st_mtime_ns

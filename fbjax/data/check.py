@@ -73,6 +73,8 @@ class TableCheck:
 
 def check(pattern: str, config: Config | None, say: Callable[[str], None]) -> None:
     """Says what is understood of a table or glob. Raises ValueError or OSError where it cannot be read at all."""
+    if config and config.patches.ready_made:
+        raise ValueError("--check reads product tables; a file of the release is checked row by row by prepare itself")
     found = understand(table.find_files(pattern, (config or DEFAULTS).data.manual_dir), config)
     for line in render(found, pattern):
         say(line)

@@ -4,6 +4,7 @@ A drawn group becomes a product and what is drawn of it its photos, all of which
 in Fashion-Gen.
 """
 
+import collections
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from fbjax.data import fashiongen
+from fbjax.data.drawn import garments
 from fbjax.data.drawn.products import write_catalogue
 from fbjax.data.rows import count_rows, read_rows
 
@@ -35,15 +37,14 @@ def write_hdf5(folder: str | Path, num_products: int, seed: int, progress: Calla
 
 def _photos(products: Iterator[dict]) -> Iterator[dict]:
     """Drawn products as Fashion-Gen's rows."""
-    numbers, first, photos = {}, {}, {}
+    kinds, first, photos = list(garments.CATEGORIES), {}, collections.Counter()
     for product in products:
-        group = product["group"]
-        number = numbers.setdefault(group, len(numbers))
-        told = first.setdefault(group, product)
-        photos[group] = photos.get(group, 0) + 1
+        kind, _, place = product["group"].rpartition("-")  # a group stands in one of the two files only
+        told = first.setdefault(product["group"], product)
+        photos[product["group"]] += 1
         yield {
-            fashiongen.PRODUCT: number,
-            fashiongen.POSE: f"id_gridfs_{photos[group]}",
+            fashiongen.PRODUCT: 1_000_000 * (1 + kinds.index(kind)) + int(place),
+            fashiongen.POSE: f"id_gridfs_{photos[product['group']]}",
             "input_name": told["title"],
             "input_description": f"{told['title']}. {told['caption']}",
             "input_category": product["category"],
