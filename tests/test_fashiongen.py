@@ -181,6 +181,13 @@ def test_a_damaged_file_is_an_error_that_names_it_and_the_field(folder, how, rea
         prepared(folder)
 
 
+@pytest.mark.parametrize("num_rows", [17, 19])
+def test_a_writer_that_gets_another_number_of_rows_leaves_no_file(num_rows, tmp_path):
+    with pytest.raises(ValueError, match=f"was to hold {num_rows} rows, got 18"):
+        fashiongen.write(tmp_path / "x.h5", make_rows(6), num_rows, SIDE)
+    assert not list(tmp_path.iterdir())
+
+
 def test_pixels_become_a_lossless_png_whatever_number_they_are():
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     for form in (pixels, pixels.astype(np.int64), pixels / 255):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from absl import logging
 
 from fbjax.batch import Batch
 from fbjax.config import Config
@@ -18,6 +19,7 @@ from fbjax.data.table import Product
 from fbjax.data.vocabulary import NO_WORD, Vocabulary
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
+logging.set_verbosity(logging.ERROR)  # TFDS warns of its own calls
 PREFETCH = 4
 RECORDS_AT_ONCE = 8192
 
