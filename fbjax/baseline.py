@@ -17,8 +17,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from fbjax.config import Config
 from fbjax.console import progress, say
-from fbjax.data.catalogue import Records, Source, prepare
+from fbjax.data.catalogue import Records, prepare
 from fbjax.data.pipeline import read_strings
+from fbjax.data.source import Source
 from fbjax.features import image_inputs
 from fbjax.gallery import full_figures
 from fbjax.protocols import list_figures, read_request

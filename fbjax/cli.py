@@ -7,13 +7,16 @@ import sys
 from fbjax import __version__, verbs
 
 EXAMPLES = {  # in the order in which a newcomer runs them
-    "draw": ("fbjax draw --out drawn --products 1000",),
+    "draw": ("fbjax draw --out drawn --products 1000", "fbjax draw --out garments --products 100 --format h5"),
     "prepare": (
         "fbjax prepare --check products.csv",
         "fbjax prepare --config configs/my_catalogue.py --config.data.train=products.csv",
     ),
     "train": ("fbjax train --config configs/my_catalogue.py --workdir runs/mine --config.data.train=products.csv",),
-    "evaluate": ("fbjax evaluate --workdir runs/mine --queries 100 --out metrics.json",),
+    "evaluate": (
+        "fbjax evaluate --workdir runs/mine --queries 100 --out metrics.json",
+        "fbjax evaluate --workdir runs/mine --release eval.tsv",
+    ),
     "baseline": ("fbjax baseline cca --config configs/my_catalogue.py --config.data.train=products.csv --queries 100",),
     "rank": (
         'fbjax rank --workdir runs/mine --text "red cotton dress"',
@@ -70,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     config_help = "a config file; --config.section.field=value changes a setting"
     draw = verb("draw", "draw a catalogue of garments with captions, to try things on")
     draw.add_argument("--out", required=True, help="folder for train.parquet and validation.parquet")
+    draw.add_argument(
+        "--format", choices=["parquet", "h5"], default="parquet", help="h5: Fashion-Gen's two files (default: parquet)"
+    )
     draw.add_argument("--products", type=int, default=8000, help="how many (default: %(default)s)")
     draw.add_argument("--seed", type=int, default=0, help="another seed, another catalogue (default: %(default)s)")
 
@@ -85,6 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--workdir", required=True, help="folder of a trained run")
     evaluate.add_argument("--data", help="a product table or glob (default: the run's validation split)")
     evaluate.add_argument("--candidates", help="fixed candidate lists, JSONL (default: drawn from the data)")
+    evaluate.add_argument("--release", metavar="FILE", help="instead: a prediction file of the authors' release")
+    evaluate.add_argument(
+        "--direction", choices=["image_to_text", "text_to_image"], help="of --release (default: as its rows show)"
+    )
     evaluate.add_argument("--protocol", default="candidates,matching", help=protocol_help)
     evaluate.add_argument("--queries", type=int, help="only the first N queries a direction")
     evaluate.add_argument("--towers", metavar="WORKDIR", help="full: vectors of another run (default: of this one)")

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from fbjax import metrics
+from fbjax.config import absolute
 from fbjax.console import duration, progress, say
 from fbjax.data import pipeline
-from fbjax.data.catalogue import Records, Source, prepare
+from fbjax.data.catalogue import Records, prepare
 from fbjax.data.sampling import Partners
+from fbjax.data.source import Source
 from fbjax.embed import split_vectors
 from fbjax.features import image_inputs
 from fbjax.gallery import full_figures
@@ -63,7 +65,7 @@ def evaluate(
     figures, rankings = list_figures(records, protocols, lists, num_queries, score, decides)
     figures["checkpoint_step"] = step
     if rankings:
-        sources = {name: path and os.path.abspath(path) for name, path in (("data", data), ("candidates", candidates))}
+        sources = {name: path and absolute(path) for name, path in (("data", data), ("candidates", candidates))}
         _write(Path(workdir) / EVALUATION, sources | {"figures": figures, "rankings": rankings})
     if giver is not None:
         theirs = giver.frozen | theirs

@@ -15,9 +15,10 @@ from fbjax.batch import batch_shapes
 from fbjax.checkpoint import Checkpoints
 from fbjax.config import Config
 from fbjax.console import progress, say
-from fbjax.data.catalogue import Records, Source, prepare, read_report
+from fbjax.data.catalogue import Records, prepare, read_report
 from fbjax.data.pipeline import read_images, train_batches
 from fbjax.data.sampling import Partners, Sampler
+from fbjax.data.source import Source
 from fbjax.evaluate import ValidationSample
 from fbjax.features import describe, features_of
 from fbjax.log import Log

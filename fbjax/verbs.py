@@ -7,10 +7,12 @@ from pathlib import Path
 
 def draw(arguments, overrides) -> None:
     from fbjax.console import progress
+    from fbjax.data.drawn.hdf5 import write_hdf5
     from fbjax.data.drawn.products import is_drawn, write_catalogue
 
     reused = is_drawn(arguments.out, arguments.products, arguments.seed)
-    files = write_catalogue(arguments.out, arguments.products, arguments.seed, progress)
+    write = {"parquet": write_catalogue, "h5": write_hdf5}[arguments.format]
+    files = write(arguments.out, arguments.products, arguments.seed, progress)
     verb = "reusing" if reused else "drawn"
     print(f"{verb}: {arguments.products:,} products, seed {arguments.seed}: {', '.join(map(str, files.values()))}")
 
@@ -27,7 +29,8 @@ def prepare(arguments, overrides) -> None:
         return check(arguments.check, config, print)
 
     from fbjax.console import progress, say
-    from fbjax.data.catalogue import Source, is_prepared, prepare, read_report
+    from fbjax.data.catalogue import is_prepared, prepare, read_report
+    from fbjax.data.source import Source
     from fbjax.workdir import make_vocabulary
 
     source, vocabulary = Source.from_config(config), make_vocabulary(config, say)
@@ -56,6 +59,8 @@ def evaluate(arguments, overrides) -> None:
 
     if arguments.out:
         _check_out("--out", arguments.out)
+    if arguments.release or arguments.direction:
+        return _evaluate_release(arguments)
     figures = evaluate(
         arguments.workdir,
         data=arguments.data,
@@ -65,6 +70,23 @@ def evaluate(arguments, overrides) -> None:
         step=arguments.step,
         towers=arguments.towers,
         rerank=arguments.rerank,
+    )
+    report(figures, print)
+    if arguments.out:
+        _write_json(arguments.out, figures)
+
+
+def _evaluate_release(arguments) -> None:
+    from fbjax.console import say
+    from fbjax.released import evaluate_release, report
+
+    if not arguments.release:
+        raise ValueError(f"--direction {arguments.direction} is for --release FILE")
+    for flag in ("data", "candidates", "queries", "towers", "rerank"):
+        if getattr(arguments, flag) is not None:
+            raise ValueError(f"--{flag} does not go with --release, which has its own pairs: leave it out")
+    figures = evaluate_release(
+        arguments.workdir, arguments.release, say, direction=arguments.direction, step=arguments.step
     )
     report(figures, print)
     if arguments.out:

@@ -12,14 +12,17 @@ import time
 import pytest
 
 from fbjax.cli import EXAMPLES, main
+from fbjax.data import release
+from tests import release_files
 from tests.runs import CONFIG_FILE
 from tests.tables import encode, make_products, write_csv
 
 RESULTS = {  # a pattern that shows on stdout, or a file that is there afterwards
-    "draw": ["drawn/train.parquet", "drawn/validation.parquet", r"1,000 products"],
+    "draw": ["drawn/train.parquet", "drawn/validation.parquet", r"1,000 products"]
+    + ["garments/fashiongen_256_256_train.h5", "garments/fashiongen_256_256_validation.h5"],
     "prepare": ["prepared", r"config.data.columns.text", r"train: \d+ products"],
     "train": ["runs/mine/config.json"],
-    "evaluate": ["metrics.json", r"Rank@1 \d"],
+    "evaluate": ["metrics.json", r"Rank@1 \d", r"6 queries of 4 candidates"],
     "baseline": [r"Rank@1 \d"],
     "rank": ["ranking.html", r"best \d+ of \d+ products"],
     "embed": ["vectors.npz", "images.npz", r"vectors: images.npz"],
@@ -35,6 +38,8 @@ def folder(tmp_path_factory, trains_on_one_device):
     products = make_products(96)
     write_csv(folder / "products.csv", products)
     (folder / "photo.jpg").write_bytes(encode(products[0]["image"], "JPEG"))
+    lists = release_files.prediction_rows(num_queries=6, num_candidates=4, num_patches=16, feature_size=48)
+    release.write(folder / "eval.tsv", lists, release.PREDICTION)
     (folder / "configs").mkdir()
     template = CONFIG_FILE.format(train="", validation="", prepared="prepared")
     settings = 'c.data.holdout, c.model.vector_size, c.tasks.names = 0.3, 16, ("tia", "itc")'

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from fbjax.data.catalogue import Source, prepare
+from fbjax.data.catalogue import prepare
 from fbjax.data.pipeline import read_images
+from fbjax.data.source import Source
 from fbjax.data.vocabulary import Vocabulary
 from fbjax.features import cached_features, describe
 from fbjax.model.patches import build_patch_network

@@ -10,8 +10,9 @@ import fbjax
 from fbjax import metrics
 from fbjax.cli import main
 from fbjax.console import progress
-from fbjax.data.catalogue import Source, prepare
+from fbjax.data.catalogue import prepare
 from fbjax.data.pipeline import read_products
+from fbjax.data.source import Source
 from fbjax.embed import split_vectors
 from fbjax.evaluate import evaluate
 from fbjax.gallery import choose_queries, full_figures, reranked, search

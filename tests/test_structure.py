@@ -15,7 +15,8 @@ ONLY_IN = {  # import -> the files or folders that may have it
     "tensorflow": ("data/pipeline.py",),
     "tensorflow_datasets": ("data/",),
     "array_record": ("data/",),
-    "pyarrow": ("data/rows.py", "data/drawn/products.py"),
+    "pyarrow": ("data/rows.py", "data/release.py", "data/drawn/products.py"),
+    "h5py": ("data/fashiongen.py", "model/networks/files.py"),
     "orbax": ("checkpoint.py",),
     "tensorboard": ("log.py",),
     "matplotlib": ("pages/",),
@@ -24,7 +25,6 @@ ONLY_IN = {  # import -> the files or folders that may have it
     "resvg_py": ("data/drawn/",),
     "ml_collections": ("config.py",),
     "sklearn": ("baseline.py",),
-    "h5py": ("model/networks/files.py",),
     "torch": ("model/networks/files.py", "model/pretrained.py", "bench/rival.py", "bench/contest.py"),
 }
 LAYERS = {  # a room -> what it must not know

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 import fbjax
 from fbjax.cli import main
 from fbjax.config import Config, MeshConfig, TaskConfig
-from fbjax.data.catalogue import Source, prepare
+from fbjax.data.catalogue import prepare
 from fbjax.data.sampling import Sampler
+from fbjax.data.source import Source
 from fbjax.embed import embed
 from fbjax.evaluate import evaluate
 from fbjax.explain import explain

@@ -148,8 +148,10 @@ class PatchNetwork:
 
 def build_patch_network(config, weights_path: str | Path | None = None) -> PatchNetwork:
     """The network that a `PatchConfig` describes, its weights read from `weights_path` (default: the config's path)."""
+    if config.ready_made:
+        return _ready_made(*config.ready_made)
     if config.network not in NETWORKS:
-        raise ValueError(f"unknown patch network {config.network!r}; known: {', '.join(NETWORKS)}")
+        raise ValueError(f"unknown patch network {config.network!r}; known: {', '.join(NETWORKS)}, features")
     kind = NETWORKS[config.network]
     _check_sizes(config, kind)
     if kind.needs_weights:
@@ -180,6 +182,18 @@ def build_patch_network(config, weights_path: str | Path | None = None) -> Patch
         feature_size=feature_size,
         whole_image=config.whole_image,
         fingerprint=f"{config.network}-{config.geometry}-{config.image_size}-{digest.hexdigest()[:12]}",
+    )
+
+
+def _ready_made(num_patches: int, feature_size: int) -> PatchNetwork:
+    """No network: features made elsewhere, taken as they come."""
+    return PatchNetwork(
+        apply=lambda params, features: features,
+        params={},
+        num_patches=num_patches,
+        feature_size=feature_size,
+        whole_image=False,
+        fingerprint=f"features-{num_patches}x{feature_size}",
     )
 
 

@@ -16,7 +16,8 @@ from fbjax.candidates import DIRECTIONS
 from fbjax.checkpoint import Checkpoints
 from fbjax.config import Config
 from fbjax.console import progress, say
-from fbjax.data.catalogue import SKIPPED, Records, Source, prepare, read_report
+from fbjax.data.catalogue import SKIPPED, Records, prepare, read_report
+from fbjax.data.source import Source
 from fbjax.evaluate import evaluate, read_evaluation
 from fbjax.explain import explain
 from fbjax.log import read_curves
@@ -66,7 +67,8 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
     say("explaining some of the scores")
     model = Model.load(workdir, best)
     explanations = []
-    for what, text, image in examples.pairs_to_explain(chosen):
+    explainable = [] if run.config.patches.ready_made else examples.pairs_to_explain(chosen)
+    for what, text, image in explainable:
         text, image = products[text].text, products[image].image
         explanations.append(examples.explained(what, text, image, explain(model, text, image)))
 
