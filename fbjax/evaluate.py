@@ -72,6 +72,7 @@ def evaluate(
             *split_vectors(giver, embedder, theirs, records),
             records.groups,
             num_queries,
+            text_codes=pipeline.text_codes(records),
             size=RERANKED if rerank is None else rerank,
             score=score if decides else None,
             scale=embedder.scale(theirs),

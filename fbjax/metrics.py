@@ -52,12 +52,12 @@ def gains(ranks: np.ndarray, before: np.ndarray) -> dict:
     return figures
 
 
-def spoken(rates: dict) -> str:
+def spoken(rates: dict, ending: str = "") -> str:
     """``Rank@1 17.7% [15.4%, 20.1%]  Rank@5 ..`` of `hit_rates`."""
     cells = []
     for k in RANKS:
-        low, high = rates[f"rank@{k}.ci"]
-        cells.append(f"Rank@{k} {rates[f'rank@{k}']:.1%} [{low:.1%}, {high:.1%}]")
+        low, high = rates[f"rank@{k}{ending}.ci"]
+        cells.append(f"Rank@{k} {rates[f'rank@{k}{ending}']:.1%} [{low:.1%}, {high:.1%}]")
     return "  ".join(cells)
 
 

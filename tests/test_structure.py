@@ -23,7 +23,7 @@ ONLY_IN = {  # import -> the files or folders that may have it
     "markupsafe": ("pages/",),
     "resvg_py": ("data/drawn/",),
     "ml_collections": ("config.py",),
-    "sklearn": ("baseline.py",),
+    "sklearn": ("baseline.py", "probe.py"),
     "torch": ("model/pretrained.py", "bench/rival.py", "bench/contest.py"),
 }
 LAYERS = {  # a room -> what it must not know
