@@ -140,7 +140,7 @@ def legacy(arguments, overrides) -> None:
         _check_out("--out", arguments.out)
     figures = legacy_figures(*read_scores(arguments.scores), arguments.batch, arguments.shuffle)
     print(WARNING)
-    report(figures, "", print)
+    report(figures, Path(arguments.scores).name, print)
     if arguments.out:
         _write_json(arguments.out, figures)
 
