@@ -71,7 +71,7 @@ def test_every_example_in_the_help_runs(verb, folder, monkeypatch, capsys):
 def test_the_examples_cover_every_verb(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    verbs = re.findall(r"^    (\w+) ", capsys.readouterr().out, flags=re.MULTILINE)
+    verbs = re.findall(r"^    (\w+)\s", capsys.readouterr().out, flags=re.MULTILINE)
     assert sorted(verbs) == sorted(EXAMPLES) == sorted(RESULTS)
 
 
