@@ -53,9 +53,9 @@ def list_figures(
     score: Score,
     decides: bool,
 ) -> tuple[dict, list[dict]]:
-    """The figures of all protocols but ``full``, and each query's ranking over `lists`; ({}, []) where none is asked.
+    """The figures of all protocols but ``full``, and each query's ranking of ``candidates`` and ``matching``.
 
-    `lists` None: drawn from the records, seed 0. `decides`: whether a score above 0 says "match". A ranking is
+    ({}, []) where none is asked for. `lists` None: drawn from the records, seed 0. `decides`: whether a score above 0 says "match". A ranking is
     {"direction", "query", "positive", "candidates": how many, "rank" and "score" of the positive, "top": the first
     [id, score]s}. Every distinct pair of all protocols is scored once.
     """
@@ -83,7 +83,10 @@ def list_figures(
     if "legacy" in protocols:
         rows = {d: legacy.list_rows(*scored.of(d)) for d in scored.directions}
         figures["legacy"] = {d: legacy.legacy_figures(*rows[d], seed=LEGACY_SEED) for d in scored.directions}
-    return figures | scored.about, _rankings(asked.lists, scored.positive, scored.other)
+    figures |= scored.about
+    if not set(protocols) & set(OVER_LISTS):
+        return figures, []
+    return figures, _rankings(asked.lists, scored.positive, scored.other)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,6 +66,8 @@ def test_the_miscount_stands_beside_the_right_count_and_says_what_it_is(records,
     report(figures, said.append)
     assert any("miscounted on purpose" in line for line in said)
     assert len(rankings) == 60
+    alone, none = list_figures(records, ("legacy",), None, 30, score, decides=False)
+    assert alone["legacy"] == figures["legacy"] and none == []  # a run's report keeps the figures that it had
     for direction in ("image_to_text", "text_to_image"):
         legacy = figures["legacy"][direction]
         assert legacy["correct"]["queries"] == 30 < legacy["keys"]
