@@ -140,12 +140,14 @@ def _model(strength: float):
 def classification(truth: np.ndarray, told: np.ndarray) -> dict:
     """Accuracy, balanced accuracy (mean recall of the true labels) and macro F1 with bootstrap intervals over products.
 
-    ``truth, told [M]``: codes of labels. Macro F1 is over all labels that are true of a product or told of one.
+    ``truth, told [M]``: codes of labels. Macro F1 is over all labels that are true of a product or told of one. The
+    intervals of the latter two resample within each true label; one of a single product adds nothing to their width.
     """
     figures = {}
     for name, statistic in (("accuracy", _accuracy), ("balanced_accuracy", _balanced), ("macro_f1", _macro_f1)):
         figures[name] = float(statistic(truth, told))
-        figures[f"{name}.ci"] = list(metrics.interval(statistic, truth, told))
+        strata = None if statistic is _accuracy else truth
+        figures[f"{name}.ci"] = list(metrics.interval(statistic, truth, told, strata=strata))
     return figures
 
 
@@ -221,10 +223,8 @@ def report(figures: dict, say: Callable[[str], None]) -> None:
                 shown.append(f"{figure.replace('_', ' ')} {rates[name][figure]:.1%} [{low:.1%}, {high:.1%}]")
             say(f"  {name:14} {'  '.join(shown)}")
         if rates["unseen"]["products"]:
-            unseen = rates["unseen"]
-            say(
-                f"  NOTE: {unseen['products']:,} products have {unseen['labels']} labels unseen in training: told wrong"
-            )
+            labels, products = rates["unseen"]["labels"], rates["unseen"]["products"]
+            say(f"  NOTE: unseen in training and told wrong: {products:,} products ({labels:,} labels)")
         if sum(rates["without_label"].values()):
             without = rates["without_label"]
             say(f"  left out without a label: {without['train']:,} to learn, {without['validation']:,} to test")

@@ -55,9 +55,9 @@ def list_figures(
 ) -> tuple[dict, list[dict]]:
     """The figures of all protocols but ``full``, and each query's ranking of ``candidates`` and ``matching``.
 
-    ({}, []) where none is asked for. `lists` None: drawn from the records, seed 0. `decides`: whether a score above 0 says "match". A ranking is
-    {"direction", "query", "positive", "candidates": how many, "rank" and "score" of the positive, "top": the first
-    [id, score]s}. Every distinct pair of all protocols is scored once.
+    ({}, []) where none is asked for. `lists` None: drawn from the records, seed 0. `decides`: whether a score above 0
+    says "match". A ranking is {"direction", "query", "positive", "candidates": how many, "rank" and "score" of the
+    positive, "top": the first [id, score]s}. Every distinct pair of all protocols is scored once.
     """
     pairs, num_drawn = _Pairs(records), num_queries or DRAWN_QUERIES
     asked = None
