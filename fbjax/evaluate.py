@@ -1,6 +1,5 @@
 """Evaluation of a checkpoint: what scores its pairs and gives its vectors, run through `fbjax.protocols`."""
 
-import json
 import os
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from fbjax.data import pipeline
 from fbjax.data.catalogue import Records, Source, prepare
 from fbjax.data.sampling import Partners
 from fbjax.embed import split_vectors
+from fbjax.evaluation import write_evaluation
 from fbjax.features import image_inputs
 from fbjax.gallery import full_figures
 from fbjax.mesh import make_mesh
@@ -23,7 +23,6 @@ from fbjax.towers import Towers
 from fbjax.trained import load_params, newest_step
 from fbjax.workdir import Run, note_time
 
-EVALUATION = "evaluation.json"
 RERANKED = 20  # of the nearest, where FashionBERT can
 
 
@@ -43,7 +42,7 @@ def evaluate(
     `data`: a table or glob (default: the run's validation split). `candidates`: lists (default: drawn from the data,
     seed 0). Protocol "full" takes vectors from the run's own towers, or those of the last checkpoint in the workdir
     `towers`, and with FashionBERT orders the `rerank` nearest anew (default: 20). The workdir keeps figures over
-    lists, with each query's ranking, until the next evaluation over lists (`read_evaluation`).
+    lists, with each query's ranking, until the next evaluation over lists (`fbjax.evaluation`).
     """
     lists = read_request(protocols, candidates, num_queries)
     run = Run.open(workdir)
@@ -64,7 +63,7 @@ def evaluate(
     figures["checkpoint_step"] = step
     if rankings:
         sources = {name: path and os.path.abspath(path) for name, path in (("data", data), ("candidates", candidates))}
-        _write(Path(workdir) / EVALUATION, sources | {"figures": figures, "rankings": rankings})
+        write_evaluation(workdir, sources | {"figures": figures, "rankings": rankings})
     if giver is not None:
         theirs = giver.frozen | theirs
         embedder = Towers(giver.model, giver.step_patches, mesh)
@@ -91,19 +90,6 @@ def _check_gallery(protocols: tuple[str, ...], towers, rerank: int | None, decid
         raise ValueError(f"--rerank {rerank}: take at least 0, which leaves it out")
     if rerank and not decides:
         raise ValueError(f"--rerank {rerank} needs a run that learns alignment: its tasks have no tia")
-
-
-def read_evaluation(workdir: str | Path) -> dict | None:
-    """The last evaluation of a run over lists, or None: {"data", "candidates": their paths or None, "figures",
-    "rankings": those of `fbjax.protocols.list_figures`}."""
-    path = Path(workdir) / EVALUATION
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
-def _write(path: Path, content: dict) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
-    partial.rename(path)
 
 
 def _vector_run(run: Run, towers: str | Path | None) -> Run:

@@ -7,7 +7,7 @@ import pytest
 
 from fbjax.cli import main
 from fbjax.compare import compare, report
-from fbjax.evaluate import EVALUATION
+from fbjax.evaluation import EVALUATION
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 
