@@ -1,6 +1,5 @@
 """Evaluation of a checkpoint: what scores its pairs and gives its vectors, run through `fbjax.protocols`."""
 
-import json
 import os
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from fbjax.data.catalogue import Records, prepare
 from fbjax.data.sampling import Partners
 from fbjax.data.source import Source
 from fbjax.embed import split_vectors
+from fbjax.evaluation import write_evaluation
 from fbjax.features import image_inputs
 from fbjax.gallery import full_figures
 from fbjax.mesh import make_mesh
@@ -25,7 +25,6 @@ from fbjax.towers import Towers
 from fbjax.trained import load_params, newest_step
 from fbjax.workdir import Run, note_time
 
-EVALUATION = "evaluation.json"
 RERANKED = 20  # of the nearest, where FashionBERT can
 
 
@@ -45,7 +44,7 @@ def evaluate(
     `data`: a table or glob (default: the run's validation split). `candidates`: lists (default: drawn from the data,
     seed 0). Protocol "full" takes vectors from the run's own towers, or those of the last checkpoint in the workdir
     `towers`, and with FashionBERT orders the `rerank` nearest anew (default: 20). The workdir keeps figures over
-    lists, with each query's ranking, until the next evaluation over lists (`read_evaluation`).
+    lists, with each query's ranking, until the next evaluation over lists (`fbjax.evaluation`).
     """
     lists = read_request(protocols, candidates, num_queries)
     run = Run.open(workdir)
@@ -66,7 +65,7 @@ def evaluate(
     figures["checkpoint_step"] = step
     if rankings:
         sources = {name: path and absolute(path) for name, path in (("data", data), ("candidates", candidates))}
-        _write(Path(workdir) / EVALUATION, sources | {"figures": figures, "rankings": rankings})
+        write_evaluation(workdir, sources | {"figures": figures, "rankings": rankings})
     if giver is not None:
         theirs = giver.frozen | theirs
         embedder = Towers(giver.model, giver.step_patches, mesh)
@@ -74,6 +73,7 @@ def evaluate(
             *split_vectors(giver, embedder, theirs, records),
             records.groups,
             num_queries,
+            text_codes=pipeline.text_codes(records),
             size=RERANKED if rerank is None else rerank,
             score=score if decides else None,
             scale=embedder.scale(theirs),
@@ -92,19 +92,6 @@ def _check_gallery(protocols: tuple[str, ...], towers, rerank: int | None, decid
         raise ValueError(f"--rerank {rerank}: take at least 0, which leaves it out")
     if rerank and not decides:
         raise ValueError(f"--rerank {rerank} needs a run that learns alignment: its tasks have no tia")
-
-
-def read_evaluation(workdir: str | Path) -> dict | None:
-    """The last evaluation of a run over lists, or None: {"data", "candidates": their paths or None, "figures",
-    "rankings": those of `fbjax.protocols.list_figures`}."""
-    path = Path(workdir) / EVALUATION
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
-def _write(path: Path, content: dict) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
-    partial.rename(path)
 
 
 def _vector_run(run: Run, towers: str | Path | None) -> Run:

@@ -4,24 +4,30 @@
 * ``matching``: each list's positive against its first other candidate (same sub-category), AUC; the AUC against a
   product of any category; and where a score above 0 says "match", balanced accuracy and the share of right decisions
   over whole lists, 1 to 100.
+* ``draws``: ``candidates`` over five drawings of lists, seeds 0 to 4: mean and standard deviation.
+* ``legacy``: the lists of ``candidates`` as the authors' release miscounts them, see `fbjax.legacy`.
 * ``full``: retrieval from a whole split, see `fbjax.gallery`.
 
-It knows neither models nor checkpoints: `score` takes pairs [N, 2] of rows of the records, (text, image), to [N].
+docs/protocols.md says when to use which. It knows neither models nor checkpoints: `score` takes pairs [N, 2] of rows of
+the records, (text, image), to [N].
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
-from fbjax import gallery, metrics
+from fbjax import gallery, legacy, metrics
 from fbjax.candidates import DIRECTIONS, CandidateList, any_category_negatives, draw_lists, read_lists
 from fbjax.data.catalogue import Records
 
 Score = Callable[[np.ndarray], np.ndarray]
 Lists = tuple[list[CandidateList], str]  # and their SHA-256
 OVER_LISTS = ("candidates", "matching")
-PROTOCOLS = (*OVER_LISTS, "full")
+PROTOCOLS = (*OVER_LISTS, "draws", "legacy", "full")
 NUM_OTHERS, DRAWN_QUERIES = 100, 1000  # of lists drawn here, as in the paper
+DRAW_SEEDS = (0, 1, 2, 3, 4)
+LEGACY_SEED = 0  # in which order the rows of lists come in batches
 TOP = 5
 
 
@@ -32,6 +38,10 @@ def read_request(protocols: tuple[str, ...], candidates: str | None, num_queries
         raise ValueError(f"unknown protocol {', '.join(map(repr, sorted(unknown)))}; there are {', '.join(PROTOCOLS)}")
     if num_queries is not None and num_queries < 1:
         raise ValueError(f"--queries {num_queries}: take at least 1")
+    if candidates and set(protocols) <= {"draws", "full"}:
+        raise ValueError(
+            f"--candidates {candidates}: {', '.join(protocols)} reads no lists; add candidates to --protocol"
+        )
     return read_lists(candidates, num_queries) if candidates else None
 
 
@@ -43,41 +53,93 @@ def list_figures(
     score: Score,
     decides: bool,
 ) -> tuple[dict, list[dict]]:
-    """The figures of ``candidates`` and ``matching``, and each query's ranking; ({}, []) where neither is asked for.
+    """The figures of all protocols but ``full``, and each query's ranking of ``candidates`` and ``matching``.
 
-    `lists` None: drawn from the records, seed 0. `decides`: whether a score above 0 says "match". A ranking is
-    {"direction", "query", "positive", "candidates": how many, "rank" and "score" of the positive, "top": the first
-    [id, score]s}.
+    ({}, []) where none is asked for. `lists` None: drawn from the records, seed 0. `decides`: whether a score above 0
+    says "match". A ranking is {"direction", "query", "positive", "candidates": how many, "rank" and "score" of the
+    positive, "top": the first [id, score]s}. Every distinct pair of all protocols is scored once.
     """
-    if not set(protocols) & set(OVER_LISTS):
+    pairs, num_drawn = _Pairs(records), num_queries or DRAWN_QUERIES
+    asked = None
+    if set(protocols) & {*OVER_LISTS, "legacy"}:
+        asked = pairs.add_lists(*(lists or draw_lists(records, NUM_OTHERS, num_drawn, seed=0)))
+    negatives = None
+    if "matching" in protocols:
+        negatives = pairs.add_negatives(asked.lists, any_category_negatives(asked.lists, records))
+    seeds = DRAW_SEEDS if "draws" in protocols else ()
+    drawn = [pairs.add_lists(*draw_lists(records, NUM_OTHERS, num_drawn, seed)) for seed in seeds]
+    if not (asked or drawn):
         return {}, []
-    lists, digest = lists or draw_lists(records, NUM_OTHERS, num_queries or DRAWN_QUERIES, seed=0)
-    pairs = _Pairs(records)
-    positives, others = pairs.add_lists(lists)
-    negatives = pairs.add_negatives(lists, any_category_negatives(lists, records)) if "matching" in protocols else None
     scores = score(pairs.array())
 
-    positive = scores[positives]
-    other = np.where(others >= 0, scores[others], -np.inf)  # [Q, G - 1], shorter lists filled up
-    directions = np.array([x.direction for x in lists])
-    figures = {}
+    figures = {"draws": _draw_figures([x.scored(scores) for x in drawn])} if drawn else {}
+    if asked is None:
+        return figures, []
+    scored = asked.scored(scores)
     if "candidates" in protocols:
-        for direction in dict.fromkeys(directions):
-            here = directions == direction
-            figures[str(direction)] = metrics.retrieval(positive[here], other[here])
+        figures |= {d: metrics.retrieval(*scored.of(d)) for d in scored.directions}
     if "matching" in protocols:
-        figures["matching"] = metrics.matching(positive, other[:, 0], decides)
-        figures["matching"]["auc_any_category"] = metrics.auc(positive, scores[negatives])
-        figures["matching"]["auc_any_category.ci"] = list(metrics.interval(metrics.auc, positive, scores[negatives]))
-        if decides:
-            right = np.concatenate([positive > 0, (other < 0)[others >= 0]])
-            figures["matching"]["accuracy_1to100"] = float(right.mean())
-    figures |= {
-        "num_queries": int((directions == directions[0]).sum()),
-        "candidates_per_list": float(np.mean([len(x.candidates) for x in lists])),
-        "candidates_sha256": digest,
-    }
-    return figures, _rankings(lists, positive, other)
+        figures["matching"] = _matching_figures(scored, scores[negatives], decides)
+    if "legacy" in protocols:
+        rows = {d: legacy.list_rows(*scored.of(d)) for d in scored.directions}
+        figures["legacy"] = {d: legacy.legacy_figures(*rows[d], seed=LEGACY_SEED) for d in scored.directions}
+    figures |= scored.about
+    if not set(protocols) & set(OVER_LISTS):
+        return figures, []
+    return figures, _rankings(asked.lists, scored.positive, scored.other)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+    """Lists with the scores of their candidates."""
+
+    lists: list[CandidateList]
+    digest: str
+    positive: np.ndarray  # [Q]
+    other: np.ndarray  # [Q, G - 1], -inf past a list's end
+
+    @property
+    def directions(self) -> list[str]:
+        return list(dict.fromkeys(x.direction for x in self.lists))
+
+    def of(self, direction: str) -> tuple[np.ndarray, np.ndarray]:
+        """Positive and other scores of one direction."""
+        here = np.array([x.direction == direction for x in self.lists])
+        return self.positive[here], self.other[here]
+
+    @property
+    def about(self) -> dict:
+        return {
+            "num_queries": sum(x.direction == self.lists[0].direction for x in self.lists),
+            "candidates_per_list": float(np.mean([len(x.candidates) for x in self.lists])),
+            "candidates_sha256": self.digest,
+        }
+
+
+def _matching_figures(scored: _Scored, negative: np.ndarray, decides: bool) -> dict:
+    """`negative` [Q]: scores of products of any category."""
+    positive, other = scored.positive, scored.other
+    figures = metrics.matching(positive, other[:, 0], decides)
+    figures["auc_any_category"] = metrics.auc(positive, negative)
+    figures["auc_any_category.ci"] = list(metrics.interval(metrics.auc, positive, negative))
+    if decides:
+        right = np.concatenate([positive > 0, (other < 0)[other != -np.inf]])
+        figures["accuracy_1to100"] = float(right.mean())
+    return figures
+
+
+def _draw_figures(drawn: list[_Scored]) -> dict:
+    """Mean, standard deviation (of a sample) and each drawing's hit rates; what the drawings are."""
+    figures = {}
+    for direction in drawn[0].directions:
+        ranks = [metrics.rank_of_positive(*x.of(direction)) for x in drawn]
+        figures[direction] = {}
+        for k in metrics.RANKS:
+            each = [float((r <= k).mean()) for r in ranks]
+            rates = {"": float(np.mean(each)), ".std": float(np.std(each, ddof=1)), ".each": each}
+            figures[direction] |= {f"rank@{k}{ending}": value for ending, value in rates.items()}
+    about = [x.about for x in drawn]
+    return figures | {"seeds": list(DRAW_SEEDS)} | {name: [x[name] for x in about] for name in about[0]}
 
 
 def _rankings(lists: list[CandidateList], positive: np.ndarray, other: np.ndarray) -> list[dict]:
@@ -100,14 +162,13 @@ class _Pairs:
         self._rows = {identity: row for row, identity in enumerate(records.ids)}
         self._places: dict[tuple[int, int], int] = {}
 
-    def add_lists(self, lists: list[CandidateList]) -> tuple[np.ndarray, np.ndarray]:
-        """Places of the positives [Q] and the others [Q, G - 1], -1 past a list's end."""
+    def add_lists(self, lists: list[CandidateList], digest: str) -> "_Listed":
         self._records.rows([i for x in lists for i in (x.query, *x.candidates)])  # all unknown ids in one error
         positives = np.array([self._place(x, x.positive) for x in lists])
         others = np.full((len(lists), max(len(x.others) for x in lists)), -1)
         for q, x in enumerate(lists):
             others[q, : len(x.others)] = [self._place(x, identity) for identity in x.others]
-        return positives, others
+        return _Listed(lists, digest, positives, others)
 
     def add_negatives(self, lists: list[CandidateList], ids: list[str]) -> np.ndarray:
         """Places of one further product for each list, [Q]."""
@@ -121,6 +182,20 @@ class _Pairs:
         pair = (self._rows[x.query], self._rows[candidate])
         pair = pair if x.direction == "text_to_image" else pair[::-1]
         return self._places.setdefault(pair, len(self._places))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Listed:
+    """Lists, and the places of their pairs among all that are scored."""
+
+    lists: list[CandidateList]
+    digest: str
+    positives: np.ndarray  # [Q]
+    others: np.ndarray  # [Q, G - 1], -1 past a list's end
+
+    def scored(self, scores: np.ndarray) -> _Scored:
+        other = np.where(self.others >= 0, scores[self.others], -np.inf)  # shorter lists filled up
+        return _Scored(self.lists, self.digest, scores[self.positives], other)
 
 
 def report(figures: dict, say: Callable[[str], None]) -> None:
@@ -138,6 +213,12 @@ def report(figures: dict, say: Callable[[str], None]) -> None:
             f"{'matching':14} AUC {m['auc']:.3f} [{m['auc.ci'][0]:.3f}, {m['auc.ci'][1]:.3f}]"
             f"  any category {m['auc_any_category']:.3f}{decided}"
         )
+    if "draws" in figures:
+        _report_draws(figures["draws"], say)
+    if "legacy" in figures:
+        say(legacy.WARNING)
+        for direction, rates in figures["legacy"].items():
+            legacy.report(rates, direction.replace("_", " "), say)
     if "full" in figures:
         gallery.report(figures["full"], say)
     size = figures.get("candidates_per_list", NUM_OTHERS + 1)
@@ -152,3 +233,17 @@ def report(figures: dict, say: Callable[[str], None]) -> None:
         about.append(f"{figures['pairs_per_second']:.0f} pairs/s")
     if about:
         say(", ".join(about))
+
+
+def _report_draws(figures: dict, say: Callable[[str], None]) -> None:
+    queries, size = figures["num_queries"], np.mean(figures["candidates_per_list"])
+    say(
+        f"{'draws':14} {len(queries)} drawings of {min(queries):,} queries a direction, {size:.0f} candidates a list; "
+        "mean and standard deviation over drawings"
+    )
+    for direction in DIRECTIONS:
+        if direction in figures:
+            rates = figures[direction]
+            cells = [f"Rank@{k} {rates[f'rank@{k}']:.1%} ±{100 * rates[f'rank@{k}.std']:.1f}" for k in metrics.RANKS]
+            each = ", ".join(f"{100 * rate:.1f}" for rate in rates["rank@1.each"])
+            say(f"{direction.replace('_', ' '):14} {'  '.join(cells)}  (Rank@1 of each: {each})")

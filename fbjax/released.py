@@ -1,4 +1,5 @@
-"""Evaluation on a prediction file of the authors' release: its own pairs, in its own order, by the correct metric.
+"""Evaluation on a prediction file of the authors' release: its own pairs, by the correct metric and, beside it, by the
+release's miscount over the rows in their own order.
 
 Every row is scored as it is read; a query's rows are its candidate list. Owns grouping and figures; knows a file only
 as pairs (`fbjax.data.release`).
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fbjax import metrics
+from fbjax import legacy, metrics
 from fbjax.candidates import DIRECTIONS
 from fbjax.console import progress
 from fbjax.data.release import PREDICTION, Pair, Reader
@@ -49,7 +50,7 @@ def evaluate_release(
 ) -> dict:
     """The figures of a workdir's best checkpoint, or that of `step`, on a prediction file of the release.
 
-    ``{direction: {"rank@1": ..}, "matching": {..}, "num_queries", "candidates_per_list", "skipped": {reason: count},
+    ``{direction: {"rank@1": ..}, "matching": {..}, "legacy": {direction: ..}, "num_queries", "candidates_per_list", "skipped": {reason: count},
     "checkpoint_step", "pairs_per_second"}``. `direction` None: by which of the two ids stays as it is from row to row.
     Raises ValueError before the work where file and run do not fit, and where no row can be used.
     """
@@ -109,6 +110,7 @@ def release_figures(scored: Scored, decides: bool) -> dict:
     return {
         scored.direction: metrics.retrieval(positive, padded),
         "matching": matching,
+        "legacy": {scored.direction: legacy.legacy_figures(scored.queries, scored.positive, scored.scores)},
         "num_queries": len(lists),
         "queries_left_out": left_out,
         "candidates_per_list": float(np.mean([1 + len(x) for x in lists])),
@@ -125,6 +127,9 @@ def report(figures: dict, say: Callable[[str], None]) -> None:
         f"  balanced accuracy {m['accuracy']:.1%}  of all rows {m['accuracy_rows']:.1%}" if "accuracy" in m else ""
     )
     say(f"{'matching':14} AUC {m['auc']:.3f} [{m['auc.ci'][0]:.3f}, {m['auc.ci'][1]:.3f}]{decided}")
+    say(legacy.WARNING)
+    for direction, rates in figures["legacy"].items():
+        legacy.report(rates, direction.replace("_", " "), say)
     for reason, count in figures["skipped"].items():
         say(f"skipped: {count:,} {reason}")
     if figures["queries_left_out"]:

@@ -53,6 +53,34 @@ def train(arguments, overrides) -> None:
     train(configs.load(arguments.config, overrides), arguments.workdir)
 
 
+def candidates(arguments, overrides) -> None:
+    from fbjax import config as configs
+    from fbjax.console import progress, say
+    from fbjax.data.catalogue import prepare
+    from fbjax.data.source import Source
+    from fbjax.fixed_lists import Rules, describe, make_lists, record_path, report, write_lists
+    from fbjax.workdir import make_vocabulary
+
+    _check_out("--out", arguments.out)
+    if arguments.data and arguments.split:
+        raise ValueError(f"--data {arguments.data} is a table of its own: leave --split {arguments.split} out")
+    rules = Rules(arguments.others, arguments.queries, arguments.seed, arguments.small)
+    config = configs.load(arguments.config, overrides)
+    source = Source.one_table(arguments.data, config) if arguments.data else Source.from_config(config)
+    splits = prepare(source, make_vocabulary(config, say), config.data.prepared, progress)
+    split = arguments.split or "validation"
+    lists = make_lists(splits[split], rules)
+    made_of = {"split": split} if not arguments.data else {}
+    made_of["tables"] = [file.name for file in source.files()[split if split in source.files() else "train"]]
+    columns = {"category": config.data.columns.category, "group": config.data.columns.group}
+    record = describe(lists, splits[split], rules) | made_of | {"columns": columns}
+    written = write_lists(arguments.out, lists, record)
+    report(record, print)
+    print(
+        f"{'written' if written else 'unchanged'}: {arguments.out}, and how it was made: {record_path(arguments.out)}"
+    )
+
+
 def evaluate(arguments, overrides) -> None:
     from fbjax.evaluate import evaluate
     from fbjax.protocols import report
@@ -112,6 +140,41 @@ def baseline(arguments, overrides) -> None:
         num_directions=arguments.svd,
         hardest=arguments.hardest,
     )
+    report(figures, print)
+    if arguments.out:
+        _write_json(arguments.out, figures)
+
+
+def compare(arguments, overrides) -> None:
+    from fbjax.compare import compare, report
+
+    if arguments.out:
+        _check_out("--out", arguments.out)
+    figures = compare(arguments.first, arguments.second)
+    report(figures, print)
+    if arguments.out:
+        _write_json(arguments.out, figures)
+
+
+def legacy(arguments, overrides) -> None:
+    from fbjax.legacy import WARNING, legacy_figures, read_scores, report
+
+    if arguments.out:
+        _check_out("--out", arguments.out)
+    figures = legacy_figures(*read_scores(arguments.scores), arguments.batch, arguments.shuffle)
+    print(WARNING)
+    report(figures, Path(arguments.scores).name, print)
+    if arguments.out:
+        _write_json(arguments.out, figures)
+
+
+def probe(arguments, overrides) -> None:
+    from fbjax.probe import probe, report
+
+    if arguments.out:
+        _check_out("--out", arguments.out)
+    labels = _names(arguments.labels) if arguments.labels else ()
+    figures = probe(arguments.workdir, labels=labels, num_products=arguments.products, step=arguments.step)
     report(figures, print)
     if arguments.out:
         _write_json(arguments.out, figures)

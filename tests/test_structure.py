@@ -24,7 +24,7 @@ ONLY_IN = {  # import -> the files or folders that may have it
     "markupsafe": ("pages/",),
     "resvg_py": ("data/drawn/",),
     "ml_collections": ("config.py",),
-    "sklearn": ("baseline.py",),
+    "sklearn": ("baseline.py", "probe.py"),
     "torch": ("model/networks/files.py", "model/pretrained.py", "bench/rival.py", "bench/contest.py"),
 }
 LAYERS = {  # a room -> what it must not know
@@ -34,6 +34,9 @@ LAYERS = {  # a room -> what it must not know
     "adaptive.py": ("fbjax.model", "fbjax.objectives", "fbjax.config", "fbjax.batch", "fbjax.step"),
     "branches.py": ("fbjax.",),
     "metrics.py": ("jax", "fbjax."),
+    "evaluation.py": ("jax", "fbjax."),
+    "legacy.py": ("jax", "fbjax.data", "fbjax.model", "fbjax.evaluate"),
+    "compare.py": ("jax", "fbjax.data", "fbjax.model", "fbjax.evaluate"),  # it answers at once
 }
 
 

@@ -90,6 +90,13 @@ def read_strings(records: Records, rows: np.ndarray) -> list[str]:
     return [text.decode() for text in _field(records, rows, "text")]
 
 
+def text_codes(records: Records) -> np.ndarray:
+    """[N] int: rows share a number where all pieces of their texts are the same, those that no model reads too."""
+    codes: dict[bytes, int] = {}
+    fields = _field(records, np.arange(len(records)), "pieces")
+    return np.array([codes.setdefault(pieces.tobytes(), len(codes)) for pieces in fields])
+
+
 def _field(records: Records, rows: np.ndarray, name: str) -> Iterator:
     """One field of `rows` in order. Records hold images too: only some are in memory at a time."""
     read = records.open()

@@ -118,6 +118,24 @@ def read_texts(files: list[Path], columns: Columns) -> Iterator[str]:
                 yield text
 
 
+def read_labels(files: list[Path], columns: Columns, names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """{id: its cells of the columns `names`, "" where empty} of every row that may be a product, images untouched.
+
+    Raises ValueError with the columns there are where one is missing.
+    """
+    labels: dict[str, tuple[str, ...]] = {}
+    wanted = {*mapped_columns(columns), *names} - {columns.image}
+    for file in files:
+        there = column_names(file)
+        if missing := [name for name in names if name not in there]:
+            raise ValueError(f"{file} has no column {', '.join(map(repr, missing))}; it has {listed(there)}")
+        for number, row in enumerate(read_rows(file, wanted), start=1):
+            described = describe(row, columns, f"{file.name} row {number}")
+            if isinstance(described, Product):
+                labels.setdefault(described.id, tuple(clean_name(row.get(name)) for name in names))
+    return labels
+
+
 def describe(row: dict | str, columns: Columns, where: str) -> Product | Skipped:
     """All of a row's product but its image, or why there is none."""
     if isinstance(row, str):

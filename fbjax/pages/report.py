@@ -18,7 +18,8 @@ from fbjax.config import Config
 from fbjax.console import progress, say
 from fbjax.data.catalogue import SKIPPED, Records, prepare, read_report
 from fbjax.data.source import Source
-from fbjax.evaluate import evaluate, read_evaluation
+from fbjax.evaluate import evaluate
+from fbjax.evaluation import read_evaluation
 from fbjax.explain import explain
 from fbjax.log import read_curves
 from fbjax.pages import charts, examples
