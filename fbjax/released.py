@@ -50,8 +50,9 @@ def evaluate_release(
 ) -> dict:
     """The figures of a workdir's best checkpoint, or that of `step`, on a prediction file of the release.
 
-    ``{direction: {"rank@1": ..}, "matching": {..}, "legacy": {direction: ..}, "num_queries", "candidates_per_list", "skipped": {reason: count},
-    "checkpoint_step", "pairs_per_second"}``. `direction` None: by which of the two ids stays as it is from row to row.
+    ``{direction: {"rank@1": ..}, "matching": {..}, "legacy": {direction: ..}, "num_queries", "candidates_per_list",
+    "skipped": {reason: count}, "checkpoint_step", "pairs_per_second"}``. `direction` None: by which of the two ids
+    stays as it is from row to row.
     Raises ValueError before the work where file and run do not fit, and where no row can be used.
     """
     run = Run.open(workdir)
