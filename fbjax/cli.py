@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = verb("evaluate", "evaluate a checkpoint: retrieval over candidate lists, and matching")
     evaluate.add_argument("--workdir", required=True, help="folder of a trained run")
     evaluate.add_argument("--data", help="a product table or glob (default: the run's validation split)")
-    evaluate.add_argument("--candidates", help="fixed candidate lists, JSONL (default: drawn from the data)")
+    evaluate.add_argument("--candidates", help="fixed lists (see fbjax candidates; default: drawn from the data)")
     evaluate.add_argument("--protocol", default="candidates,matching", help=protocol_help)
     evaluate.add_argument("--queries", type=int, help="only the first N queries a direction")
     evaluate.add_argument("--towers", metavar="WORKDIR", help="full: vectors of another run (default: of this one)")
