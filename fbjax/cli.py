@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = verb("evaluate", "evaluate a checkpoint: retrieval over candidate lists, and matching")
     evaluate.add_argument("--workdir", required=True, help="folder of a trained run")
     evaluate.add_argument("--data", help="a product table or glob (default: the run's validation split)")
-    evaluate.add_argument("--candidates", help="fixed candidate lists, JSONL (default: drawn from the data)")
+    evaluate.add_argument("--candidates", help="fixed lists (see fbjax candidates; default: drawn from the data)")
     evaluate.add_argument("--release", metavar="FILE", help="instead: a prediction file of the authors' release")
     evaluate.add_argument(
         "--direction", choices=["image_to_text", "text_to_image"], help="of --release (default: as its rows show)"

@@ -52,9 +52,10 @@ def make_lists(records, rules: Rules) -> list[CandidateList]:
     needed = {"exclude": rules.others, "fill": 0, "short": 1}[rules.small]
     eligible = np.flatnonzero(sizes[records.categories] > needed)
     if not len(eligible):
+        fewer = f"--others {sizes.max() - 1} or fewer, or " if rules.small == "exclude" and sizes.max() > 1 else ""
         raise ValueError(
             f"no category holds more than {needed} groups, the largest {sizes.max()}: no list can be drawn "
-            f"(--others {max(sizes.max() - 1, 1)} or fewer, or --small fill)"
+            f"({fewer}--small fill)"
         )
     members = {code: np.flatnonzero(records.categories == code) for code in np.unique(records.categories)}
     lists = []

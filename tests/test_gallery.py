@@ -24,6 +24,7 @@ from fbjax.train import train
 from fbjax.trained import load_params
 from fbjax.workdir import Run
 from tests.runs import tiny_config
+from tests.tables import make_products, write_parquet
 
 few_values = st.sampled_from([-1.0, 0.0, 0.5, 1.0])  # so that ties abound, and products are exact
 
@@ -233,6 +234,21 @@ def test_towers_alone_decide_nothing_and_are_not_re_ranked(runs):
     report(figures, lambda line: None)
     page = write_report(towers).read_text()
     assert "Matching AUC" in page and "Balanced accuracy" not in page and "a match" not in page
+
+
+def test_a_table_of_several_photos_a_product_is_counted_by_product(runs, tmp_path, capsys):
+    products, rows = make_products(6, seed=2), []
+    for number, p in enumerate(products):
+        rows += [p | {"id": f"{p['id']}-{i}", "group": p["id"]} for i in range(1 + number % 4)]
+    rows[-1] |= {"caption": "a variant with a text of its own"}
+    table, towers = write_parquet(tmp_path / "photos.parquet", rows), runs[0]
+    figures = evaluate(towers, data=str(table), protocols=("full",))["full"]
+    assert (figures["gallery"], figures["photos"], figures["products"]) == (13, 13, 7)
+    assert figures["image_to_text"]["rank@10.product"] == 1.0  # of 7 texts
+    hits = 7 * figures["text_to_image"]["rank@5.product"]  # each text asks once
+    assert hits == pytest.approx(round(hits))
+    report({"full": figures}, print)
+    assert "by product: 7 with 13 photos" in capsys.readouterr().out
 
 
 def test_a_run_without_trained_towers_is_told_which_to_give(runs, capsys):

@@ -57,6 +57,15 @@ def test_the_strength_is_never_chosen_on_what_it_is_tested_on():
     assert strength == fit(features, labels, np.arange(200), rng.normal(size=(7, 4)))[1]
 
 
+def test_a_group_is_never_on_both_sides_of_the_choice():
+    """What tells groups apart and nothing else is learned by heart, and helps with no other group."""
+    rng = np.random.default_rng(0)
+    groups = rng.permutation(np.repeat(np.arange(60), 4))
+    labels = (rng.random(60) < 0.3).astype(int)[groups]
+    assert fit(np.eye(60)[groups], labels, groups, np.eye(60))[1] == 1e-3
+    assert fit(np.eye(60)[groups], labels, np.arange(240), np.eye(60))[1] > 1e-3
+
+
 def test_products_without_a_label_or_with_an_unseen_one_are_counted():
     features = {"representation": (np.eye(4)[[0, 0, 1, 1, 2]], np.eye(4)[[0, 1, 1, 3]])}
     named = [np.array(["a", "a", "b", "b", ""]), np.array(["a", "b", "", "z"])]
