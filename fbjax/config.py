@@ -60,12 +60,16 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PatchConfig:
-    weights: str = ""  # path to the network's weights; networks without any ignore it
-    network: str = "pixels"  # pixels | mobilenet_v1 | features (ready-made ones, in the release's files)
+    weights: str = ""  # the network's weights: .npz, .safetensors, .pth (.pt, .bin) or Keras' .h5; pixels has none
+    # pixels | mobilenet_v1 | resnet50 (v1.5: torchvision, Hugging Face) | resnet50_v1 (Keras) | resnext101_32x8d (the
+    # paper) | inception_v3 | features (ready-made ones, in the release's files); which file goes with which network:
+    # docs/patch-networks.md
+    network: str = "pixels"
     geometry: str = "isolated"  # isolated (the paper) | grid (cells of one pass's feature map)
     image_size: int = 256  # pixels; every image is resized to image_size x image_size
     patch_size: int = 32  # pixels; P = (image_size / patch_size)^2; `grid` averages the cells that a patch touches
-    enlarge_to: int = 32  # pixels; `isolated` resizes each patch to this before the network
+    # pixels; `isolated` resizes each patch to this before the network (the release's maintainers: 224)
+    enlarge_to: int = 32
     whole_image: bool = False  # the whole image as a further token before the patches: the mean of its feature map
     trainable: bool = False  # train the network's weights along with FashionBERT
     cached: bool = False  # run the (frozen) network once over all images and keep the features on disk

@@ -250,6 +250,7 @@ def test_a_file_that_is_none_is_named_with_what_it_is_instead(ending, tmp_path):
         (b"", "empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS"),
         (b"\x00\x01nothing known" * 9, "is not an? .* file of weights"),
+        (b"some text " * 9, "is not an? .* file of weights"),
     ]:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=f"(?s)weights.{ending} is not an? .* file of weights: .*") as error:
