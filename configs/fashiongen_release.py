@@ -49,7 +49,7 @@ def get_config():
     config.data.columns.group = "input_productID"
 
     config.patches.network = "resnet50_v1"
-    config.patches.weights = "weights/resnet50_v1.pth"
+    config.patches.weights = "weights/resnet50_v1.h5"
     config.patches.geometry = "isolated"
     config.patches.image_size, config.patches.patch_size, config.patches.enlarge_to = 256, 32, 224
     config.patches.cached = True
