@@ -19,7 +19,7 @@ from fbjax.data.catalogue import Records, prepare, read_report
 from fbjax.data.pipeline import read_images, train_batches
 from fbjax.data.sampling import Partners, Sampler
 from fbjax.data.source import Source
-from fbjax.evaluate import ValidationSample
+from fbjax.evaluation.evaluate import ValidationSample
 from fbjax.features import describe, features_of
 from fbjax.log import Log
 from fbjax.mesh import check_batch_size, make_mesh, put_batch, replicated

@@ -58,7 +58,7 @@ def candidates(arguments, overrides) -> None:
     from fbjax.console import progress, say
     from fbjax.data.catalogue import prepare
     from fbjax.data.source import Source
-    from fbjax.fixed_lists import Rules, describe, make_lists, record_path, report, write_lists
+    from fbjax.evaluation.fixed_lists import Rules, describe, make_lists, record_path, report, write_lists
     from fbjax.workdir import make_vocabulary
 
     _check_out("--out", arguments.out)
@@ -82,8 +82,8 @@ def candidates(arguments, overrides) -> None:
 
 
 def evaluate(arguments, overrides) -> None:
-    from fbjax.evaluate import evaluate
-    from fbjax.protocols import report
+    from fbjax.evaluation.evaluate import evaluate
+    from fbjax.evaluation.protocols import report
 
     if arguments.out:
         _check_out("--out", arguments.out)
@@ -106,7 +106,7 @@ def evaluate(arguments, overrides) -> None:
 
 def _evaluate_release(arguments) -> None:
     from fbjax.console import say
-    from fbjax.released import evaluate_release, report
+    from fbjax.evaluation.released import evaluate_release, report
 
     if not arguments.release:
         raise ValueError(f"--direction {arguments.direction} is for --release FILE")
@@ -123,8 +123,8 @@ def _evaluate_release(arguments) -> None:
 
 def baseline(arguments, overrides) -> None:
     from fbjax import config as configs
-    from fbjax.baseline import baseline
-    from fbjax.protocols import report
+    from fbjax.evaluation.baseline import baseline
+    from fbjax.evaluation.protocols import report
 
     if arguments.out:
         _check_out("--out", arguments.out)
@@ -146,7 +146,7 @@ def baseline(arguments, overrides) -> None:
 
 
 def compare(arguments, overrides) -> None:
-    from fbjax.compare import compare, report
+    from fbjax.evaluation.compare import compare, report
 
     if arguments.out:
         _check_out("--out", arguments.out)
@@ -157,7 +157,7 @@ def compare(arguments, overrides) -> None:
 
 
 def legacy(arguments, overrides) -> None:
-    from fbjax.legacy import WARNING, legacy_figures, read_scores, report
+    from fbjax.evaluation.legacy import WARNING, legacy_figures, read_scores, report
 
     if arguments.out:
         _check_out("--out", arguments.out)
@@ -169,7 +169,7 @@ def legacy(arguments, overrides) -> None:
 
 
 def probe(arguments, overrides) -> None:
-    from fbjax.probe import probe, report
+    from fbjax.evaluation.probe import probe, report
 
     if arguments.out:
         _check_out("--out", arguments.out)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fbjax.cli import main
-from fbjax.compare import compare, report
-from fbjax.evaluation import EVALUATION
+from fbjax.evaluation.compare import compare, report
+from fbjax.evaluation.stored import EVALUATION
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 

@@ -8,9 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fbjax.candidates import DIRECTIONS, draw_lists, read_lists
 from fbjax.cli import main
-from fbjax.fixed_lists import SMALL, Rules, describe, make_lists, record_path, report, serialized, write_lists
+from fbjax.evaluation.candidates import DIRECTIONS, draw_lists, read_lists
+from fbjax.evaluation.fixed_lists import (
+    SMALL,
+    Rules,
+    describe,
+    make_lists,
+    record_path,
+    report,
+    serialized,
+    write_lists,
+)
 from tests.runs import write_config
 
 catalogues = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=40)

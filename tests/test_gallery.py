@@ -7,18 +7,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import fbjax
-from fbjax import metrics
 from fbjax.cli import main
 from fbjax.console import progress
 from fbjax.data.catalogue import prepare
 from fbjax.data.pipeline import read_products
 from fbjax.data.source import Source
 from fbjax.embed import split_vectors
-from fbjax.evaluate import evaluate
-from fbjax.gallery import choose_queries, full_figures, reranked, search
+from fbjax.evaluation import metrics
+from fbjax.evaluation.evaluate import evaluate
+from fbjax.evaluation.gallery import choose_queries, full_figures, reranked, search
+from fbjax.evaluation.protocols import PROTOCOLS, report
 from fbjax.mesh import make_mesh
 from fbjax.pages.report import write_report
-from fbjax.protocols import PROTOCOLS, report
 from fbjax.towers import Towers
 from fbjax.train import train
 from fbjax.trained import load_params
@@ -130,7 +130,7 @@ def test_galleries_of_any_size_are_ranked_in_parts(monkeypatch):
     texts, photos = rng.normal(size=(2, 30, 4)).astype(np.float32)
     groups, codes = np.repeat(np.arange(10), 3), np.repeat(np.arange(15), 2)
     whole = full_figures(texts, photos, groups, text_codes=codes)
-    monkeypatch.setattr("fbjax.gallery.COSINES_AT_ONCE", 70)
+    monkeypatch.setattr("fbjax.evaluation.gallery.COSINES_AT_ONCE", 70)
     assert full_figures(texts, photos, groups, text_codes=codes) == whole
 
 

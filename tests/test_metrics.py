@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fbjax import metrics
-from fbjax.candidates import DIRECTIONS, CandidateList, any_category_negatives, draw_lists, read_lists
+from fbjax.evaluation import metrics
+from fbjax.evaluation.candidates import DIRECTIONS, CandidateList, any_category_negatives, draw_lists, read_lists
 
 few_values = st.sampled_from([-2.0, -0.5, 0.0, 0.5, 3.0])  # so that ties abound
 

@@ -14,8 +14,8 @@ from fbjax.console import progress
 from fbjax.data.catalogue import prepare
 from fbjax.data.pipeline import read_products
 from fbjax.data.source import Source
+from fbjax.evaluation.probe import classification, fit, label_figures, pooled_pairs, probe
 from fbjax.mesh import make_mesh
-from fbjax.probe import classification, fit, label_figures, pooled_pairs, probe
 from fbjax.train import train
 from tests.runs import tiny_config
 

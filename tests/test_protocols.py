@@ -5,12 +5,12 @@ import statistics
 import numpy as np
 import pytest
 
-from fbjax.candidates import draw_lists
 from fbjax.cli import main
 from fbjax.data.catalogue import prepare
 from fbjax.data.pipeline import text_codes
 from fbjax.data.source import Source
-from fbjax.protocols import list_figures, read_request, report
+from fbjax.evaluation.candidates import draw_lists
+from fbjax.evaluation.protocols import list_figures, read_request, report
 from fbjax.workdir import make_vocabulary
 from tests.runs import tiny_config, write_config
 from tests.tables import make_products, write_parquet

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from fbjax import config as configs
-from fbjax import metrics
 from fbjax.api import Model
 from fbjax.cli import main
 from fbjax.data import release
@@ -17,9 +16,10 @@ from fbjax.data.release import PREDICTION, TRAINING, Pair, Reader
 from fbjax.data.source import Source
 from fbjax.data.table import Skipped
 from fbjax.data.vocabulary import Vocabulary
+from fbjax.evaluation import metrics
+from fbjax.evaluation.released import Scored, release_figures
 from fbjax.features import cached_features
 from fbjax.model.patches import build_patch_network
-from fbjax.released import Scored, release_figures
 from tests import release_files as made
 
 CONFIG = """
@@ -216,7 +216,7 @@ def trained(tmp_path_factory, trains_on_one_device):
 
 @pytest.mark.parametrize("name, direction", [("image", "image_to_text"), ("text", "text_to_image")])
 def test_a_run_trained_on_a_release_file_is_evaluated_on_another(name, direction, trained, monkeypatch, capsys):
-    monkeypatch.setattr("fbjax.released.CHUNK", 7)  # chunks that cut through lists
+    monkeypatch.setattr("fbjax.evaluation.released.CHUNK", 7)  # chunks that cut through lists
     file = str(trained / f"{name}.tsv")
     out = trained / f"{name}.json"
     assert main(["evaluate", "--workdir", str(trained / "run"), "--release", file, "--out", str(out)]) == 0

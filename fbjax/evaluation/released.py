@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from fbjax import legacy, metrics
-from fbjax.candidates import DIRECTIONS
 from fbjax.console import progress
 from fbjax.data.release import PREDICTION, Pair, Reader
 from fbjax.data.table import Skipped
+from fbjax.evaluation import legacy, metrics
+from fbjax.evaluation.candidates import DIRECTIONS
 from fbjax.mesh import make_mesh
 from fbjax.scoring import matcher
 from fbjax.trained import load_params

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fbjax import metrics
-from fbjax.candidates import DIRECTIONS
+from fbjax.evaluation import metrics
+from fbjax.evaluation.candidates import DIRECTIONS
 
 COSINES_AT_ONCE = 2**24
 SEED = 0

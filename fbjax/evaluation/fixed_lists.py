@@ -3,8 +3,8 @@
 Owns the rules by which they are drawn, and the record of what was chosen, which stands beside the lists as
 ``LISTS.jsonl.json``. Others are of the query's category, never of its group, and no two of one group: the photos of one
 product share a text and would tie. No two queries of a direction are of one group either: intervals take queries as
-independent. `fbjax.candidates.draw_lists`, from which evaluations without a file draw, asks for less. It knows neither
-models nor scores.
+independent. `candidates.draw_lists`, from which evaluations without a file draw, asks for less. It knows neither models
+nor scores.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from fbjax import __version__
-from fbjax.candidates import DIRECTIONS, CandidateList
+from fbjax.evaluation.candidates import DIRECTIONS, CandidateList
 
 SMALL = ("exclude", "fill", "short")
 

@@ -5,8 +5,8 @@
   product of any category; and where a score above 0 says "match", balanced accuracy and the share of right decisions
   over whole lists, 1 to 100.
 * ``draws``: ``candidates`` over five drawings of lists, seeds 0 to 4: mean and standard deviation.
-* ``legacy``: the lists of ``candidates`` as the authors' release miscounts them, see `fbjax.legacy`.
-* ``full``: retrieval from a whole split, see `fbjax.gallery`.
+* ``legacy``: the lists of ``candidates`` as the authors' release miscounts them, see `fbjax.evaluation.legacy`.
+* ``full``: retrieval from a whole split, see `fbjax.evaluation.gallery`.
 
 docs/protocols.md says when to use which. It knows neither models nor checkpoints: `score` takes pairs [N, 2] of rows of
 the records, (text, image), to [N].
@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fbjax import gallery, legacy, metrics
-from fbjax.candidates import DIRECTIONS, CandidateList, any_category_negatives, draw_lists, read_lists
 from fbjax.data.catalogue import Records
+from fbjax.evaluation import gallery, legacy, metrics
+from fbjax.evaluation.candidates import DIRECTIONS, CandidateList, any_category_negatives, draw_lists, read_lists
 
 Score = Callable[[np.ndarray], np.ndarray]
 Lists = tuple[list[CandidateList], str]  # and their SHA-256

@@ -11,7 +11,7 @@ EVALUATION = "evaluation.json"
 
 def read_evaluation(workdir: str | Path) -> dict | None:
     """The last evaluation of a run over lists, or None: {"data", "candidates": their paths or None, "figures",
-    "rankings": those of `fbjax.protocols.list_figures`}."""
+    "rankings": those of `fbjax.evaluation.protocols.list_figures`}."""
     path = Path(workdir) / EVALUATION
     return json.loads(path.read_text()) if path.is_file() else None
 

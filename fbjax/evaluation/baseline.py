@@ -20,9 +20,9 @@ from fbjax.console import progress, say
 from fbjax.data.catalogue import Records, prepare
 from fbjax.data.pipeline import read_strings, text_codes
 from fbjax.data.source import Source
+from fbjax.evaluation.gallery import full_figures
+from fbjax.evaluation.protocols import list_figures, read_request
 from fbjax.features import image_inputs
-from fbjax.gallery import full_figures
-from fbjax.protocols import list_figures, read_request
 from fbjax.workdir import Run, make_vocabulary
 
 MARGIN, BATCH, EPOCHS, LEARNING_RATE = 0.2, 128, 30, 1e-3  # of VSE

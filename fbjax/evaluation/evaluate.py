@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint: what scores its pairs and gives its vectors, run through `fbjax.protocols`."""
+"""Evaluation of a checkpoint: what scores its pairs and gives its vectors, run through `fbjax.evaluation.protocols`."""
 
 import os
 import time
@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from fbjax import metrics
 from fbjax.config import absolute
 from fbjax.console import duration, progress, say
 from fbjax.data import pipeline
@@ -15,11 +14,12 @@ from fbjax.data.catalogue import Records, prepare
 from fbjax.data.sampling import Partners
 from fbjax.data.source import Source
 from fbjax.embed import split_vectors
-from fbjax.evaluation import write_evaluation
+from fbjax.evaluation import metrics
+from fbjax.evaluation.gallery import full_figures
+from fbjax.evaluation.protocols import OVER_LISTS, list_figures, read_request
+from fbjax.evaluation.stored import write_evaluation
 from fbjax.features import image_inputs
-from fbjax.gallery import full_figures
 from fbjax.mesh import make_mesh
-from fbjax.protocols import OVER_LISTS, list_figures, read_request
 from fbjax.scoring import Scorer, matcher
 from fbjax.towers import Towers
 from fbjax.trained import load_params, newest_step
@@ -44,7 +44,7 @@ def evaluate(
     `data`: a table or glob (default: the run's validation split). `candidates`: lists (default: drawn from the data,
     seed 0). Protocol "full" takes vectors from the run's own towers, or those of the last checkpoint in the workdir
     `towers`, and with FashionBERT orders the `rerank` nearest anew (default: 20). The workdir keeps figures over
-    lists, with each query's ranking, until the next evaluation over lists (`fbjax.evaluation`).
+    lists, with each query's ranking, until the next evaluation over lists (`fbjax.evaluation.stored`).
     """
     lists = read_request(protocols, candidates, num_queries)
     run = Run.open(workdir)

@@ -1,8 +1,8 @@
 """Linear probe: how much of a product's labels can be read off a run's frozen representation by a linear model.
 
 A logistic regression on what the run makes of a product's text and image together, learned on products of the training
-split and tested on the validation split; beside it the same on the text alone (TF-IDF, as in `fbjax.baseline`) and the
-most frequent label. Nothing of the run is trained. FashionBERT's representation is what its alignment head reads, the
+split and tested on the validation split; beside it the same on the text alone (TF-IDF, as `baseline.py` has it) and
+the most frequent label. Nothing of the run is trained. FashionBERT's representation is what its alignment head reads, the
 pooled [CLS] of the true pair (paper, section 3); of a run without alignment it is the towers' product vector.
 """
 
@@ -18,14 +18,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from fbjax import metrics
-from fbjax.baseline import text_features
 from fbjax.console import progress, say
 from fbjax.data.catalogue import Records, prepare
 from fbjax.data.pipeline import read_strings, read_texts
 from fbjax.data.source import Source
 from fbjax.data.table import read_labels
 from fbjax.data.vocabulary import PAD_ID
+from fbjax.evaluation import metrics
+from fbjax.evaluation.baseline import text_features
 from fbjax.features import image_inputs
 from fbjax.mesh import by_example, make_mesh, padded, put_batch, replicated
 from fbjax.scoring import BUCKET, Scorer

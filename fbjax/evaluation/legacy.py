@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fbjax import metrics
+from fbjax.evaluation import metrics
 
 BATCH = 64
 COLUMNS = ("query", "label", "score")
