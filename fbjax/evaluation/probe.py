@@ -2,8 +2,8 @@
 
 A logistic regression on what the run makes of a product's text and image together, learned on products of the training
 split and tested on the validation split; beside it the same on the text alone (TF-IDF, as `baseline.py` has it) and
-the most frequent label. Nothing of the run is trained. FashionBERT's representation is what its alignment head reads, the
-pooled [CLS] of the true pair (paper, section 3); of a run without alignment it is the towers' product vector.
+the most frequent label. Nothing of the run is trained. FashionBERT's representation is what its alignment head reads,
+the pooled [CLS] of the true pair (paper, section 3); of a run without alignment it is the towers' product vector.
 """
 
 from collections.abc import Callable
