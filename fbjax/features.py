@@ -65,7 +65,7 @@ def _make(
     features = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.float16, None if done else shape)
     if not done:
         _reserve(partial)
-    apply = jax.jit(network.apply)
+    apply, batch_size = jax.jit(network.apply), max(1, min(batch_size, len(records) - done))
     with contextlib.closing(read_images(records, np.arange(done, len(records)), image_size, batch_size)) as batches:
         num_batches = -(-(len(records) - done) // batch_size)
         for i, images in enumerate(progress(batches, num_batches, f"patch features, batches of {batch_size}"), start=1):
