@@ -114,6 +114,8 @@ class Model:
     def read_image(self, image) -> np.ndarray:
         """uint8 [S, S, 3], by the path that prepared records take."""
         size = self.run.config.patches.image_size
+        if self.run.config.patches.ready_made:
+            raise ValueError("this run reads ready-made features (patches.network 'features'): it takes no picture")
         try:
             return decode_image(normalise_image(_encoded(image), size), size)
         except ValueError as error:

@@ -7,14 +7,28 @@ import sys
 from fbjax import __version__, verbs
 
 EXAMPLES = {  # in the order in which a newcomer runs them
-    "draw": ("fbjax draw --out drawn --products 1000",),
+    "draw": ("fbjax draw --out drawn --products 1000", "fbjax draw --out garments --products 100 --format h5"),
     "prepare": (
         "fbjax prepare --check products.csv",
         "fbjax prepare --config configs/my_catalogue.py --config.data.train=products.csv",
     ),
     "train": ("fbjax train --config configs/my_catalogue.py --workdir runs/mine --config.data.train=products.csv",),
-    "evaluate": ("fbjax evaluate --workdir runs/mine --queries 100 --out metrics.json",),
+    "candidates": (
+        "fbjax candidates --config configs/my_catalogue.py --config.data.train=products.csv "
+        "--others 20 --small short --out lists.jsonl",
+        "fbjax candidates --config configs/my_catalogue.py --config.data.train=products.csv "
+        "--split train --others 5 --out train-lists.jsonl",
+    ),
+    "evaluate": (
+        "fbjax evaluate --workdir runs/mine --queries 100 --out metrics.json",
+        "fbjax evaluate --workdir runs/mine --candidates lists.jsonl --queries 100",
+        "fbjax evaluate --workdir runs/mine --protocol draws,legacy --queries 20",
+        "fbjax evaluate --workdir runs/mine --release eval.tsv",
+    ),
+    "compare": ("fbjax compare runs/mine runs/other --out comparison.json",),
     "baseline": ("fbjax baseline cca --config configs/my_catalogue.py --config.data.train=products.csv --queries 100",),
+    "probe": ("fbjax probe --workdir runs/mine --labels category --products 2000",),
+    "legacy": ("fbjax legacy scores.tsv", "fbjax legacy scores.tsv --shuffle 0 --out legacy.json"),
     "rank": (
         'fbjax rank --workdir runs/mine --text "red cotton dress"',
         "fbjax rank --workdir runs/mine --image photo.jpg --data products.csv --category dress --html ranking.html",
@@ -66,10 +80,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=getattr(verbs, name), verb=name)
         return sub
 
-    protocol_help = "which figures, of candidates, matching, full (default: %(default)s)"
+    protocol_help = "which figures, of candidates, matching, draws, legacy, full (default: %(default)s)"
     config_help = "a config file; --config.section.field=value changes a setting"
     draw = verb("draw", "draw a catalogue of garments with captions, to try things on")
     draw.add_argument("--out", required=True, help="folder for train.parquet and validation.parquet")
+    draw.add_argument(
+        "--format", choices=["parquet", "h5"], default="parquet", help="h5: Fashion-Gen's two files (default: parquet)"
+    )
     draw.add_argument("--products", type=int, default=8000, help="how many (default: %(default)s)")
     draw.add_argument("--seed", type=int, default=0, help="another seed, another catalogue (default: %(default)s)")
 
@@ -81,10 +98,32 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", required=True, help=config_help)
     train.add_argument("--workdir", required=True, help="folder for checkpoints and logs")
 
+    candidates = verb("candidates", "make fixed candidate lists: each query's own product and others of its category")
+    candidates.add_argument("--config", required=True, help=config_help)
+    candidates.add_argument(
+        "--out", required=True, metavar="LISTS.jsonl", help="what was chosen goes to LISTS.jsonl.json"
+    )
+    candidates.add_argument("--split", choices=["train", "validation"], help="of the config (default: validation)")
+    candidates.add_argument("--data", metavar="TABLE", help="a product table or glob, in place of a split")
+    candidates.add_argument("--others", type=int, default=100, help="in each list (default: %(default)s)")
+    candidates.add_argument("--queries", type=int, default=1000, help="a direction, at most (default: %(default)s)")
+    candidates.add_argument("--seed", type=int, default=0, help="another seed, other lists (default: %(default)s)")
+    candidates.add_argument(
+        "--small",
+        choices=["exclude", "fill", "short"],
+        default="exclude",
+        help="categories of too few groups: no query of them, filled up from others, or short lists "
+        "(default: %(default)s)",
+    )
+
     evaluate = verb("evaluate", "evaluate a checkpoint: retrieval over candidate lists, and matching")
     evaluate.add_argument("--workdir", required=True, help="folder of a trained run")
     evaluate.add_argument("--data", help="a product table or glob (default: the run's validation split)")
-    evaluate.add_argument("--candidates", help="fixed candidate lists, JSONL (default: drawn from the data)")
+    evaluate.add_argument("--candidates", help="fixed lists (see fbjax candidates; default: drawn from the data)")
+    evaluate.add_argument("--release", metavar="FILE", help="instead: a prediction file of the authors' release")
+    evaluate.add_argument(
+        "--direction", choices=["image_to_text", "text_to_image"], help="of --release (default: as its rows show)"
+    )
     evaluate.add_argument("--protocol", default="candidates,matching", help=protocol_help)
     evaluate.add_argument("--queries", type=int, help="only the first N queries a direction")
     evaluate.add_argument("--towers", metavar="WORKDIR", help="full: vectors of another run (default: of this one)")
@@ -112,6 +151,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     baseline.add_argument("--hardest", action="store_true", help="vse: the hardest negative alone (VSE++), not all")
     baseline.add_argument("--out", help="write the figures to this JSON file")
+
+    compare = verb("compare", "is one run ahead of another? from their last evaluations over the same lists")
+    compare.add_argument("first", metavar="A", help="folder of a trained and evaluated run")
+    compare.add_argument("second", metavar="B", help="folder of the one to hold against it")
+    compare.add_argument("--out", help="write the figures to this JSON file")
+
+    probe = verb("probe", "what a linear model reads off a run's representation: labels of products")
+    probe.add_argument("--workdir", required=True, help="folder of a trained run")
+    probe.add_argument("--labels", metavar="COLUMN,..", help="columns of the product tables (default: the category's)")
+    probe.add_argument(
+        "--products", type=int, default=8000, help="of the train split to learn from, at most (default: %(default)s)"
+    )
+    probe.add_argument("--step", type=int, help="which checkpoint (default: the best by validation AUC)")
+    probe.add_argument("--out", help="write the figures to this JSON file")
+
+    legacy = verb("legacy", "count a score file as the authors' release does, wrongly, and rightly beside it")
+    legacy.add_argument("scores", metavar="SCORES.tsv", help="rows of query, label (1 or 0) and score, tabs between")
+    legacy.add_argument("--batch", type=int, default=64, help="rows printed at a time (default: %(default)s)")
+    legacy.add_argument("--shuffle", type=int, metavar="SEED", help="the rows first (default: as they stand)")
+    legacy.add_argument("--out", help="write the figures to this JSON file")
 
     rank = verb("rank", "rank products for a text or an image")
     rank.add_argument("--workdir", required=True, help="folder of a trained run")

@@ -19,13 +19,15 @@ PATHS = (
     "data.train",
     "data.validation",
     "data.image_root",
+    "data.manual_dir",
     "data.prepared",
     "patches.weights",
     "model.vocabulary",
     "train.start_from",
 )
 FREE = (  # may change when a run is resumed: where things lie (their content is checked), and what is kept and shown
-    *("data.train", "data.validation", "data.image_root", "data.prepared", "patches.weights"),
+    *("data.train", "data.validation", "data.image_root", "data.manual_dir", "data.prepared"),
+    "patches.weights",
     *("train.log_every", "train.keep_last", "mesh.data", "mesh.fsdp", "mesh.tensor"),
     *("model.attention", "model.remat", "train.micro_batches"),  # how it is computed; not what, but for dropout's draws
 )
@@ -44,25 +46,39 @@ class Columns:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    train: str = ""  # a table or a glob of tables: .parquet, .csv, .tsv, .jsonl
+    train: str = ""  # a table or a glob of tables: .parquet, .csv, .tsv, .jsonl, .h5; or "fashiongen:train"; with
+    # patches.network "features" a file of the authors' release
     validation: str = ""  # the same for validation; "": hold out part of `train`
     holdout: float = 0.05  # share of the groups held out where there is no validation table
     image_root: str = ""  # folder that image paths are relative to; "": the table's folder
+    # folder of Fashion-Gen's HDF5 files, which "fashiongen:train" and "fashiongen:validation" name; "": TFDS's own for
+    # such data, $TFDS_DATA_DIR or ~/tensorflow_datasets, + /downloads/manual
+    manual_dir: str = ""
     columns: Columns = Columns()
     prepared: str = "prepared"  # folder for prepared records and cached features
 
 
 @dataclasses.dataclass(frozen=True)
 class PatchConfig:
-    weights: str = ""  # path to the network's weights; networks without any ignore it
-    network: str = "pixels"  # pixels | mobilenet_v1
+    weights: str = ""  # the network's weights: .npz, .safetensors, .pth (.pt, .bin) or Keras' .h5; pixels has none
+    # pixels | mobilenet_v1 | resnet50 (v1.5: torchvision, Hugging Face) | resnet50_v1 (Keras) | resnext101_32x8d (the
+    # paper) | inception_v3 | features (ready-made ones, in the release's files); which file goes with which network:
+    # docs/patch-networks.md
+    network: str = "pixels"
     geometry: str = "isolated"  # isolated (the paper) | grid (cells of one pass's feature map)
     image_size: int = 256  # pixels; every image is resized to image_size x image_size
     patch_size: int = 32  # pixels; P = (image_size / patch_size)^2; `grid` averages the cells that a patch touches
-    enlarge_to: int = 32  # pixels; `isolated` resizes each patch to this before the network
+    # pixels; `isolated` resizes each patch to this before the network (the release's maintainers: 224)
+    enlarge_to: int = 32
     whole_image: bool = False  # the whole image as a further token before the patches: the mean of its feature map
     trainable: bool = False  # train the network's weights along with FashionBERT
     cached: bool = False  # run the (frozen) network once over all images and keep the features on disk
+    feature_size: int = 2048  # C of ready-made features; a network knows its own
+
+    @property
+    def ready_made(self) -> tuple[int, int] | None:
+        """(P, C) of features that come with the data in place of images, else None."""
+        return ((self.image_size // self.patch_size) ** 2, self.feature_size) if self.network == "features" else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +152,7 @@ class TrainConfig:
     warmup_steps: int = 5_000
     beta1: float = 0.95
     beta2: float = 0.999
+    epsilon: float = 1e-6  # Adam's, as in BERT's own code
     weight_decay: float = 1e-4  # not on biases and LayerNorm
     clip_norm: float = 1.0  # of the weighted gradient's global norm
     seed: int = 0
@@ -188,7 +205,7 @@ def load(path: str | Path, overrides: list[str] = ()) -> Config:
         _apply(config, override)
     for name in PATHS:
         section, field = name.split(".")
-        config[section][field] = _absolute(config[section][field])
+        config[section][field] = absolute(config[section][field])
     return freeze(config)
 
 
@@ -264,8 +281,8 @@ def _apply(config: ml_collections.ConfigDict, override: str) -> None:
     node[field] = value
 
 
-def _absolute(path: str) -> str:
-    """A local path as an absolute one; "", URLs, "train:8000" and "used" as they are."""
+def absolute(path: str) -> str:
+    """A local path as an absolute one; "", URLs, "fashiongen:train", "train:8000" and "used" as they are."""
     return path if path in ("", "used") or ":" in path else os.path.abspath(path)
 
 

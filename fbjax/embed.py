@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from fbjax.console import duration, progress, say
-from fbjax.data.catalogue import Records, Source, prepare, read_report
+from fbjax.data.catalogue import Records, prepare, read_report
 from fbjax.data.pipeline import read_texts
+from fbjax.data.source import Source
 from fbjax.features import image_inputs
 from fbjax.mesh import make_mesh
 from fbjax.towers import Towers, trained_towers

@@ -4,19 +4,23 @@ The file is named by network, weights, geometry and records, so that none can be
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
+from filelock import FileLock
 
-from fbjax.console import progress
+from fbjax.console import progress, say
 from fbjax.data.catalogue import Records
 from fbjax.data.pipeline import read_images
+from fbjax.mesh import padded
 from fbjax.model.patches import PatchNetwork, count_live_dimensions
 from fbjax.workdir import Run
 
+LOOKED_AT = 4096  # rows of a file that are checked when it is opened: all of most, a gigabyte of Fashion-Gen's 77
 FLUSH_EVERY = 50  # batches; at most so much is done again after a kill
 
 
@@ -30,35 +34,77 @@ def cached_features(
 ) -> np.ndarray:
     """Features of every record, float16 [N, P, C], read-only and memory-mapped; computed where they lie not yet.
 
-    Interrupted, it goes on where it was. Raises OSError before it starts where the disk has no room.
+    Interrupted, it goes on where it was. Raises OSError before it starts where the disk has no room, ValueError where
+    the file is another network's or holds what is no number. Features that the records hold themselves are taken over.
     """
     folder = Path(folder)
     path = folder / f"features-{records.name}-{network.fingerprint}.npy"
+    shape = (len(records), network.num_patches, network.feature_size)
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        partial, done_file = path.with_suffix(".partial"), path.with_suffix(".done")
-        shape = (len(records), network.num_patches, network.feature_size)
-        done = _read_count(done_file) if partial.is_file() else 0
-        features = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.float16, None if done else shape)
-        if not done:
-            _reserve(partial)
-        apply = jax.jit(network.apply)
-        with contextlib.closing(read_images(records, np.arange(done, len(records)), image_size, batch_size)) as batches:
-            num_batches = -(-(len(records) - done) // batch_size)
-            for i, images in enumerate(
-                progress(batches, num_batches, f"patch features, batches of {batch_size}"), start=1
-            ):
-                padded = np.pad(images, ((0, batch_size - len(images)), (0, 0), (0, 0), (0, 0)))
-                features[done : done + len(images)] = np.asarray(apply(network.params, padded))[: len(images)]
-                done += len(images)
-                if i % FLUSH_EVERY == 0:
-                    features.flush()
-                    _write_count(done_file, done)
-        features.flush()
-        del features
-        partial.rename(path)
-        done_file.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r")
+        with FileLock(path.with_suffix(".lock")):  # two runs may want it at once: the second finds it made
+            if not path.is_file():
+                _make(path, shape, records, network, image_size, progress, batch_size)
+    return _checked(path, shape, records.ids)
+
+
+def _make(
+    path: Path,
+    shape: tuple[int, int, int],
+    records: Records,
+    network: PatchNetwork,
+    image_size: int,
+    progress: Callable,
+    batch_size: int,
+) -> None:
+    """Computes the features into `path`, from where an interrupted run left them."""
+    partial, done_file = path.with_suffix(".partial"), path.with_suffix(".done")
+    done = _read_count(done_file) if partial.is_file() else 0
+    weight = f"{len(records):,} images x {shape[1]} x {shape[2]} x 2 bytes = {math.prod(shape) * 2 / 2**30:.2f} GiB"
+    say(f"patch features to cache: {weight} in {path.parent}")
+    features = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.float16, None if done else shape)
+    if not done:
+        _reserve(partial)
+    apply, batch_size = jax.jit(network.apply), max(1, min(batch_size, len(records) - done))
+    with contextlib.closing(read_images(records, np.arange(done, len(records)), image_size, batch_size)) as batches:
+        num_batches = -(-(len(records) - done) // batch_size)
+        for i, images in enumerate(progress(batches, num_batches, f"patch features, batches of {batch_size}"), start=1):
+            whole = padded(images, batch_size)
+            made = np.asarray(apply(network.params, whole))[: len(images)].astype(np.float16)
+            _check_finite(made, records.ids[done : done + len(made)], f"patch network {network.fingerprint}")
+            features[done : done + len(made)] = made
+            done += len(images)
+            if i % FLUSH_EVERY == 0:
+                features.flush()
+                _write_count(done_file, done)
+    features.flush()
+    del features
+    partial.rename(path)
+    done_file.unlink(missing_ok=True)
+
+
+def _checked(path: Path, shape: tuple[int, int, int], ids: np.ndarray) -> np.ndarray:
+    """The features in `path`, which may have been copied there: of `shape`, and finite in as many rows as is quick."""
+    remedy = "delete it, and it is made anew"
+    try:
+        features = np.load(path, mmap_mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is no readable features file: {error} ({remedy})") from None
+    if features.shape != shape or features.dtype != np.float16:
+        raise ValueError(
+            f"{path} holds {features.dtype} {list(features.shape)}, expected float16 {list(shape)}: it is another "
+            f"network's or another table's ({remedy})"
+        )
+    for row in np.unique(np.linspace(0, len(features) - 1, min(len(features), LOOKED_AT)).astype(int)):
+        _check_finite(features[row : row + 1], ids[row : row + 1], f"{path} ({remedy})")
+    return features
+
+
+def _check_finite(features: np.ndarray, ids: np.ndarray, source: str) -> None:
+    """Raises ValueError with the ids of products that have features [n, P, C] which are no numbers."""
+    bad = ids[~np.isfinite(features).all(axis=(1, 2))]
+    if len(bad):
+        raise ValueError(f"features that are not finite, of {', '.join(map(str, bad[:5]))}: from {source}")
 
 
 def _read_count(path: Path) -> int:

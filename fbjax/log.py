@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fbjax.checkpoint import BEST_METRIC
 from fbjax.config import Config
 from fbjax.console import duration, say
-from fbjax.evaluate import ValidationSample
+from fbjax.evaluation.evaluate import ValidationSample
 from fbjax.step import make_schedule
 from fbjax.workdir import note_time
 

@@ -7,8 +7,9 @@ import numpy as np
 
 from fbjax.api import Model
 from fbjax.console import duration, progress, say
-from fbjax.data.catalogue import Records, Source, prepare
+from fbjax.data.catalogue import Records, prepare
 from fbjax.data.pipeline import read_products, read_texts
+from fbjax.data.source import Source
 from fbjax.data.table import Product
 from fbjax.features import image_inputs
 from fbjax.mesh import make_mesh

@@ -37,6 +37,7 @@ def contradictions(config) -> list[str]:
         ("train.warmup_steps", train.warmup_steps, train.warmup_steps >= 0, "at least 0"),
         ("train.beta1", train.beta1, 0 <= train.beta1 < 1, "in [0, 1)"),
         ("train.beta2", train.beta2, 0 <= train.beta2 < 1, "in [0, 1)"),
+        ("train.epsilon", train.epsilon, 0 < train.epsilon < 1, "in (0, 1)"),
         ("train.weight_decay", train.weight_decay, 0 <= train.weight_decay < math.inf, "at least 0"),
         ("train.clip_norm", train.clip_norm, train.clip_norm > 0, "above 0"),
         ("train.seed", train.seed, train.seed >= 0, "at least 0"),
@@ -44,7 +45,7 @@ def contradictions(config) -> list[str]:
     positive = {
         f"{section}.{name}": getattr(getattr(config, section), name)
         for section, names in {
-            "patches": ("image_size", "patch_size", "enlarge_to"),
+            "patches": ("image_size", "patch_size", "enlarge_to", "feature_size"),
             "model": ("num_layers", "width", "num_heads", "mlp_width", "text_bucket"),
             "adaptive": ("every",),
             "tasks": ("mined_nearest",),
@@ -81,6 +82,15 @@ def contradictions(config) -> list[str]:
         (
             patches.cached and patches.trainable,
             "patches.cached and patches.trainable exclude each other: cached features never change",
+        ),
+        (
+            patches.ready_made and not (patches.cached and not patches.whole_image),
+            "patches.network 'features' needs patches.cached true and patches.whole_image false: there is no image",
+        ),
+        (
+            patches.ready_made and (model.vocabulary == "used" or model.vocabulary.startswith("train:")),
+            f"patches.network 'features': the files hold a vocabulary's row numbers, which model.vocabulary "
+            f"{model.vocabulary!r} would not keep (use its vocab.txt, or '' for the pretrained BERT's)",
         ),
         (model.width % model.num_heads, f"model.num_heads {model.num_heads} does not divide model.width {model.width}"),
         (model.text_tokens < 8, f"model.text_tokens {model.text_tokens} is too short (use at least 8)"),

@@ -54,7 +54,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
             make_schedule(config),
             b1=config.beta1,
             b2=config.beta2,
-            eps=1e-6,
+            eps=config.epsilon,
             weight_decay=config.weight_decay,
             mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
         ),

@@ -15,10 +15,11 @@ from fbjax.batch import batch_shapes
 from fbjax.checkpoint import Checkpoints
 from fbjax.config import Config
 from fbjax.console import progress, say
-from fbjax.data.catalogue import Records, Source, prepare, read_report
+from fbjax.data.catalogue import Records, prepare, read_report
 from fbjax.data.pipeline import read_images, train_batches
 from fbjax.data.sampling import Partners, Sampler
-from fbjax.evaluate import ValidationSample
+from fbjax.data.source import Source
+from fbjax.evaluation.evaluate import ValidationSample
 from fbjax.features import describe, features_of
 from fbjax.log import Log
 from fbjax.mesh import check_batch_size, make_mesh, put_batch, replicated

@@ -7,10 +7,12 @@ from pathlib import Path
 
 def draw(arguments, overrides) -> None:
     from fbjax.console import progress
+    from fbjax.data.drawn.hdf5 import write_hdf5
     from fbjax.data.drawn.products import is_drawn, write_catalogue
 
     reused = is_drawn(arguments.out, arguments.products, arguments.seed)
-    files = write_catalogue(arguments.out, arguments.products, arguments.seed, progress)
+    write = {"parquet": write_catalogue, "h5": write_hdf5}[arguments.format]
+    files = write(arguments.out, arguments.products, arguments.seed, progress)
     verb = "reusing" if reused else "drawn"
     print(f"{verb}: {arguments.products:,} products, seed {arguments.seed}: {', '.join(map(str, files.values()))}")
 
@@ -27,7 +29,8 @@ def prepare(arguments, overrides) -> None:
         return check(arguments.check, config, print)
 
     from fbjax.console import progress, say
-    from fbjax.data.catalogue import Source, is_prepared, prepare, read_report
+    from fbjax.data.catalogue import is_prepared, prepare, read_report
+    from fbjax.data.source import Source
     from fbjax.workdir import make_vocabulary
 
     source, vocabulary = Source.from_config(config), make_vocabulary(config, say)
@@ -50,12 +53,42 @@ def train(arguments, overrides) -> None:
     train(configs.load(arguments.config, overrides), arguments.workdir)
 
 
+def candidates(arguments, overrides) -> None:
+    from fbjax import config as configs
+    from fbjax.console import progress, say
+    from fbjax.data.catalogue import prepare
+    from fbjax.data.source import Source
+    from fbjax.evaluation.fixed_lists import Rules, describe, make_lists, record_path, report, write_lists
+    from fbjax.workdir import make_vocabulary
+
+    _check_out("--out", arguments.out)
+    if arguments.data and arguments.split:
+        raise ValueError(f"--data {arguments.data} is a table of its own: leave --split {arguments.split} out")
+    rules = Rules(arguments.others, arguments.queries, arguments.seed, arguments.small)
+    config = configs.load(arguments.config, overrides)
+    source = Source.one_table(arguments.data, config) if arguments.data else Source.from_config(config)
+    splits = prepare(source, make_vocabulary(config, say), config.data.prepared, progress)
+    split = arguments.split or "validation"
+    lists = make_lists(splits[split], rules)
+    made_of = {"split": split} if not arguments.data else {}
+    made_of["tables"] = [file.name for file in source.files()[split if split in source.files() else "train"]]
+    columns = {"category": config.data.columns.category, "group": config.data.columns.group}
+    record = describe(lists, splits[split], rules) | made_of | {"columns": columns}
+    written = write_lists(arguments.out, lists, record)
+    report(record, print)
+    print(
+        f"{'written' if written else 'unchanged'}: {arguments.out}, and how it was made: {record_path(arguments.out)}"
+    )
+
+
 def evaluate(arguments, overrides) -> None:
-    from fbjax.evaluate import evaluate
-    from fbjax.protocols import report
+    from fbjax.evaluation.evaluate import evaluate
+    from fbjax.evaluation.protocols import report
 
     if arguments.out:
         _check_out("--out", arguments.out)
+    if arguments.release or arguments.direction:
+        return _evaluate_release(arguments)
     figures = evaluate(
         arguments.workdir,
         data=arguments.data,
@@ -71,10 +104,27 @@ def evaluate(arguments, overrides) -> None:
         _write_json(arguments.out, figures)
 
 
+def _evaluate_release(arguments) -> None:
+    from fbjax.console import say
+    from fbjax.evaluation.released import evaluate_release, report
+
+    if not arguments.release:
+        raise ValueError(f"--direction {arguments.direction} is for --release FILE")
+    for flag in ("data", "candidates", "queries", "towers", "rerank"):
+        if getattr(arguments, flag) is not None:
+            raise ValueError(f"--{flag} does not go with --release, which has its own pairs: leave it out")
+    figures = evaluate_release(
+        arguments.workdir, arguments.release, say, direction=arguments.direction, step=arguments.step
+    )
+    report(figures, print)
+    if arguments.out:
+        _write_json(arguments.out, figures)
+
+
 def baseline(arguments, overrides) -> None:
     from fbjax import config as configs
-    from fbjax.baseline import baseline
-    from fbjax.protocols import report
+    from fbjax.evaluation.baseline import baseline
+    from fbjax.evaluation.protocols import report
 
     if arguments.out:
         _check_out("--out", arguments.out)
@@ -90,6 +140,41 @@ def baseline(arguments, overrides) -> None:
         num_directions=arguments.svd,
         hardest=arguments.hardest,
     )
+    report(figures, print)
+    if arguments.out:
+        _write_json(arguments.out, figures)
+
+
+def compare(arguments, overrides) -> None:
+    from fbjax.evaluation.compare import compare, report
+
+    if arguments.out:
+        _check_out("--out", arguments.out)
+    figures = compare(arguments.first, arguments.second)
+    report(figures, print)
+    if arguments.out:
+        _write_json(arguments.out, figures)
+
+
+def legacy(arguments, overrides) -> None:
+    from fbjax.evaluation.legacy import WARNING, legacy_figures, read_scores, report
+
+    if arguments.out:
+        _check_out("--out", arguments.out)
+    figures = legacy_figures(*read_scores(arguments.scores), arguments.batch, arguments.shuffle)
+    print(WARNING)
+    report(figures, Path(arguments.scores).name, print)
+    if arguments.out:
+        _write_json(arguments.out, figures)
+
+
+def probe(arguments, overrides) -> None:
+    from fbjax.evaluation.probe import probe, report
+
+    if arguments.out:
+        _check_out("--out", arguments.out)
+    labels = _names(arguments.labels) if arguments.labels else ()
+    figures = probe(arguments.workdir, labels=labels, num_products=arguments.products, step=arguments.step)
     report(figures, print)
     if arguments.out:
         _write_json(arguments.out, figures)

@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,7 +19,8 @@ from fbjax.data import table
 from fbjax.data.vocabulary import Vocabulary
 from fbjax.model import pretrained
 from fbjax.model.fashionbert import FashionBert, build_model
-from fbjax.model.patches import NETWORKS, PatchNetwork, build_patch_network
+from fbjax.model.networks.files import write_npz
+from fbjax.model.patches import PatchNetwork, build_patch_network
 
 CONFIG, VOCABULARY, PATCH_WEIGHTS, DATA = "config.json", "tokenizer.json", "patches.npz", "data.sha256"
 TIMES, MINED = "times.jsonl", "mined.npy"
@@ -98,8 +98,8 @@ def begin(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Ru
     for name in (DATA, MINED):  # what a run that never saved left behind
         (workdir / name).unlink(missing_ok=True)
     run.vocabulary.save(workdir / VOCABULARY)
-    if NETWORKS[config.patches.network].needs_weights:
-        shutil.copyfile(config.patches.weights, workdir / PATCH_WEIGHTS)
+    if run.patches.params:
+        write_npz(workdir / PATCH_WEIGHTS, run.patches.params["network"])
     partial = workdir / (CONFIG + ".partial")
     partial.write_text(configs.to_json(config))
     partial.rename(workdir / CONFIG)  # last: a workdir with a config has the rest
@@ -167,7 +167,7 @@ def _from_catalogue(
     config: Config, recipe: str, make: Callable[[Iterable[str]], Vocabulary], say: Callable[[str], None], doing: str
 ) -> Vocabulary:
     """What `make` makes of the training table's texts, kept among the prepared files under table and `recipe`."""
-    files = table.find_files(config.data.train)
+    files = table.find_files(config.data.train, config.data.manual_dir)
     table.check_columns(files, config.data.columns)
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = hashlib.sha256(repr((stats, config.data.columns.text, recipe)).encode()).hexdigest()[:12]

@@ -32,7 +32,7 @@ import scipy.stats
 from matplotlib.figure import Figure
 
 from fbjax import config as configs
-from fbjax.evaluate import read_evaluation
+from fbjax.evaluation.stored import read_evaluation
 
 ALL = ("tasks.names=mlm,mpm,tia,itc", "adaptive.fixed=0.1,0.1,0.4,0.4")
 JOINT = ("model.cross_attention=joint", "model.gate_start=0.0")

@@ -21,9 +21,10 @@ import numpy as np
 
 from fbjax.adaptive import eq6, scale_norms, weighted_gradient
 from fbjax.console import progress
-from fbjax.data.catalogue import Source, prepare
+from fbjax.data.catalogue import prepare
 from fbjax.data.pipeline import train_batches
 from fbjax.data.sampling import Sampler
+from fbjax.data.source import Source
 from fbjax.features import features_of
 from fbjax.mesh import make_mesh, put_batch
 from fbjax.objectives.pretraining import Pretraining

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.cross_decomposition import CCA
 
-from fbjax.baseline import fit_cca, fit_vse, hinge_loss, text_features
 from fbjax.cli import main
+from fbjax.evaluation.baseline import fit_cca, fit_vse, hinge_loss, text_features
 from tests.runs import write_config
 
 

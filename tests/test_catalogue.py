@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fbjax.config import Columns, Config
-from fbjax.data.catalogue import Source, prepare, read_report
+from fbjax.data.catalogue import prepare, read_report
 from fbjax.data.images import normalise_image
 from fbjax.data.pipeline import read_images, read_texts
+from fbjax.data.source import Source
 from fbjax.data.table import find_files
 from fbjax.data.table import read_texts as read_table_texts
 from fbjax.data.vocabulary import SPECIAL, Vocabulary

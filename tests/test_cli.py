@@ -12,15 +12,22 @@ import time
 import pytest
 
 from fbjax.cli import EXAMPLES, main
+from fbjax.data import release
+from tests import release_files
 from tests.runs import CONFIG_FILE
 from tests.tables import encode, make_products, write_csv
 
 RESULTS = {  # a pattern that shows on stdout, or a file that is there afterwards
-    "draw": ["drawn/train.parquet", "drawn/validation.parquet", r"1,000 products"],
+    "draw": ["drawn/train.parquet", "drawn/validation.parquet", r"1,000 products"]
+    + ["garments/fashiongen_256_256_train.h5", "garments/fashiongen_256_256_validation.h5"],
     "prepare": ["prepared", r"config.data.columns.text", r"train: \d+ products"],
     "train": ["runs/mine/config.json"],
-    "evaluate": ["metrics.json", r"Rank@1 \d"],
+    "candidates": ["lists.jsonl.json", r"sha256: [0-9a-f]{64}", r"written: train-lists.jsonl"],
+    "evaluate": ["metrics.json", r"Rank@1 \d", r"miscounted on purpose", r"5 drawings", r"6 queries of 4 candidates"],
+    "compare": ["comparison.json", r"cannot be told apart on these \d+ queries"],
     "baseline": [r"Rank@1 \d"],
+    "probe": [r"category: 4 labels", r"macro f1 \d"],
+    "legacy": ["legacy.json", r"legacy: 3 keys of 2 queries"],
     "rank": ["ranking.html", r"best \d+ of \d+ products"],
     "embed": ["vectors.npz", "images.npz", r"vectors: images.npz"],
     "report": ["runs/mine/report.html"],
@@ -30,11 +37,14 @@ RESULTS = {  # a pattern that shows on stdout, or a file that is there afterward
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, trains_on_one_device):
-    """What the examples speak of: a template, a table with images, a photograph."""
+    """What the examples speak of: a template, a table with images, a photograph, scores of another program."""
     folder = tmp_path_factory.mktemp("shop")
     products = make_products(96)
     write_csv(folder / "products.csv", products)
     (folder / "photo.jpg").write_bytes(encode(products[0]["image"], "JPEG"))
+    lists = release_files.prediction_rows(num_queries=6, num_candidates=4, num_patches=16, feature_size=48)
+    release.write(folder / "eval.tsv", lists, release.PREDICTION)
+    (folder / "scores.tsv").write_text("a\t1\t0.9\na\t0\t0.1\nb\t1\t0.2\nb\t0\t0.3\n")
     (folder / "configs").mkdir()
     template = CONFIG_FILE.format(train="", validation="", prepared="prepared")
     settings = 'c.data.holdout, c.model.vector_size, c.tasks.names = 0.3, 16, ("tia", "itc")'
@@ -51,6 +61,8 @@ def test_every_example_in_the_help_runs(verb, folder, monkeypatch, capsys):
         main([verb, "--help"])
     shown = capsys.readouterr().out
     assert exit_.value.code == 0
+    if verb == "compare":
+        shutil.copytree("runs/mine", "runs/other")
     for example in EXAMPLES[verb]:
         assert example in shown
         assert main(shlex.split(example)[1:]) == 0, capsys.readouterr().err
@@ -64,7 +76,7 @@ def test_every_example_in_the_help_runs(verb, folder, monkeypatch, capsys):
 def test_the_examples_cover_every_verb(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    verbs = re.findall(r"^    (\w+) ", capsys.readouterr().out, flags=re.MULTILINE)
+    verbs = re.findall(r"^    (\w+)\s", capsys.readouterr().out, flags=re.MULTILINE)
     assert sorted(verbs) == sorted(EXAMPLES) == sorted(RESULTS)
 
 

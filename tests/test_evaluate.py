@@ -9,7 +9,7 @@ from PIL import Image
 import fbjax
 from fbjax.cli import main
 from fbjax.data import pipeline
-from fbjax.evaluate import evaluate
+from fbjax.evaluation.evaluate import evaluate
 from fbjax.scoring import Scorer
 from fbjax.train import train
 from tests.runs import tiny_config, write_mobilenet

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from fbjax.data.catalogue import Source, prepare
+from fbjax.data.catalogue import prepare
 from fbjax.data.pipeline import read_images
+from fbjax.data.source import Source
 from fbjax.data.vocabulary import Vocabulary
 from fbjax.features import cached_features, describe
 from fbjax.model.patches import build_patch_network
@@ -35,7 +36,9 @@ def run(records, network, folder, stop_after=None):
     return cached_features(records, network, SIZE, folder, progress, batch_size=5), seen
 
 
-def test_interrupted_extraction_goes_on_and_gives_the_networks_features(records_and_network, tmp_path, monkeypatch):
+def test_interrupted_extraction_goes_on_and_gives_the_networks_features(
+    records_and_network, tmp_path, monkeypatch, capsys
+):
     records, network = records_and_network
     monkeypatch.setattr("fbjax.features.FLUSH_EVERY", 2)
     with pytest.raises(KeyboardInterrupt):
@@ -44,7 +47,9 @@ def test_interrupted_extraction_goes_on_and_gives_the_networks_features(records_
     assert sum(seen) == 48 - 6 * 5  # six of the seven batches were flushed
     images = next(read_images(records, np.arange(48), SIZE, 48))
     np.testing.assert_allclose(features, np.asarray(network.apply({}, images)), atol=1e-3)
-    assert run(records, network, tmp_path)[1] == []
+    said = "48 images x 16 x 48 x 2 bytes = 0.00 GiB"
+    assert capsys.readouterr().err.count(said) == 2  # before each of the two passes, and not where all lies ready
+    assert run(records, network, tmp_path)[1] == [] and said not in capsys.readouterr().err
 
 
 def test_dead_dimensions_are_counted_and_warned_about():

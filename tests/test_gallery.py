@@ -2,27 +2,29 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import fbjax
-from fbjax import metrics
 from fbjax.cli import main
 from fbjax.console import progress
-from fbjax.data.catalogue import Source, prepare
+from fbjax.data.catalogue import prepare
 from fbjax.data.pipeline import read_products
+from fbjax.data.source import Source
 from fbjax.embed import split_vectors
-from fbjax.evaluate import evaluate
-from fbjax.gallery import choose_queries, full_figures, reranked, search
+from fbjax.evaluation import metrics
+from fbjax.evaluation.evaluate import evaluate
+from fbjax.evaluation.gallery import choose_queries, full_figures, reranked, search
+from fbjax.evaluation.protocols import PROTOCOLS, report
 from fbjax.mesh import make_mesh
 from fbjax.pages.report import write_report
-from fbjax.protocols import PROTOCOLS, report
 from fbjax.towers import Towers
 from fbjax.train import train
 from fbjax.trained import load_params
 from fbjax.workdir import Run
 from tests.runs import tiny_config
+from tests.tables import make_products, write_parquet
 
 few_values = st.sampled_from([-1.0, 0.0, 0.5, 1.0])  # so that ties abound, and products are exact
 
@@ -86,6 +88,64 @@ def test_the_figures_of_a_gallery_by_hand():
     assert (alone["gain@1"], both["gain@1"]) == (0.25, 0.0)  # 16 of the cosines against 6 of the scores
     (pairs,) = asked
     assert sorted(map(tuple, pairs)) == sorted(set(map(tuple, pairs)))
+
+
+@st.composite
+def photographed(draw):
+    """Vectors of texts and photos [N, 3], groups [N] and text codes [N]: 1 to 6 photos a text, 1 or 2 texts a group."""
+    photos = draw(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 2)), min_size=1, max_size=6))
+    codes = np.repeat(np.arange(len(photos)), [count for count, _ in photos])
+    groups = np.array([sum(new > 0 for _, new in photos[: i + 1]) for i in range(len(photos))])[codes]
+    order = draw(st.permutations(range(len(codes))))
+    vectors = [draw(arrays(np.float32, (size, 3), elements=few_values)) for size in (len(photos), len(codes))]
+    return vectors[0][codes][order], vectors[1][order], groups[order], codes[order]
+
+
+@settings(max_examples=20)  # each with its intervals
+@given(photographed())
+def test_ranks_by_product_are_those_of_a_double_loop(case):
+    texts, photos, groups, codes = case
+    figures = full_figures(texts, photos, groups, text_codes=codes)
+    products = sorted(set(zip(groups.tolist(), codes.tolist(), strict=True)))
+    if len(products) == len(codes):
+        assert "products" not in figures and not [name for name in figures["text_to_image"] if "product" in name]
+        return
+    assert (figures["products"], figures["photos"]) == (len(products), len(codes))
+    text_of = {product: texts[[p == product for p in zip(groups, codes, strict=True)]][0] for product in products}
+    of_text, of_photo = [], []
+    for (group, code), vector in text_of.items():
+        cosines = photos @ vector
+        best = max(c for c, g, t in zip(cosines, groups, codes, strict=True) if (g, t) == (group, code))
+        of_text.append(1 + sum(c >= best for c, g in zip(cosines, groups, strict=True) if g != group))
+    for photo, group, code in zip(photos, groups, codes, strict=True):
+        own = photo @ text_of[group, code]
+        of_photo.append(1 + sum(photo @ vector >= own for (g, _), vector in text_of.items() if g != group))
+    for direction, ranks in {"text_to_image": of_text, "image_to_text": of_photo}.items():
+        for k in (1, 5, 10):
+            assert figures[direction][f"rank@{k}.product"] == pytest.approx(np.mean(np.array(ranks) <= k))
+
+
+def test_galleries_of_any_size_are_ranked_in_parts(monkeypatch):
+    rng = np.random.default_rng(0)
+    texts, photos = rng.normal(size=(2, 30, 4)).astype(np.float32)
+    groups, codes = np.repeat(np.arange(10), 3), np.repeat(np.arange(15), 2)
+    whole = full_figures(texts, photos, groups, text_codes=codes)
+    monkeypatch.setattr("fbjax.evaluation.gallery.COSINES_AT_ONCE", 70)
+    assert full_figures(texts, photos, groups, text_codes=codes) == whole
+
+
+def test_several_photos_by_hand():
+    # product 0 has photos 0 and 1, product 1 photo 2, whose text likes photo 1 best
+    texts = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0]], np.float32)
+    photos = np.array([[0.6, 0, 0.8], [0.8, 0.6, 0], [0, 0.28, 0.96]], np.float32)
+    figures = full_figures(texts, photos, np.array([7, 7, 3]), text_codes=np.array([5, 5, 2]))
+    assert figures["text_to_image"]["rank@1.product"] == 0.5  # the text of product 0 finds photo 1, once
+    assert figures["text_to_image"]["rank@1.strict"] == pytest.approx(1 / 3)  # photo 1, but not photo 0
+    assert figures["image_to_text"]["rank@1.product"] == 1.0
+    assert figures["image_to_text"]["rank@1.strict"] == pytest.approx(1 / 3)  # a tie between the texts of 0 and 1
+    said = []
+    report({"full": figures}, said.append)
+    assert sum("by product: 2 with 3 photos" in line for line in said) == 2
 
 
 def test_a_gain_is_paired():
@@ -162,11 +222,33 @@ def test_towers_alone_decide_nothing_and_are_not_re_ranked(runs):
     with pytest.raises(ValueError, match="--rerank 4 needs a run that learns alignment"):
         evaluate(towers, protocols=("full",), rerank=4)
     figures = evaluate(towers, protocols=PROTOCOLS, num_queries=8)
+    drawn, alone = figures["draws"], figures["text_to_image"]
+    assert drawn["candidates_sha256"][0] == figures["candidates_sha256"] and len(set(drawn["candidates_sha256"])) == 5
+    assert (
+        drawn["text_to_image"]["rank@5.each"][0]
+        == alone["rank@5"]
+        == figures["legacy"]["text_to_image"]["correct"]["rank@5"]
+    )
     assert figures["full"]["rerank"] == 0 and "reranked" not in figures["full"]
     assert 0 <= figures["matching"]["auc"] <= 1 and not [name for name in figures["matching"] if "accuracy" in name]
     report(figures, lambda line: None)
     page = write_report(towers).read_text()
     assert "Matching AUC" in page and "Balanced accuracy" not in page and "a match" not in page
+
+
+def test_a_table_of_several_photos_a_product_is_counted_by_product(runs, tmp_path, capsys):
+    products, rows = make_products(6, seed=2), []
+    for number, p in enumerate(products):
+        rows += [p | {"id": f"{p['id']}-{i}", "group": p["id"]} for i in range(1 + number % 4)]
+    rows[-1] |= {"caption": "a variant with a text of its own"}
+    table, towers = write_parquet(tmp_path / "photos.parquet", rows), runs[0]
+    figures = evaluate(towers, data=str(table), protocols=("full",))["full"]
+    assert (figures["gallery"], figures["photos"], figures["products"]) == (13, 13, 7)
+    assert figures["image_to_text"]["rank@10.product"] == 1.0  # of 7 texts
+    hits = 7 * figures["text_to_image"]["rank@5.product"]  # each text asks once
+    assert hits == pytest.approx(round(hits))
+    report({"full": figures}, print)
+    assert "by product: 7 with 13 photos" in capsys.readouterr().out
 
 
 def test_a_run_without_trained_towers_is_told_which_to_give(runs, capsys):

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fbjax import metrics
-from fbjax.candidates import DIRECTIONS, CandidateList, any_category_negatives, draw_lists, read_lists
+from fbjax.evaluation import metrics
+from fbjax.evaluation.candidates import DIRECTIONS, CandidateList, any_category_negatives, draw_lists, read_lists
 
 few_values = st.sampled_from([-2.0, -0.5, 0.0, 0.5, 3.0])  # so that ties abound
 
@@ -77,6 +77,21 @@ def test_an_interval_holds_its_estimate_and_shrinks_as_one_over_the_root_of_the_
         widths.append(high - low)
     assert widths[0] == pytest.approx(2 * 1.96 * np.sqrt(0.25 * 0.75 / 100), rel=0.1)
     assert widths[0] / widths[1] == pytest.approx(4, rel=0.1)
+
+
+def test_within_strata_a_mean_over_labels_lies_in_its_interval_however_rare_the_labels():
+    # one label of 200 half told right, and 20 labels of one product each, all told wrong
+    labels = np.concatenate([np.zeros(200, int), np.arange(1, 21)])
+    right = np.concatenate([np.arange(200) % 2, np.zeros(20)])
+
+    def mean_recall(labels, right):
+        return np.mean([right[labels == label].mean() for label in np.unique(labels)])
+
+    estimate = mean_recall(labels, right)
+    low, high = metrics.interval(mean_recall, labels, right, strata=labels)
+    assert low < estimate < high
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 200) / 21, rel=0.1)
+    assert metrics.interval(mean_recall, labels, right)[0] > estimate  # labels that are missing count as nothing
 
 
 def test_the_interval_of_nothing_but_hits_is_a_point():

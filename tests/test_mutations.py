@@ -16,9 +16,10 @@ from PIL import Image
 
 from fbjax.config import Columns
 from fbjax.data import table
-from fbjax.data.catalogue import Source, prepare, read_report
+from fbjax.data.catalogue import prepare, read_report
 from fbjax.data.check import render, understand
 from fbjax.data.pipeline import read_images
+from fbjax.data.source import Source
 from fbjax.data.vocabulary import SPECIAL, Vocabulary
 from tests.tables import COLUMNS, encode, make_products
 

@@ -326,6 +326,8 @@ def test_a_patch_network_gets_gradients_when_it_trains_and_is_no_parameter_when_
     loss = jax.jit(jax.grad(lambda p: objective.losses(p, {}, batch, jax.random.key(0))[0].sum()))
     gradient = loss(state.params)
     assert float(jnp.abs(gradient["patches"]["network"]["conv1"]["kernel"]).max()) > 0
+    assert float(jnp.abs(gradient["patches"]["network"]["conv1_bn"]["gamma"]).max()) > 0
+    assert float(jnp.abs(gradient["patches"]["network"]["conv1_bn"]["moving_mean"]).max()) == 0
     assert objective.shared(gradient)["patches"] is gradient["patches"]
     frozen_state = make_state(make_objective(patches=frozen), dataclasses.replace(CONFIG, patches=frozen))
     assert frozen_state.params.keys() == {"fashionbert"}

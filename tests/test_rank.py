@@ -5,9 +5,10 @@ import pytest
 
 import fbjax
 from fbjax.console import progress
-from fbjax.data.catalogue import Source, prepare
+from fbjax.data.catalogue import prepare
 from fbjax.data.images import normalise_image
 from fbjax.data.pipeline import read_products
+from fbjax.data.source import Source
 from fbjax.explain import explain
 from fbjax.rank import rank, table
 from fbjax.train import train

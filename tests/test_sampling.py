@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fbjax.config import Config, TaskConfig
-from fbjax.data.catalogue import Source, prepare
+from fbjax.data.catalogue import prepare
 from fbjax.data.pipeline import train_batches
 from fbjax.data.sampling import WINDOW, Partners, Sampler, padded_lengths
+from fbjax.data.source import Source
 from fbjax.data.vocabulary import Vocabulary
 from tests.tables import make_products, write_parquet
 

@@ -15,7 +15,8 @@ ONLY_IN = {  # import -> the files or folders that may have it
     "tensorflow": ("data/pipeline.py",),
     "tensorflow_datasets": ("data/",),
     "array_record": ("data/",),
-    "pyarrow": ("data/rows.py", "data/drawn/products.py"),
+    "pyarrow": ("data/rows.py", "data/release.py", "data/drawn/products.py"),
+    "h5py": ("data/fashiongen.py", "model/networks/files.py"),
     "orbax": ("checkpoint.py",),
     "tensorboard": ("log.py",),
     "matplotlib": ("pages/",),
@@ -23,16 +24,26 @@ ONLY_IN = {  # import -> the files or folders that may have it
     "markupsafe": ("pages/",),
     "resvg_py": ("data/drawn/",),
     "ml_collections": ("config.py",),
-    "sklearn": ("baseline.py",),
-    "torch": ("model/pretrained.py", "bench/rival.py", "bench/contest.py"),
+    "sklearn": ("evaluation/baseline.py", "evaluation/probe.py"),
+    "torch": ("model/networks/files.py", "model/pretrained.py", "bench/rival.py", "bench/contest.py"),
 }
 LAYERS = {  # a room -> what it must not know
-    "model/": ("fbjax.data", "fbjax.objectives", "fbjax.adaptive", "fbjax.train", "fbjax.evaluate", "fbjax.workdir"),
-    "objectives/": ("fbjax.data", "fbjax.adaptive", "fbjax.train", "fbjax.evaluate", "fbjax.workdir"),
-    "data/": ("jax", "fbjax.model", "fbjax.objectives", "fbjax.train", "fbjax.evaluate", "fbjax.workdir"),
+    "model/": (
+        "fbjax.data",
+        "fbjax.objectives",
+        "fbjax.adaptive",
+        "fbjax.train",
+        "fbjax.evaluation",
+        "fbjax.workdir",
+    ),
+    "objectives/": ("fbjax.data", "fbjax.adaptive", "fbjax.train", "fbjax.evaluation", "fbjax.workdir"),
+    "data/": ("jax", "fbjax.model", "fbjax.objectives", "fbjax.train", "fbjax.evaluation", "fbjax.workdir"),
     "adaptive.py": ("fbjax.model", "fbjax.objectives", "fbjax.config", "fbjax.batch", "fbjax.step"),
     "branches.py": ("fbjax.",),
-    "metrics.py": ("jax", "fbjax."),
+    "evaluation/metrics.py": ("jax", "fbjax."),
+    "evaluation.py": ("jax", "fbjax."),
+    "legacy.py": ("jax", "fbjax.data", "fbjax.model", "fbjax.evaluation"),
+    "compare.py": ("jax", "fbjax.data", "fbjax.model", "fbjax.evaluation"),  # it answers at once
 }
 
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 import fbjax
 from fbjax.cli import main
 from fbjax.config import Config, MeshConfig, TaskConfig
-from fbjax.data.catalogue import Source, prepare
+from fbjax.data.catalogue import prepare
 from fbjax.data.sampling import Sampler
+from fbjax.data.source import Source
 from fbjax.embed import embed
-from fbjax.evaluate import evaluate
+from fbjax.evaluation.evaluate import evaluate
 from fbjax.explain import explain
 from fbjax.mesh import make_mesh, put_batch
 from fbjax.objectives.contrastive import belong_apart, contrastive_losses

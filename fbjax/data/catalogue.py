@@ -1,8 +1,8 @@
 """Prepared records: a product table as a TFDS dataset of ArrayRecord files, built once, then read at random.
 
 A record is {id, group, category, text, pieces, word_ids, image}: WordPiece ids of the whole text, the word each piece
-belongs to, and the encoded image. Beside the records lie an index (id, group, category of every row) and a report of
-what was skipped.
+belongs to, and the encoded image, or in its place ready-made patch features. Beside the records lie an index (id,
+group, category of every row) and a report of what was skipped.
 """
 
 import collections
@@ -21,56 +21,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from array_record.python.array_record_data_source import ArrayRecordDataSource
+from filelock import FileLock
 
-from fbjax.config import Columns, Config
-from fbjax.data import table
+from fbjax.data import fashiongen, table
 from fbjax.data.rows import column_names, count_rows, listed
+from fbjax.data.source import Source
 from fbjax.data.vocabulary import Vocabulary
 
 REPORT, SKIPPED = "report.json", "skipped.jsonl"
 TOKENIZE_AT_ONCE = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """What records are made of: `splits` of (name, table or glob); `holdout` > 0 cuts "validation" off "train"."""
-
-    splits: tuple[tuple[str, str], ...]
-    columns: Columns
-    image_root: str
-    image_size: int
-    holdout: float = 0.0
-
-    @classmethod
-    def from_config(cls, config: Config) -> "Source":
-        """The train and validation tables of a config."""
-        data = config.data
-        if not data.train:
-            raise ValueError("config.data.train is not set: give it the path of a product table")
-        splits = (("train", data.train),) + ((("validation", data.validation),) if data.validation else ())
-        holdout = 0.0 if data.validation else data.holdout
-        return cls(splits, data.columns, data.image_root, config.patches.image_size, holdout)
-
-    @classmethod
-    def one_table(cls, pattern: str, config: Config) -> "Source":
-        """A table of its own to evaluate on, read with the config's columns."""
-        return cls((("validation", pattern),), config.data.columns, config.data.image_root, config.patches.image_size)
-
-    def files(self) -> dict[str, list[Path]]:
-        return {split: table.find_files(pattern) for split, pattern in self.splits}
-
-    def fingerprint(self, vocabulary: Vocabulary) -> str:
-        """Changes with any setting, the vocabulary, and any table's name, size or time of change.
-
-        Image files outside the tables are not looked at: delete the prepared folder where they changed.
-        """
-        stats = [
-            (split, file.name, file.stat().st_size, file.stat().st_mtime_ns)
-            for split, files in self.files().items()
-            for file in files
-        ]
-        settings = (stats, dataclasses.astuple(self.columns), self.image_root, self.image_size, self.holdout)
-        return hashlib.sha256(repr((settings, vocabulary.fingerprint)).encode()).hexdigest()[:12]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,21 +78,20 @@ def prepare(source: Source, vocabulary: Vocabulary, folder: str | Path, progress
     `progress(iterable, total, label)` wraps the rows while they are read. Raises ValueError on a missing column or
     where nothing is usable.
     """
-    files = source.files()
-    for split_files in files.values():
-        table.check_columns(split_files, source.columns)
-    name = _name(source, vocabulary)
-    with _quiet_tfds():
-        builder = CatalogueBuilder(source, vocabulary, progress, config=name, data_dir=str(folder))
-    home = Path(builder.data_dir)
-    if not (home / REPORT).is_file():  # written last: without it the folder is unfinished
-        for leftover in (home, *home.parent.glob("incomplete.*")):
-            shutil.rmtree(leftover, ignore_errors=True)
-        begin = time.perf_counter()
+    source.check(vocabulary)
+    folder, name = Path(folder), _name(source, vocabulary)
+
+    def builder() -> CatalogueBuilder:
         with _quiet_tfds():
-            builder.download_and_prepare()
-        builder.write_index(home, time.perf_counter() - begin)
-    return {split: _open_records(builder, split) for split in json.loads((home / REPORT).read_text())["splits"]}
+            return CatalogueBuilder(source, vocabulary, progress, config=name, data_dir=str(folder))
+
+    if not is_prepared(source, vocabulary, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{name}.lock"):  # two runs may want them at once: the second finds them made
+            if not is_prepared(source, vocabulary, folder):
+                builder().make()
+    made = builder()
+    return {split: _open_records(made, split) for split in json.loads((made.home / REPORT).read_text())["splits"]}
 
 
 def is_prepared(source: Source, vocabulary: Vocabulary, folder: str | Path) -> bool:
@@ -156,6 +114,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
 
     name = "catalogue"
     VERSION = tfds.core.Version("1.1.0")  # raise it when the same table makes other records
+    MANUAL_DOWNLOAD_INSTRUCTIONS = fashiongen.INSTRUCTIONS
 
     def __init__(self, source: Source, vocabulary: Vocabulary, progress: Callable, *, config: str, data_dir: str):
         self._source, self._vocabulary, self._progress = source, vocabulary, progress
@@ -170,6 +129,10 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         pieces = tfds.features.Tensor(shape=(None,), dtype=np.int32)
+        image = {"image": tfds.features.Image(shape=(None, None, 3))}
+        if shape := self._source.features:
+            raw = tfds.features.Encoding.BYTES
+            image = {"features": tfds.features.Tensor(shape=shape, dtype=np.float16, encoding=raw)}
         return tfds.core.DatasetInfo(
             builder=self,
             description="A product catalogue as FashionBERT reads it.",
@@ -181,8 +144,8 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
                     "text": tfds.features.Text(),
                     "pieces": pieces,
                     "word_ids": pieces,
-                    "image": tfds.features.Image(shape=(None, None, 3)),
                 }
+                | image
             ),
             disable_shuffling=True,  # row numbers are the index of everything else
         )
@@ -196,8 +159,9 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str, files: list[Path]) -> Iterator[tuple[int, dict]]:
         source = self._source
         wanted = lambda group: self._split_of(group, split) == split  # noqa: E731
-        rows = table.read_products(files, source.columns, source.image_root, source.image_size, wanted)
-        products = self._usable(split, self._progress(rows, count_rows(files), f"preparing {split}"))
+        rows = source.products(files, self._vocabulary, wanted)
+        total = None if source.features else count_rows(files)
+        products = self._usable(split, self._progress(rows, total, f"preparing {split}"))
         key = -1
         while batch := list(itertools.islice(products, TOKENIZE_AT_ONCE)):
             for example in self._examples(split, batch):
@@ -215,7 +179,11 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _examples(self, split: str, products: list[table.Product]) -> Iterator[dict]:
         index = self._index[split]
-        encoded = self._vocabulary.pieces([product.text for product in products]) if products else []
+        ready_made = self._source.features is not None
+        if ready_made:
+            encoded = [(product.pieces, product.word_ids) for product in products]
+        else:
+            encoded = self._vocabulary.pieces([product.text for product in products])
         for product, (pieces, word_ids) in zip(products, encoded, strict=True):
             if not pieces:
                 self._skip(split, table.Skipped(product.where, product.id, "empty text", product.group))
@@ -231,8 +199,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
                 "text": product.text,
                 "pieces": np.array(pieces, np.int32),
                 "word_ids": np.array(word_ids, np.int32),
-                "image": io.BytesIO(product.image),
-            }
+            } | ({"features": product.features} if ready_made else {"image": io.BytesIO(product.image)})
 
     def _split_of(self, group: str, split: str) -> str:
         """The one split a group belongs to: by its hash when held out, else the first split that it appears in."""
@@ -256,10 +223,23 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
             )
         reasons = collections.Counter(skipped.reason for where, skipped in self._skipped if where == split)
         why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "no rows"
-        columns = listed(column_names(files[0]))
-        return f"nothing usable for split {split} in {', '.join(map(str, files))}: {why}; its columns are {columns}"
+        nothing = f"nothing usable for split {split} in {', '.join(map(str, files))}: {why}"
+        return nothing if self._source.features else f"{nothing}; its columns are {listed(column_names(files[0]))}"
 
-    def write_index(self, home: Path, seconds: float) -> None:
+    @property
+    def home(self) -> Path:
+        return Path(self.data_dir)
+
+    def make(self) -> None:
+        """Records, then their index; what an unfinished preparation has left goes first."""
+        for leftover in (self.home, *self.home.parent.glob("incomplete.*")):
+            shutil.rmtree(leftover, ignore_errors=True)
+        begin = time.perf_counter()
+        with _quiet_tfds():
+            self.download_and_prepare()
+        self._write_index(self.home, time.perf_counter() - begin)
+
+    def _write_index(self, home: Path, seconds: float) -> None:
         """Index files, what was skipped, and the report, which marks the preparation as finished."""
         for split, columns in self._index.items():
             category_names, categories = np.unique(columns["categories"], return_inverse=True)
@@ -288,8 +268,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
 
 
 def _open_records(builder: CatalogueBuilder, split: str) -> Records:
-    home = Path(builder.data_dir)
-    with np.load(home / f"index-{split}.npz") as index:
+    with np.load(builder.home / f"index-{split}.npz") as index:
         arrays = {name: index[name] for name in index.files}
     return Records(
         **arrays,

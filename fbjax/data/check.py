@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from fbjax.config import Columns, Config
-from fbjax.data import roles, rows, table
+from fbjax.data import fashiongen, roles, rows, table
 from fbjax.data.roles import Column, shorten
 
 PROFILED = 100_000  # rows from which columns are described
@@ -73,7 +73,9 @@ class TableCheck:
 
 def check(pattern: str, config: Config | None, say: Callable[[str], None]) -> None:
     """Says what is understood of a table or glob. Raises ValueError or OSError where it cannot be read at all."""
-    found = understand(table.find_files(pattern), config)
+    if config and config.patches.ready_made:
+        raise ValueError("--check reads product tables; a file of the release is checked row by row by prepare itself")
+    found = understand(table.find_files(pattern, (config or DEFAULTS).data.manual_dir), config)
     for line in render(found, pattern):
         say(line)
 
@@ -113,6 +115,8 @@ def _form(file: Path) -> tuple[str, str]:
     size = f"{file.name}, {file.stat().st_size / 1e6:.1f} MB"
     if file.suffix.lower() == ".parquet":
         return f"{size}: Parquet", ""
+    if file.suffix.lower() == fashiongen.SUFFIX:
+        return f"{size}: HDF5 in Fashion-Gen's schema", ""
     form, word = rows.form_of(file), ""
     kind = "JSON Lines" if not form.delimiter else f"columns divided by {form.delimiter!r}"
     if form.encoding == "cp1252":

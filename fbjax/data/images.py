@@ -7,6 +7,7 @@ from PIL import Image, ImageOps
 
 STORED_AS_IS = ("JPEG", "PNG")
 MAX_PIXELS = 100_000_000  # by the header, before anything is decoded: 300 MB of RGB
+FAST = 1  # of zlib: 256 x 256 pixels of drawn garments take .63 of its default's time and 1.16 of its room
 TURNED = range(2, 9)  # EXIF orientations that are not upright
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, of which it first only warns
 Image.init()
@@ -50,6 +51,21 @@ def normalise_image(encoded: bytes, max_side: int) -> bytes:
         raise
     except Exception as error:  # Pillow raises a dozen kinds on broken files
         raise ValueError("undecodable image") from error
+
+
+def encode_array(pixels: np.ndarray) -> bytes:
+    """Pixels [H, W, 3] as a PNG, nothing lost of uint8; other integers are held to 0..255, fractions up to 1 scaled.
+
+    Raises ValueError on another shape.
+    """
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise ValueError(f"image array of shape {list(pixels.shape)}, not [H, W, 3]")
+    if pixels.dtype != np.uint8:
+        pixels = np.nan_to_num(pixels.astype(np.float64))
+        pixels = (pixels * (255 if pixels.max() <= 1 else 1)).round().clip(0, 255).astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(out, "PNG", compress_level=FAST)
+    return out.getvalue()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

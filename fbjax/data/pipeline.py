@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from absl import logging
 
 from fbjax.batch import Batch
 from fbjax.config import Config
@@ -18,6 +19,7 @@ from fbjax.data.table import Product
 from fbjax.data.vocabulary import NO_WORD, Vocabulary
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
+logging.set_verbosity(logging.ERROR)  # TFDS warns of its own calls
 PREFETCH = 4
 RECORDS_AT_ONCE = 8192
 
@@ -88,6 +90,13 @@ def read_strings(records: Records, rows: np.ndarray) -> list[str]:
     return [text.decode() for text in _field(records, rows, "text")]
 
 
+def text_codes(records: Records) -> np.ndarray:
+    """[N] int: rows share a number where all pieces of their texts are the same, those that no model reads too."""
+    codes: dict[bytes, int] = {}
+    fields = _field(records, np.arange(len(records)), "pieces")
+    return np.array([codes.setdefault(pieces.tobytes(), len(codes)) for pieces in fields])
+
+
 def _field(records: Records, rows: np.ndarray, name: str) -> Iterator:
     """One field of `rows` in order. Records hold images too: only some are in memory at a time."""
     read = records.open()
@@ -99,17 +108,20 @@ def _field(records: Records, rows: np.ndarray, name: str) -> Iterator:
 
 
 def read_products(records: Records, rows: Sequence[int]) -> list[Product]:
-    """`rows` as a person would look at them: text and encoded image."""
+    """`rows` as a person would look at them: text and encoded image, b"" where the records have none."""
     products = []
     for serialized in records.open()(rows):
         example = {name: value.numpy() for name, value in _deserialize(records, serialized).items()}
         identity, text, category, group = (example[name].decode() for name in ("id", "text", "category", "group"))
-        products.append(Product(identity, text, category, group, example["image"], where=""))
+        products.append(Product(identity, text, category, group, example.get("image", b""), where=""))
     return products
 
 
 def read_images(records: Records, rows: np.ndarray, size: int, batch_size: int) -> Iterator[np.ndarray]:
-    """Images of `rows` in order, uint8 [batch_size, S, S, 3] each, the last batch shorter."""
+    """Images of `rows` in order, uint8 [batch_size, S, S, 3] each, the last batch shorter.
+
+    Of records that hold ready-made features these, float16 [batch_size, P, C].
+    """
     read = records.open()
     starts = tf.data.Dataset.range(0, len(rows), batch_size)
 
@@ -119,10 +131,12 @@ def read_images(records: Records, rows: np.ndarray, size: int, batch_size: int) 
         )
 
     dataset = starts.map(fetch, num_parallel_calls=2).unbatch()
-    dataset = dataset.map(
-        lambda s: _decode(_deserialize(records, tf.ensure_shape(s, []))["image"], size),
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )
+
+    def parse(serialized):
+        example = _deserialize(records, tf.ensure_shape(serialized, []))
+        return _decode(example["image"], size) if "image" in example else example["features"]
+
+    dataset = dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
     yield from dataset.batch(batch_size).prefetch(PREFETCH).as_numpy_iterator()
 
 
@@ -132,7 +146,8 @@ def decode_image(encoded: bytes, size: int) -> np.ndarray:
 
 
 def _deserialize(records: Records, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-    return records.features.deserialize_example(serialized, decoders={"image": tfds.decode.SkipDecoding()})
+    encoded = {"image": tfds.decode.SkipDecoding()} if "image" in records.features else None
+    return records.features.deserialize_example(serialized, decoders=encoded)
 
 
 def _decode(encoded: tf.Tensor, size: int) -> tf.Tensor:

@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from fbjax.data.table import MAX_NAME, clean_name, clean_text, image_bytes, is_url
 
 ROLES = ("id", "text", "category", "image", "group")
@@ -29,7 +31,7 @@ NAMES = {  # best first; without case, accents and whatever is neither letter no
         abbildung photoproduit imagen immagine imagem afbeelding zdjecie link 图片 画像""",
     "group": """group groupid itemgroupid parentid parentsku parent parentasin styleid style stylecode modelid model
         modelcode variantof variantgroup masterid mastersku productgroupid familyid gruppe modell modelnummer
-        modellnummer modele modelo modello grupo gruppo""",
+        modellnummer modele modelo modello grupo gruppo inputproductid""",
 }
 NAMES = {role: names.split() for role, names in NAMES.items()}
 NO_CATEGORY = """brand colour color gender season size year price currency availability condition marke farbe status
@@ -121,6 +123,8 @@ def describe_column(name: str, cells: Iterable, root: Path, roots: list[Path] = 
 
 
 def is_embedded(cell) -> bool:
+    if isinstance(cell, np.ndarray):
+        return True
     return bool(cell.get("bytes") if isinstance(cell, dict) else cell) and (
         isinstance(cell, bytes) or isinstance(cell, dict) and isinstance(cell["bytes"], bytes)
     )

@@ -1,4 +1,4 @@
-"""Table files become rows of cells: Parquet, CSV, TSV or JSONL, in whatever encoding and shape they come.
+"""Table files become rows of cells: Parquet, CSV, TSV, JSONL or Fashion-Gen's HDF5, in whatever encoding they come.
 
 Owns files, encodings and delimiters; knows nothing of what a column means.
 """
@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet
+
+from fbjax.data import fashiongen
 
 MAX_LINES = 1000  # of a CSV row: beyond, a quote was never closed
 SAMPLED_GROUPS, SAMPLED_BYTES = 16, 2**26  # Parquet row groups touched for a sample, and how much is read of each
@@ -40,8 +42,12 @@ class Form:
 
 def count_rows(files: list[Path]) -> int | None:
     """Rows in all, or None where only reading them would tell."""
-    if all(file.suffix.lower() == ".parquet" for file in files):
-        return sum(_open_parquet(file).metadata.num_rows for file in files)
+    counters = {
+        ".parquet": lambda file: _open_parquet(file).metadata.num_rows,
+        fashiongen.SUFFIX: fashiongen.count_rows,
+    }
+    if all(file.suffix.lower() in counters for file in files):
+        return sum(counters[file.suffix.lower()](file) for file in files)
     return None
 
 
@@ -50,6 +56,8 @@ def column_names(file: Path) -> list[str]:
     match file.suffix.lower():
         case ".parquet":
             return _unique(_open_parquet(file).schema_arrow.names)
+        case fashiongen.SUFFIX:
+            return fashiongen.column_names(file)
         case ".jsonl":
             rows = (row for row in read_rows(file) if isinstance(row, dict))
             return list(dict.fromkeys(name for row in itertools.islice(rows, 100) for name in row))
@@ -60,7 +68,9 @@ def column_names(file: Path) -> list[str]:
 
 
 def binary_columns(file: Path) -> set[str]:
-    """Columns of a Parquet file that hold bytes, alone or within structs or lists: embedded images, mostly."""
+    """Columns of a Parquet or HDF5 file that hold embedded images, mostly: bytes, alone or within structs or lists."""
+    if file.suffix.lower() == fashiongen.SUFFIX:
+        return {fashiongen.IMAGE}
     if file.suffix.lower() != ".parquet":
         return set()
     schema = _open_parquet(file).schema_arrow
@@ -68,7 +78,10 @@ def binary_columns(file: Path) -> set[str]:
 
 
 def read_rows(file: Path, names: set[str] | None = None) -> Iterator[dict | str]:
-    """Rows as dicts, of Parquet only the columns `names` (None: all), or a string that says why a row is none."""
+    """Rows as dicts, of Parquet and HDF5 only the columns `names` (None: all), or a string: why a row is none."""
+    if file.suffix.lower() == fashiongen.SUFFIX:
+        yield from fashiongen.read_rows(file, names)
+        return
     if file.suffix.lower() == ".parquet":
         yield from _parquet_rows(_open_parquet(file), file, names)
         return
@@ -91,6 +104,13 @@ def sample_rows(files: list[Path], names: set[str], num: int, total: int) -> Ite
     place, drawn = 0, _spread(num, total)
     texts = [file for file in files if file.suffix.lower() != ".parquet"]
     for file in texts:
+        if file.suffix.lower() == fashiongen.SUFFIX:
+            end = place + fashiongen.count_rows(file)
+            here = sorted(number - place for number in drawn if place <= number < end)
+            for number, row in zip(here, fashiongen.read_rows(file, names, here), strict=True):
+                yield file, number + 1, row
+            place = end
+            continue
         for number, row in enumerate(read_rows(file, names), start=1):
             if place in drawn:
                 yield file, number, row

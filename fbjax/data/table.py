@@ -11,11 +11,14 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from fbjax.config import Columns
-from fbjax.data.images import normalise_image
+from fbjax.data import fashiongen
+from fbjax.data.images import encode_array, normalise_image
 from fbjax.data.rows import column_names, listed, read_rows
 
-SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
+SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", fashiongen.SUFFIX)
 OTHER_SPLIT = "group is in another split"
 MAX_NAME = 500  # characters of an id, a category, a group: a longer one is a cell that swallowed others
 MAX_IMAGE_BYTES = 2**28
@@ -40,8 +43,10 @@ class Skipped:
     group: str = ""  # where the row got so far
 
 
-def find_files(pattern: str) -> list[Path]:
-    """The table files that a path or glob names, sorted."""
+def find_files(pattern: str, manual_dir: str = "") -> list[Path]:
+    """The table files that a path or glob names, sorted; the one in `manual_dir` of "fashiongen:train" and its like."""
+    if fashiongen.is_named(pattern):
+        return [fashiongen.find(pattern, manual_dir)]
     files = [Path(pattern)] if Path(pattern).is_file() else [Path(name) for name in sorted(glob.glob(str(pattern)))]
     if not files:
         raise FileNotFoundError(f"no table at {str(pattern)!r}: set config.data.train (or --data) to a file or a glob")
@@ -113,6 +118,24 @@ def read_texts(files: list[Path], columns: Columns) -> Iterator[str]:
                 yield text
 
 
+def read_labels(files: list[Path], columns: Columns, names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """{id: its cells of the columns `names`, "" where empty} of every row that may be a product, images untouched.
+
+    Raises ValueError with the columns there are where one is missing.
+    """
+    labels: dict[str, tuple[str, ...]] = {}
+    wanted = {*mapped_columns(columns), *names} - {columns.image}
+    for file in files:
+        there = column_names(file)
+        if missing := [name for name in names if name not in there]:
+            raise ValueError(f"{file} has no column {', '.join(map(repr, missing))}; it has {listed(there)}")
+        for number, row in enumerate(read_rows(file, wanted), start=1):
+            described = describe(row, columns, f"{file.name} row {number}")
+            if isinstance(described, Product):
+                labels.setdefault(described.id, tuple(clean_name(row.get(name)) for name in names))
+    return labels
+
+
 def describe(row: dict | str, columns: Columns, where: str) -> Product | Skipped:
     """All of a row's product but its image, or why there is none."""
     if isinstance(row, str):
@@ -147,7 +170,9 @@ def with_image(product: Product, cell, root: Path, max_side: int) -> Product | S
 
 
 def image_bytes(cell, root: Path) -> bytes:
-    """The encoded image that a cell holds or names: bytes, a path, a {bytes, path} struct, or the first of a list."""
+    """The encoded image that a cell holds or names: bytes, pixels, a path, a {bytes, path} struct, a list's first."""
+    if isinstance(cell, np.ndarray):
+        return encode_array(cell)
     if isinstance(cell, list):
         cell = next(filter(None, cell), None)
     if isinstance(cell, dict):
@@ -199,7 +224,7 @@ def clean_text(value) -> str:
         value = value.decode("utf-8", "replace")
     if isinstance(value, list | dict):
         value = " ".join(_scalars(value, depth=3))
-    if value is None or value != value:  # None or NaN
+    if value is None or isinstance(value, np.ndarray) or value != value:  # None, pixels or NaN
         return ""
     return " ".join(str(value).encode("utf-8", "replace").decode().split())  # half a surrogate pair becomes ?
 

@@ -187,13 +187,17 @@ class FashionBert(nn.Module):
         """``hidden [..., D] -> [..., C]`` float32."""
         return self.mpm(hidden).astype(jnp.float32)
 
+    def pooled(self, cls: jax.Array) -> jax.Array:
+        """BERT's pooler: ``cls [B, D] -> [B, D]`` float32."""
+        return jnp.tanh(self.pooler(cls)).astype(jnp.float32)
+
     def tia_logits(self, cls: jax.Array, means: jax.Array | None = None) -> jax.Array:
         """``cls [B, D] -> [B, 2]`` float32; index 1 means match.
 
         With the `means` [B, 2, D] of `encode_pair` their scaled cosine speaks for a match besides. Departs from the
         paper: towers that have learned to point alike where text and image match need not learn to say so at [CLS].
         """
-        logits = self.tia(jnp.tanh(self.pooler(cls)).astype(jnp.float32))
+        logits = self.tia(self.pooled(cls))
         if means is None:
             return logits
         cosine = self.vector(means).prod(axis=1).sum(axis=-1)

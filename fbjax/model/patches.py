@@ -1,16 +1,16 @@
 """Patch networks: an image becomes P patch features of size C, the "words" of the image (paper, section 3.2).
 
 A *network* is a linen module ``images [N, H, W, 3] in 0..255 -> feature map [N, h, w, C]``. `PatchNetwork` cuts the
-image around it in one of two geometries and knows nothing of what comes after. A further network (ResNet-50,
-InceptionV3, ...) is a module and a line in `NETWORKS`.
+image around it in one of two geometries and knows nothing of what comes after. A further network is a module in
+`fbjax.model.networks`, the names of its files in `names.py` there, and a line in `NETWORKS`.
 
 Axis legend, here and everywhere: B examples, T text tokens, P patches, L = T + P, D width, N heads, H = D/N, F MLP
 width, V vocabulary, C patch feature size, K tasks, Q queries, G gallery.
 """
 
 import dataclasses
+import functools
 import hashlib
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-MOBILENET_STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
-MOBILENET_CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
+from fbjax.model.networks import names
+from fbjax.model.networks.files import FORMATS, read_arrays
+from fbjax.model.networks.inception import InceptionV3
+from fbjax.model.networks.mobilenet import MobileNetV1
+from fbjax.model.networks.names import Source
+from fbjax.model.networks.resnet import resnet50, resnet50_v1, resnext101_32x8d
+
+PIXELS_AT_ONCE = 2**22  # of enlarged patches; what a network holds of them is some 200 bytes a pixel
 
 
 class Pixels(nn.Module):
@@ -37,89 +43,40 @@ class Pixels(nn.Module):
         return cells.swapaxes(2, 3).reshape(n, height // self.cell, width // self.cell, -1) / 127.5 - 1.0
 
 
-class InferenceNorm(nn.Module):
-    """Batch normalisation with its stored moments: ``(x - mean) / sqrt(variance + 1e-3) * gamma + beta``."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = x.shape[-1:]
-        gamma = self.param("gamma", nn.initializers.ones, shape)
-        beta = self.param("beta", nn.initializers.zeros, shape)
-        mean = self.param("moving_mean", nn.initializers.zeros, shape)
-        variance = self.param("moving_variance", nn.initializers.ones, shape)
-        scale = gamma * jax.lax.rsqrt(variance + 1e-3)
-        return x * scale + (beta - mean * scale)
-
-
-class DepthwiseConv(nn.Module):
-    """A 3x3 depthwise convolution with SAME padding as nine shifted products.
-
-    XLA fuses them into one loop. With its grouped convolution the whole network took 3.9 times as long (median of 7 in
-    turn; MobileNetV1 0.75 on 32 images of 128 pixels, 2 CPU cores).
-    """
-
-    stride: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("depthwise_kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], 1))[..., 0]
-        height, width, stride = x.shape[1], x.shape[2], self.stride
-        out_h, out_w = -(-height // stride), -(-width // stride)
-        pads = [max((out - 1) * stride + 3 - size, 0) for out, size in ((out_h, height), (out_w, width))]
-        x = jnp.pad(x, ((0, 0), *((pad // 2, pad - pad // 2) for pad in pads), (0, 0)))
-        return sum(
-            x[:, i : i + (out_h - 1) * stride + 1 : stride, j : j + (out_w - 1) * stride + 1 : stride] * kernel[i, j]
-            for i in range(3)
-            for j in range(3)
-        )
-
-
-class MobileNetV1(nn.Module):
-    """MobileNetV1 without its classifier: ``[N, H, W, 3] -> [N, H/32, W/32, 1024 alpha]`` (Howard et al. 2017).
-
-    RGB scaled to [-1, 1], ReLU6, TensorFlow's SAME padding; parameters carry the names of the Keras release.
-    """
-
-    alpha: float
-
-    @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        x = images / 127.5 - 1.0
-        x = nn.Conv(int(32 * self.alpha), (3, 3), 2, padding="SAME", use_bias=False, name="conv1")(x)
-        x = jax.nn.relu6(InferenceNorm(name="conv1_bn")(x))
-        for i, (stride, channels) in enumerate(zip(MOBILENET_STRIDES, MOBILENET_CHANNELS, strict=True), start=1):
-            x = DepthwiseConv(stride, name=f"conv_dw_{i}")(x)
-            x = jax.nn.relu6(InferenceNorm(name=f"conv_dw_{i}_bn")(x))
-            x = nn.Conv(int(channels * self.alpha), (1, 1), use_bias=False, name=f"conv_pw_{i}")(x)
-            x = jax.nn.relu6(InferenceNorm(name=f"conv_pw_{i}_bn")(x))
-        return x
-
-
 @dataclasses.dataclass(frozen=True)
 class NetworkKind:
-    """How a network is built from its weights: ``build(weights, cell) -> module``, and pixels per cell of its map.
+    """How a network is built from a file's arrays: ``build(arrays, cell) -> module``, `cell` for `pixels` alone.
 
-    `stride` None: the map's cells are whatever `cell` says. `classifier` names the layers of its file left unused.
+    `sources`: the kinds of file that its weights may come from; none: it has no weights. `smallest`: the side in pixels
+    of the smallest image that it takes.
     """
 
     build: Callable[[dict[str, np.ndarray], int], nn.Module]
-    stride: int | None
-    needs_weights: bool
-    classifier: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = ()
+    smallest: int = 32
+
+    @property
+    def needs_weights(self) -> bool:
+        return bool(self.sources)
 
 
 NETWORKS = {
-    "pixels": NetworkKind(lambda weights, cell: Pixels(cell), stride=None, needs_weights=False),
+    "pixels": NetworkKind(lambda arrays, cell: Pixels(cell), smallest=1),
     "mobilenet_v1": NetworkKind(
-        lambda weights, cell: MobileNetV1(alpha=weights["conv1/kernel"].shape[-1] / 32),
-        stride=32,
-        needs_weights=True,
-        classifier=("conv_preds/",),
+        lambda arrays, cell: MobileNetV1(alpha=arrays["conv1/kernel"].shape[-1] / 32), names.KERAS_MOBILENET
+    ),
+    "resnet50": NetworkKind(
+        lambda arrays, cell: resnet50(), (names.OWN, names.TORCHVISION_RESNET, names.HUGGING_FACE_RESNET)
+    ),
+    "resnet50_v1": NetworkKind(lambda arrays, cell: resnet50_v1(), (names.OWN, names.KERAS_RESNET)),
+    "resnext101_32x8d": NetworkKind(lambda arrays, cell: resnext101_32x8d(), (names.OWN, names.TORCHVISION_RESNET)),
+    "inception_v3": NetworkKind(
+        lambda arrays, cell: InceptionV3(), (names.OWN, names.TORCHVISION_INCEPTION), smallest=75
     ),
 }
 
 
-class PatchModule(nn.Module):
+def extract(network: Callable[[jax.Array], jax.Array], config, images: jax.Array) -> jax.Array:
     """``images [B, S, S, 3] uint8 -> features [B, P, C]`` float32, (S / patch_size)^2 patches row by row.
 
     `isolated` (the paper): each patch alone, enlarged to `enlarge_to` pixels, through the network, average-pooled.
@@ -128,33 +85,35 @@ class PatchModule(nn.Module):
     `whole_image`: before them stands the mean of the whole image's feature map. Departs from the paper: a token that is
     no patch.
     """
+    images = images.astype(jnp.float32)
+    side = images.shape[1] // config.patch_size
+    feature_map = network(images) if config.geometry == "grid" or config.whole_image else None
+    if config.geometry == "grid":
+        patches = average_cells(feature_map, side).reshape(len(images), side * side, -1)
+    else:
+        patches = isolated_features(network, images, config.patch_size, config.enlarge_to)
+    if not config.whole_image:
+        return patches
+    return jnp.concatenate([feature_map.mean(axis=(1, 2))[:, None], patches], axis=1)
 
-    network: nn.Module
-    geometry: str
-    patch_size: int
-    enlarge_to: int
-    whole_image: bool
 
-    @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        images = images.astype(jnp.float32)
-        b, size = images.shape[:2]
-        if self.geometry == "grid":
-            feature_map = self.network(images)
-            patches = average_cells(feature_map, size // self.patch_size)
-            return self._with_whole(patches.reshape(b, -1, feature_map.shape[-1]), feature_map)
-        side = size // self.patch_size
-        patches = images.reshape(b, side, self.patch_size, side, self.patch_size, 3).swapaxes(2, 3)
-        patches = patches.reshape(b * side * side, self.patch_size, self.patch_size, 3)
-        if self.enlarge_to != self.patch_size:
-            patches = jax.image.resize(patches, (len(patches), self.enlarge_to, self.enlarge_to, 3), "bilinear")
-        patches = self.network(patches).mean(axis=(1, 2)).reshape(b, side * side, -1)
-        return self._with_whole(patches, self.network(images) if self.whole_image else None)
+def isolated_features(
+    network: Callable[[jax.Array], jax.Array], images: jax.Array, patch_size: int, enlarge_to: int
+) -> jax.Array:
+    """``[B, S, S, 3] -> [B, P, C]``, so many patches of each image at a time as `PIXELS_AT_ONCE` allows."""
+    b, side = len(images), images.shape[1] // patch_size
+    patches = images.reshape(b, side, patch_size, side, patch_size, 3).swapaxes(2, 3)
+    at_once = max(n for n in _divisors(side * side) if n == 1 or n * b * enlarge_to**2 <= PIXELS_AT_ONCE)
+    turns = patches.reshape(b, -1, at_once, patch_size, patch_size, 3).swapaxes(0, 1)
 
-    def _with_whole(self, patches: jax.Array, feature_map: jax.Array | None) -> jax.Array:
-        if not self.whole_image:
-            return patches
-        return jnp.concatenate([feature_map.mean(axis=(1, 2))[:, None], patches], axis=1)
+    def features(patches):
+        patches = patches.reshape(b * at_once, patch_size, patch_size, 3)
+        if enlarge_to != patch_size:
+            patches = jax.image.resize(patches, (len(patches), enlarge_to, enlarge_to, 3), "bilinear")
+        return network(patches).mean(axis=(1, 2)).reshape(b, at_once, -1)
+
+    found = features(turns[0])[None] if len(turns) == 1 else jax.lax.map(features, turns)
+    return found.swapaxes(0, 1).reshape(b, side * side, -1)
 
 
 def average_cells(feature_map: jax.Array, side: int) -> jax.Array:
@@ -189,37 +148,52 @@ class PatchNetwork:
 
 def build_patch_network(config, weights_path: str | Path | None = None) -> PatchNetwork:
     """The network that a `PatchConfig` describes, its weights read from `weights_path` (default: the config's path)."""
+    if config.ready_made:
+        return _ready_made(*config.ready_made)
     if config.network not in NETWORKS:
-        raise ValueError(f"unknown patch network {config.network!r}; known: {', '.join(NETWORKS)}")
+        raise ValueError(f"unknown patch network {config.network!r}; known: {', '.join(NETWORKS)}, features")
     kind = NETWORKS[config.network]
-    weights = _read_weights(config.network, weights_path or config.weights) if kind.needs_weights else {}
-    weights = {name: array for name, array in weights.items() if not name.startswith(kind.classifier)}
-    cell = config.patch_size if config.geometry == "grid" else config.enlarge_to
-    if config.geometry == "grid" and kind.stride and config.patch_size < kind.stride:
-        raise ValueError(
-            f"patch_size {config.patch_size} is too small for geometry 'grid' with {config.network}, "
-            f"whose map has a cell every {kind.stride} pixels (use patch_size {kind.stride} or more)"
-        )
-    try:
-        network = kind.build(weights, cell)
-    except KeyError as error:
-        raise ValueError(f"{weights_path or config.weights} is no {config.network} file: it lacks {error}") from None
-    module = PatchModule(network, config.geometry, config.patch_size, config.enlarge_to, config.whole_image)
-    image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.uint8)
-    features, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), image)
-    params = _match_weights(variables.get("params", {}), weights, config.network)
+    _check_sizes(config, kind)
+    if kind.needs_weights:
+        network, weights = _load(config.network, weights_path or config.weights)
+    else:
+        cell = config.patch_size if config.geometry == "grid" else config.enlarge_to
+        network, weights = kind.build({}, cell), {}
+    tree = flax.traverse_util.unflatten_dict({name: jnp.asarray(array) for name, array in weights.items()}, sep="/")
+    params = {"network": tree} if weights else {}
+
+    def apply(params, images):
+        return extract(lambda x: network.apply({"params": params.get("network", {})}, x), config, images)
+
+    size = config.image_size if config.geometry == "grid" else config.enlarge_to
+    seen = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    _, cells, _, feature_size = jax.eval_shape(network.apply, {"params": tree}, seen).shape
+    if config.geometry == "grid":
+        _check_cells(config, cells)
     geometry = (config.network, config.geometry, config.image_size, config.patch_size, config.enlarge_to)
     geometry += ("whole image",) * config.whole_image
     digest = hashlib.sha256(repr(geometry).encode())
     for name in sorted(weights):
         digest.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())
     return PatchNetwork(
-        apply=lambda params, images: module.apply({"params": params}, images),
+        apply=apply,
         params=params,
-        num_patches=features.shape[1],
-        feature_size=features.shape[2],
+        num_patches=(config.image_size // config.patch_size) ** 2 + config.whole_image,
+        feature_size=feature_size,
         whole_image=config.whole_image,
         fingerprint=f"{config.network}-{config.geometry}-{config.image_size}-{digest.hexdigest()[:12]}",
+    )
+
+
+def _ready_made(num_patches: int, feature_size: int) -> PatchNetwork:
+    """No network: features made elsewhere, taken as they come."""
+    return PatchNetwork(
+        apply=lambda params, features: features,
+        params={},
+        num_patches=num_patches,
+        feature_size=feature_size,
+        whole_image=False,
+        fingerprint=f"features-{num_patches}x{feature_size}",
     )
 
 
@@ -228,29 +202,78 @@ def count_live_dimensions(features: np.ndarray) -> int:
     return int((np.asarray(features, np.float32).reshape(-1, features.shape[-1]).std(axis=0) > 1e-4).sum())
 
 
-def _read_weights(network: str, path: str | Path) -> dict[str, np.ndarray]:
+def _load(name: str, path: str | Path) -> tuple[nn.Module, dict[str, np.ndarray]]:
+    """The network `name` and its parameters by our names, float32, from the file at `path`."""
     if not path:
-        raise ValueError(f"patch network {network!r} needs weights: set config.patches.weights to an .npz file")
+        raise ValueError(f"patch network {name!r} needs weights: set config.patches.weights to {FORMATS}")
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no patch network weights at {path}: set config.patches.weights to an .npz file")
+        raise FileNotFoundError(f"no patch network weights at {path}: set config.patches.weights to {FORMATS}")
+    kind, arrays = NETWORKS[name], read_arrays(path)
     try:
-        with zipfile.ZipFile(path), np.load(path) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not an .npz file of {network} weights: {error}") from None
-
-
-def _match_weights(expected, weights: dict[str, np.ndarray], network: str):
-    """`weights` as the parameter tree `expected`; every missing, unexpected or misshapen array in one error."""
-    wanted = flax.traverse_util.flatten_dict(expected, sep="/")
-    named = {f"network/{name}": array for name, array in weights.items()}
-    problems = [f"missing {name} {wanted[name].shape}" for name in sorted(wanted.keys() - named.keys())]
-    problems += [f"unexpected {name} {named[name].shape}" for name in sorted(named.keys() - wanted.keys())]
-    problems += [
-        f"{name} has shape {named[name].shape}, expected {wanted[name].shape}"
-        for name in sorted(wanted.keys() & named.keys())
-        if named[name].shape != wanted[name].shape
-    ]
+        network = kind.build(arrays, 0)
+    except KeyError as error:
+        raise ValueError(f"{path} is no {name} file: it lacks {error} and {_identify(arrays)}") from None
+    weights, problems = names.take(arrays, kind.sources, _shapes(network, kind.smallest))
+    if problems and (not weights or _owner(arrays, first=name)[0] not in (name, None)):
+        raise ValueError(f"{path} is no {name} file: it {_identify(arrays)}")
     if problems:
-        raise ValueError(f"these are not {network} weights:\n  " + "\n  ".join(problems))
-    return flax.traverse_util.unflatten_dict({k: jnp.asarray(v, jnp.float32) for k, v in named.items()}, sep="/")
+        raise ValueError(f"these are not {name} weights:\n  {names.listed(problems)}")
+    return network, weights
+
+
+@functools.cache
+def _shapes(network: nn.Module, size: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters, by name, of a network that takes images of `size` pixels."""
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    params = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
+    return {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(params, sep="/").items()}
+
+
+def _owner(arrays: dict[str, np.ndarray], first: str = "") -> tuple[str, Source] | tuple[None, None]:
+    """Which of `NETWORKS` the arrays of a file have all parameters of, and as whose; `first` is tried before others."""
+    for name in sorted(NETWORKS, key=lambda name: name != first):
+        kind = NETWORKS[name]
+        try:
+            shapes = _shapes(kind.build(arrays, 0), kind.smallest) if kind.needs_weights else {}
+        except KeyError:
+            continue
+        for source in kind.sources:
+            if names.follows(arrays, source, shapes):
+                return name, source
+    return None, None
+
+
+def _identify(arrays: dict[str, np.ndarray]) -> str:
+    name, source = _owner(arrays)
+    if name:
+        return f"looks like {source.title}, of patches.network {name!r}"
+    return f"holds {len(arrays)} arrays: " + ", ".join(map(repr, sorted(arrays)[:3])) + ", .." * (len(arrays) > 3)
+
+
+def _check_sizes(config, kind: NetworkKind) -> None:
+    """Raises ValueError where what goes through the network is too small for it."""
+    if config.geometry == "isolated" and config.enlarge_to < kind.smallest:
+        raise ValueError(
+            f"enlarge_to {config.enlarge_to} is too small for {config.network}, which takes {kind.smallest} pixels or "
+            f"more (set patches.enlarge_to={-(-kind.smallest // 32) * 32} or more)"
+        )
+    if (config.geometry == "grid" or config.whole_image) and config.image_size < kind.smallest:
+        raise ValueError(
+            f"image_size {config.image_size} is too small for {config.network}, which takes {kind.smallest} pixels or "
+            "more (raise patches.image_size)"
+        )
+
+
+def _check_cells(config, cells: int) -> None:
+    """Raises ValueError where a patch would have no cell of its own among the map's `cells` a side."""
+    size, side = config.image_size, config.image_size // config.patch_size
+    if side > cells:
+        coarser = min(size // n for n in _divisors(size) if n <= cells)
+        raise ValueError(
+            f"patch_size {config.patch_size} is too small for geometry 'grid' with {config.network}: {side} patches a "
+            f"side, and {cells} cells in its map of {size} pixels (use patch_size {coarser} or more)"
+        )
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]

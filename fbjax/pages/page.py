@@ -7,11 +7,12 @@ import textwrap
 from pathlib import Path
 
 import jinja2
+import numpy as np
 from PIL import Image
 
 from fbjax import __version__
 from fbjax.console import duration
-from fbjax.data.images import normalise_image
+from fbjax.data.images import encode_array, normalise_image
 
 HEIGHT = 160  # pixels of a picture at most, and at most twice as wide
 SHORT = 150  # letters of a text
@@ -30,7 +31,8 @@ def write_page(path: str | Path, template: str, **values) -> Path:
 
 
 def picture(encoded: bytes, height: int = HEIGHT) -> str:
-    """An encoded image as the data URI of a small JPEG."""
+    """An encoded image as the data URI of a small JPEG; b"", of what has no picture, as a grey square."""
+    encoded = encoded or encode_array(np.full((height, height, 3), 0xDD, np.uint8))
     with Image.open(io.BytesIO(normalise_image(encoded, 2 * height))) as image:
         image.thumbnail((2 * height, height))
         out = io.BytesIO()

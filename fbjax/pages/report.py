@@ -12,17 +12,19 @@ import jax
 import numpy as np
 
 from fbjax.api import Model
-from fbjax.candidates import DIRECTIONS
 from fbjax.checkpoint import Checkpoints
 from fbjax.config import Config
 from fbjax.console import progress, say
-from fbjax.data.catalogue import SKIPPED, Records, Source, prepare, read_report
-from fbjax.evaluate import evaluate, read_evaluation
+from fbjax.data.catalogue import SKIPPED, Records, prepare, read_report
+from fbjax.data.source import Source
+from fbjax.evaluation.candidates import DIRECTIONS
+from fbjax.evaluation.evaluate import evaluate
+from fbjax.evaluation.protocols import NUM_OTHERS
+from fbjax.evaluation.stored import read_evaluation
 from fbjax.explain import explain
 from fbjax.log import read_curves
 from fbjax.pages import charts, examples
 from fbjax.pages.page import percent, write_page
-from fbjax.protocols import NUM_OTHERS
 from fbjax.workdir import Run, read_times
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -66,7 +68,8 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
     say("explaining some of the scores")
     model = Model.load(workdir, best)
     explanations = []
-    for what, text, image in examples.pairs_to_explain(chosen):
+    explainable = [] if run.config.patches.ready_made else examples.pairs_to_explain(chosen)
+    for what, text, image in explainable:
         text, image = products[text].text, products[image].image
         explanations.append(examples.explained(what, text, image, explain(model, text, image)))
 

@@ -1,9 +1,10 @@
 """Retrieval from a whole split: every product's text and image as a vector, ranked by cosine, and re-ranked.
 
 The rank of a query's own product is taken twice: with the other members of its group left out of the gallery
-(duplicates and variants, which are never one another's negatives here), and strictly, where they count as wrong.
-Re-ranking knows the first way only. Ties count against us. Pure NumPy, over any vectors and any function that scores
-pairs.
+(duplicates and variants, which are never one another's negatives here), and strictly, where they count as wrong. Where
+a group holds several photos of one text it is taken a third time, by product: any photo of a text's product is a hit,
+and each text stands in the gallery once. Re-ranking knows the first way only. Ties count against us. Pure NumPy, over
+any vectors and any function that scores pairs.
 """
 
 import dataclasses
@@ -11,8 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fbjax import metrics
-from fbjax.candidates import DIRECTIONS
+from fbjax.evaluation import metrics
+from fbjax.evaluation.candidates import DIRECTIONS
 
 COSINES_AT_ONCE = 2**24
 SEED = 0
@@ -52,6 +53,42 @@ def search(queries: np.ndarray, gallery: np.ndarray, own: np.ndarray, groups: np
     return Search(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Products:
+    """Which photos are of one product: the rows of a group that share a text."""
+
+    of_row: np.ndarray  # [N]: the product of each row
+    groups: np.ndarray  # [S]: the group of each product
+    rows: np.ndarray  # [S]: a row of each product, for its text
+
+    @classmethod
+    def of(cls, groups: np.ndarray, text_codes: np.ndarray) -> "Products":
+        """``groups, text_codes [N]``: rows with the same code have the same text."""
+        keys, rows, of_row = np.unique(np.stack([groups, text_codes]), axis=1, return_index=True, return_inverse=True)
+        return cls(of_row.reshape(-1), keys[0], rows)
+
+    @property
+    def have_several_photos(self) -> bool:
+        return len(self.groups) < len(self.of_row)
+
+
+def product_ranks(
+    queries: np.ndarray, gallery: np.ndarray, wanted: np.ndarray, of_gallery: np.ndarray, groups: np.ndarray
+) -> np.ndarray:
+    """Ranks [Q] of the best of each query's own: 1 + how many of other groups in the gallery score at least as high.
+
+    ``queries [Q, E], gallery [G, E]``; `wanted` [Q] and `of_gallery` [G] are products, and `groups` [S] their groups.
+    """
+    at_once, parts = max(1, COSINES_AT_ONCE // len(gallery)), []
+    for start in range(0, len(queries), at_once):
+        products = wanted[start : start + at_once, None]
+        cosines = queries[start : start + at_once] @ gallery.T
+        metrics.check_finite(cosines)
+        best = np.where(of_gallery == products, cosines, -np.inf).max(axis=1, keepdims=True)
+        parts.append(1 + ((cosines >= best) & (groups[of_gallery] != groups[products])).sum(axis=1))
+    return np.concatenate(parts)
+
+
 def reranked(found: Search, scores: np.ndarray) -> np.ndarray:
     """Ranks [Q], apart, once the nearest are put in the order of their `scores` [Q, K], highest first.
 
@@ -74,12 +111,15 @@ def full_figures(
     groups: np.ndarray,
     num_queries: int | None = None,
     *,
+    text_codes: np.ndarray | None = None,
     size: int = 0,
     score: Callable[[np.ndarray], np.ndarray] | None = None,
     scale: float = 1.0,
 ) -> dict:
     """Rank@1/5/10 of ``texts, images [N, E]`` in both directions; with a `score` also re-ranked.
 
+    `text_codes` [N] tell which texts are the same; where products have several photos by them, "rank@k.product" are the
+    hit rates by product: of texts each once, and of photos, among the first `num_queries` of a shuffle of either.
     `score` takes the pairs [M, 2] of rows (text, image) to log-odds [M], those of the `size` nearest of each query;
     "reranked" orders them by ``score + scale * cosine``, "reranked_alone" by the score. "gain@k" is the hit rate less
     that of the cosines, on the same queries.
@@ -90,12 +130,27 @@ def full_figures(
     found = {d: search(queries[rows], gallery, rows, groups, size) for d, (queries, gallery) in towers.items()}
     figures = {"gallery": len(texts), "num_queries": len(rows), "rerank": size}
     figures |= {d: _rates(x.apart, x.strict) for d, x in found.items()}
+    products = Products.of(groups, np.arange(len(texts)) if text_codes is None else text_codes)
+    if products.have_several_photos:
+        figures |= {"products": len(products.rows), "photos": len(texts)}
+        for direction, ranks in _ranks_by_product(texts, images, products, rows, num_queries).items():
+            figures[direction] |= metrics.hit_rates(ranks, ".product")
     if size:
         scores = _score_nearest(found, score)
         combined = {d: scores[d] + scale * x.cosines for d, x in found.items()}
         for name, given in (("reranked", combined), ("reranked_alone", scores)):
             figures[name] = {d: _improved(x, given[d]) for d, x in found.items()}
     return figures
+
+
+def _ranks_by_product(texts, images, products: Products, rows: np.ndarray, num_queries: int | None) -> dict:
+    """Of the photos `rows` among the distinct texts, and of distinct texts among all photos."""
+    each, asked = np.arange(len(products.rows)), choose_queries(len(products.rows), num_queries)
+    named, of_row, groups = texts[products.rows], products.of_row, products.groups
+    return {
+        "image_to_text": product_ranks(images[rows], named, of_row[rows], each, groups),
+        "text_to_image": product_ranks(named[asked], images, asked, of_row, groups),
+    }
 
 
 def _score_nearest(found: dict[str, Search], score: Callable) -> dict[str, np.ndarray]:
@@ -146,3 +201,6 @@ def report(figures: dict, say: Callable[[str], None]) -> None:
             else:
                 about = f"strict Rank@1 {rates['rank@1.strict']:.1%}"
             say(f"{direction.replace('_', ' '):14} {metrics.spoken(rates)}  ({about})")
+            if "rank@1.product" in rates:
+                counted = f"by product: {figures['products']:,} with {figures['photos']:,} photos"
+                say(f"{direction.replace('_', ' '):14} {metrics.spoken(rates, '.product')}  ({counted})")

@@ -1,5 +1,7 @@
 """Retrieval and matching figures from scores: pure NumPy, ties always against us (facts: section 6 of the paper)."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 RANKS, WHOLE_LIST = (1, 5, 10), 101
@@ -19,12 +21,27 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float:
     return float(below.sum() / (len(positive) * len(negative)))
 
 
-def interval(statistic, *samples: np.ndarray) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of ``statistic(*samples)``, rows resampled together."""
+def interval(statistic, *samples: np.ndarray, strata: np.ndarray | None = None) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of ``statistic(*samples)``, rows resampled together.
+
+    With `strata` [Q] each is resampled from itself: where a statistic averages over labels, a rare one would be missing
+    from many resamples otherwise, and the interval lie beside the estimate.
+    """
     rng = np.random.default_rng(SEED)
-    draws = rng.integers(len(samples[0]), size=(NUM_RESAMPLES, len(samples[0])))
+    if strata is None:
+        draws = rng.integers(len(samples[0]), size=(NUM_RESAMPLES, len(samples[0])))
+    else:
+        draws = _within(strata, rng)
     values = [statistic(*(sample[draw] for sample in samples)) for draw in draws]
     return tuple(float(v) for v in np.quantile(values, [0.025, 0.975]))
+
+
+def _within(strata: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Rows [Q] of each resample, as many of each stratum as there are."""
+    order = np.argsort(strata, kind="stable")
+    _, first, place, counts = np.unique(strata[order], return_index=True, return_inverse=True, return_counts=True)
+    for _ in range(NUM_RESAMPLES):
+        yield order[first[place] + (rng.random(len(order)) * counts[place]).astype(int)]
 
 
 def retrieval(positive: np.ndarray, others: np.ndarray) -> dict:
@@ -52,12 +69,12 @@ def gains(ranks: np.ndarray, before: np.ndarray) -> dict:
     return figures
 
 
-def spoken(rates: dict) -> str:
+def spoken(rates: dict, ending: str = "") -> str:
     """``Rank@1 17.7% [15.4%, 20.1%]  Rank@5 ..`` of `hit_rates`."""
     cells = []
     for k in RANKS:
-        low, high = rates[f"rank@{k}.ci"]
-        cells.append(f"Rank@{k} {rates[f'rank@{k}']:.1%} [{low:.1%}, {high:.1%}]")
+        low, high = rates[f"rank@{k}{ending}.ci"]
+        cells.append(f"Rank@{k} {rates[f'rank@{k}{ending}']:.1%} [{low:.1%}, {high:.1%}]")
     return "  ".join(cells)
 
 

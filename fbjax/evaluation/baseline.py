@@ -17,11 +17,12 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from fbjax.config import Config
 from fbjax.console import progress, say
-from fbjax.data.catalogue import Records, Source, prepare
-from fbjax.data.pipeline import read_strings
+from fbjax.data.catalogue import Records, prepare
+from fbjax.data.pipeline import read_strings, text_codes
+from fbjax.data.source import Source
+from fbjax.evaluation.gallery import full_figures
+from fbjax.evaluation.protocols import list_figures, read_request
 from fbjax.features import image_inputs
-from fbjax.gallery import full_figures
-from fbjax.protocols import list_figures, read_request
 from fbjax.workdir import Run, make_vocabulary
 
 MARGIN, BATCH, EPOCHS, LEARNING_RATE = 0.2, 128, 30, 1e-3  # of VSE
@@ -82,7 +83,8 @@ def baseline(
 
     figures, _ = list_figures(validation, protocols, lists, num_queries, cosines, decides=False)
     if "full" in protocols:
-        figures["full"] = full_figures(text_vectors, image_vectors, validation.groups, num_queries)
+        codes = text_codes(validation)
+        figures["full"] = full_figures(text_vectors, image_vectors, validation.groups, num_queries, text_codes=codes)
     return figures
 
 

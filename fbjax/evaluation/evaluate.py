@@ -1,6 +1,5 @@
-"""Evaluation of a checkpoint: what scores its pairs and gives its vectors, run through `fbjax.protocols`."""
+"""Evaluation of a checkpoint: what scores its pairs and gives its vectors, run through `fbjax.evaluation.protocols`."""
 
-import json
 import os
 import time
 from pathlib import Path
@@ -8,22 +7,24 @@ from typing import Any
 
 import numpy as np
 
-from fbjax import metrics
+from fbjax.config import absolute
 from fbjax.console import duration, progress, say
 from fbjax.data import pipeline
-from fbjax.data.catalogue import Records, Source, prepare
+from fbjax.data.catalogue import Records, prepare
 from fbjax.data.sampling import Partners
+from fbjax.data.source import Source
 from fbjax.embed import split_vectors
+from fbjax.evaluation import metrics
+from fbjax.evaluation.gallery import full_figures
+from fbjax.evaluation.protocols import OVER_LISTS, list_figures, read_request
+from fbjax.evaluation.stored import write_evaluation
 from fbjax.features import image_inputs
-from fbjax.gallery import full_figures
 from fbjax.mesh import make_mesh
-from fbjax.protocols import OVER_LISTS, list_figures, read_request
 from fbjax.scoring import Scorer, matcher
 from fbjax.towers import Towers
 from fbjax.trained import load_params, newest_step
 from fbjax.workdir import Run, note_time
 
-EVALUATION = "evaluation.json"
 RERANKED = 20  # of the nearest, where FashionBERT can
 
 
@@ -43,7 +44,7 @@ def evaluate(
     `data`: a table or glob (default: the run's validation split). `candidates`: lists (default: drawn from the data,
     seed 0). Protocol "full" takes vectors from the run's own towers, or those of the last checkpoint in the workdir
     `towers`, and with FashionBERT orders the `rerank` nearest anew (default: 20). The workdir keeps figures over
-    lists, with each query's ranking, until the next evaluation over lists (`read_evaluation`).
+    lists, with each query's ranking, until the next evaluation over lists (`fbjax.evaluation.stored`).
     """
     lists = read_request(protocols, candidates, num_queries)
     run = Run.open(workdir)
@@ -63,8 +64,8 @@ def evaluate(
     figures, rankings = list_figures(records, protocols, lists, num_queries, score, decides)
     figures["checkpoint_step"] = step
     if rankings:
-        sources = {name: path and os.path.abspath(path) for name, path in (("data", data), ("candidates", candidates))}
-        _write(Path(workdir) / EVALUATION, sources | {"figures": figures, "rankings": rankings})
+        sources = {name: path and absolute(path) for name, path in (("data", data), ("candidates", candidates))}
+        write_evaluation(workdir, sources | {"figures": figures, "rankings": rankings})
     if giver is not None:
         theirs = giver.frozen | theirs
         embedder = Towers(giver.model, giver.step_patches, mesh)
@@ -72,6 +73,7 @@ def evaluate(
             *split_vectors(giver, embedder, theirs, records),
             records.groups,
             num_queries,
+            text_codes=pipeline.text_codes(records),
             size=RERANKED if rerank is None else rerank,
             score=score if decides else None,
             scale=embedder.scale(theirs),
@@ -90,19 +92,6 @@ def _check_gallery(protocols: tuple[str, ...], towers, rerank: int | None, decid
         raise ValueError(f"--rerank {rerank}: take at least 0, which leaves it out")
     if rerank and not decides:
         raise ValueError(f"--rerank {rerank} needs a run that learns alignment: its tasks have no tia")
-
-
-def read_evaluation(workdir: str | Path) -> dict | None:
-    """The last evaluation of a run over lists, or None: {"data", "candidates": their paths or None, "figures",
-    "rankings": those of `fbjax.protocols.list_figures`}."""
-    path = Path(workdir) / EVALUATION
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
-def _write(path: Path, content: dict) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
-    partial.rename(path)
 
 
 def _vector_run(run: Run, towers: str | Path | None) -> Run:

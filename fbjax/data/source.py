@@ -1,0 +1,81 @@
+"""What records are made of: tables, Fashion-Gen's files or the release's, their columns, and what is asked of images.
+
+Knows how each is read, nothing of how records are kept.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fbjax.config import Columns, Config
+from fbjax.data import release, table
+from fbjax.data.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What records are made of: `splits` of (name, table or glob); `holdout` > 0 cuts "validation" off "train"."""
+
+    splits: tuple[tuple[str, str], ...]
+    columns: Columns
+    image_root: str
+    image_size: int
+    holdout: float = 0.0
+    manual_dir: str = ""
+    features: tuple[int, int] | None = None  # (P, C) where the files are the release's, with features for images
+
+    @classmethod
+    def from_config(cls, config: Config) -> "Source":
+        """The train and validation tables of a config."""
+        data = config.data
+        if not data.train:
+            raise ValueError("config.data.train is not set: give it the path of a product table")
+        splits = (("train", data.train),) + ((("validation", data.validation),) if data.validation else ())
+        holdout = 0.0 if data.validation else data.holdout
+        return cls._of(config, splits, holdout)
+
+    @classmethod
+    def one_table(cls, pattern: str, config: Config) -> "Source":
+        """A table of its own to evaluate on, read with the config's columns."""
+        return cls._of(config, (("validation", pattern),))
+
+    @classmethod
+    def _of(cls, config: Config, splits: tuple[tuple[str, str], ...], holdout: float = 0.0) -> "Source":
+        data, patches = config.data, config.patches
+        size, ready_made = patches.image_size, patches.ready_made
+        return cls(splits, data.columns, data.image_root, size, holdout, data.manual_dir, ready_made)
+
+    def files(self) -> dict[str, list[Path]]:
+        return {split: table.find_files(pattern, self.manual_dir) for split, pattern in self.splits}
+
+    def check(self, vocabulary: Vocabulary) -> None:
+        """Raises ValueError or FileNotFoundError where a file, or a column of it, is missing."""
+        for files in self.files().values():
+            if self.features:
+                for file in files:
+                    release.Reader(vocabulary, *self.features).layout(file)
+            else:
+                table.check_columns(files, self.columns)
+
+    def products(
+        self, files: list[Path], vocabulary: Vocabulary, wanted: Callable[[str], bool]
+    ) -> Iterator[table.Product | table.Skipped]:
+        """Every row of `files` as a product of a `wanted` group, or as skipped."""
+        if self.features:
+            return release.Reader(vocabulary, *self.features).products(files, wanted)
+        return table.read_products(files, self.columns, self.image_root, self.image_size, wanted)
+
+    def fingerprint(self, vocabulary: Vocabulary) -> str:
+        """Changes with any setting, the vocabulary, and any table's name, size or time of change.
+
+        Image files outside the tables are not looked at: delete the prepared folder where they changed.
+        """
+        stats = [
+            (split, file.name, file.stat().st_size, file.stat().st_mtime_ns)
+            for split, files in self.files().items()
+            for file in files
+        ]
+        settings = (stats, dataclasses.astuple(self.columns), self.image_root, self.image_size, self.holdout)
+        settings += (self.features,) if self.features else ()
+        return hashlib.sha256(repr((settings, vocabulary.fingerprint)).encode()).hexdigest()[:12]

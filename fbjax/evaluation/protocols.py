@@ -1,0 +1,249 @@
+"""The protocols of an evaluation (paper, section 4), over any function that scores pairs of a text and an image.
+
+* ``candidates``: Rank@1/5/10 of the positive among each list's candidates, in both directions.
+* ``matching``: each list's positive against its first other candidate (same sub-category), AUC; the AUC against a
+  product of any category; and where a score above 0 says "match", balanced accuracy and the share of right decisions
+  over whole lists, 1 to 100.
+* ``draws``: ``candidates`` over five drawings of lists, seeds 0 to 4: mean and standard deviation.
+* ``legacy``: the lists of ``candidates`` as the authors' release miscounts them, see `fbjax.evaluation.legacy`.
+* ``full``: retrieval from a whole split, see `fbjax.evaluation.gallery`.
+
+docs/protocols.md says when to use which. It knows neither models nor checkpoints: `score` takes pairs [N, 2] of rows of
+the records, (text, image), to [N].
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from fbjax.data.catalogue import Records
+from fbjax.evaluation import gallery, legacy, metrics
+from fbjax.evaluation.candidates import DIRECTIONS, CandidateList, any_category_negatives, draw_lists, read_lists
+
+Score = Callable[[np.ndarray], np.ndarray]
+Lists = tuple[list[CandidateList], str]  # and their SHA-256
+OVER_LISTS = ("candidates", "matching")
+PROTOCOLS = (*OVER_LISTS, "draws", "legacy", "full")
+NUM_OTHERS, DRAWN_QUERIES = 100, 1000  # of lists drawn here, as in the paper
+DRAW_SEEDS = (0, 1, 2, 3, 4)
+LEGACY_SEED = 0  # in which order the rows of lists come in batches
+TOP = 5
+
+
+def read_request(protocols: tuple[str, ...], candidates: str | None, num_queries: int | None) -> Lists | None:
+    """The lists of the file `candidates`, where there is one; ValueError before the work where a request is wrong."""
+    unknown = set(protocols) - set(PROTOCOLS)
+    if unknown:
+        raise ValueError(f"unknown protocol {', '.join(map(repr, sorted(unknown)))}; there are {', '.join(PROTOCOLS)}")
+    if num_queries is not None and num_queries < 1:
+        raise ValueError(f"--queries {num_queries}: take at least 1")
+    if candidates and set(protocols) <= {"draws", "full"}:
+        raise ValueError(
+            f"--candidates {candidates}: {', '.join(protocols)} reads no lists; add candidates to --protocol"
+        )
+    return read_lists(candidates, num_queries) if candidates else None
+
+
+def list_figures(
+    records: Records,
+    protocols: tuple[str, ...],
+    lists: Lists | None,
+    num_queries: int | None,
+    score: Score,
+    decides: bool,
+) -> tuple[dict, list[dict]]:
+    """The figures of all protocols but ``full``, and each query's ranking of ``candidates`` and ``matching``.
+
+    ({}, []) where none is asked for. `lists` None: drawn from the records, seed 0. `decides`: whether a score above 0
+    says "match". A ranking is {"direction", "query", "positive", "candidates": how many, "rank" and "score" of the
+    positive, "top": the first [id, score]s}. Every distinct pair of all protocols is scored once.
+    """
+    pairs, num_drawn = _Pairs(records), num_queries or DRAWN_QUERIES
+    asked = None
+    if set(protocols) & {*OVER_LISTS, "legacy"}:
+        asked = pairs.add_lists(*(lists or draw_lists(records, NUM_OTHERS, num_drawn, seed=0)))
+    negatives = None
+    if "matching" in protocols:
+        negatives = pairs.add_negatives(asked.lists, any_category_negatives(asked.lists, records))
+    seeds = DRAW_SEEDS if "draws" in protocols else ()
+    drawn = [pairs.add_lists(*draw_lists(records, NUM_OTHERS, num_drawn, seed)) for seed in seeds]
+    if not (asked or drawn):
+        return {}, []
+    scores = score(pairs.array())
+
+    figures = {"draws": _draw_figures([x.scored(scores) for x in drawn])} if drawn else {}
+    if asked is None:
+        return figures, []
+    scored = asked.scored(scores)
+    if "candidates" in protocols:
+        figures |= {d: metrics.retrieval(*scored.of(d)) for d in scored.directions}
+    if "matching" in protocols:
+        figures["matching"] = _matching_figures(scored, scores[negatives], decides)
+    if "legacy" in protocols:
+        rows = {d: legacy.list_rows(*scored.of(d)) for d in scored.directions}
+        figures["legacy"] = {d: legacy.legacy_figures(*rows[d], seed=LEGACY_SEED) for d in scored.directions}
+    figures |= scored.about
+    if not set(protocols) & set(OVER_LISTS):
+        return figures, []
+    return figures, _rankings(asked.lists, scored.positive, scored.other)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+    """Lists with the scores of their candidates."""
+
+    lists: list[CandidateList]
+    digest: str
+    positive: np.ndarray  # [Q]
+    other: np.ndarray  # [Q, G - 1], -inf past a list's end
+
+    @property
+    def directions(self) -> list[str]:
+        return list(dict.fromkeys(x.direction for x in self.lists))
+
+    def of(self, direction: str) -> tuple[np.ndarray, np.ndarray]:
+        """Positive and other scores of one direction."""
+        here = np.array([x.direction == direction for x in self.lists])
+        return self.positive[here], self.other[here]
+
+    @property
+    def about(self) -> dict:
+        return {
+            "num_queries": sum(x.direction == self.lists[0].direction for x in self.lists),
+            "candidates_per_list": float(np.mean([len(x.candidates) for x in self.lists])),
+            "candidates_sha256": self.digest,
+        }
+
+
+def _matching_figures(scored: _Scored, negative: np.ndarray, decides: bool) -> dict:
+    """`negative` [Q]: scores of products of any category."""
+    positive, other = scored.positive, scored.other
+    figures = metrics.matching(positive, other[:, 0], decides)
+    figures["auc_any_category"] = metrics.auc(positive, negative)
+    figures["auc_any_category.ci"] = list(metrics.interval(metrics.auc, positive, negative))
+    if decides:
+        right = np.concatenate([positive > 0, (other < 0)[other != -np.inf]])
+        figures["accuracy_1to100"] = float(right.mean())
+    return figures
+
+
+def _draw_figures(drawn: list[_Scored]) -> dict:
+    """Mean, standard deviation (of a sample) and each drawing's hit rates; what the drawings are."""
+    figures = {}
+    for direction in drawn[0].directions:
+        ranks = [metrics.rank_of_positive(*x.of(direction)) for x in drawn]
+        figures[direction] = {}
+        for k in metrics.RANKS:
+            each = [float((r <= k).mean()) for r in ranks]
+            rates = {"": float(np.mean(each)), ".std": float(np.std(each, ddof=1)), ".each": each}
+            figures[direction] |= {f"rank@{k}{ending}": value for ending, value in rates.items()}
+    about = [x.about for x in drawn]
+    return figures | {"seeds": list(DRAW_SEEDS)} | {name: [x[name] for x in about] for name in about[0]}
+
+
+def _rankings(lists: list[CandidateList], positive: np.ndarray, other: np.ndarray) -> list[dict]:
+    ranks = metrics.rank_of_positive(positive, other)
+    rankings = []
+    for x, rank, score, scores in zip(lists, ranks, positive, other, strict=True):
+        best = np.argsort(-scores[: len(x.others)], kind="stable")[:TOP]
+        top = [[x.others[i], float(scores[i])] for i in best]
+        top.insert(int(rank) - 1, [x.positive, float(score)])
+        named = {"direction": x.direction, "query": x.query, "positive": x.positive, "candidates": len(x.candidates)}
+        rankings.append(named | {"rank": int(rank), "score": float(score), "top": top[:TOP]})
+    return rankings
+
+
+class _Pairs:
+    """The distinct (text, image) pairs that all lists need, each scored once."""
+
+    def __init__(self, records: Records):
+        self._records = records
+        self._rows = {identity: row for row, identity in enumerate(records.ids)}
+        self._places: dict[tuple[int, int], int] = {}
+
+    def add_lists(self, lists: list[CandidateList], digest: str) -> "_Listed":
+        self._records.rows([i for x in lists for i in (x.query, *x.candidates)])  # all unknown ids in one error
+        positives = np.array([self._place(x, x.positive) for x in lists])
+        others = np.full((len(lists), max(len(x.others) for x in lists)), -1)
+        for q, x in enumerate(lists):
+            others[q, : len(x.others)] = [self._place(x, identity) for identity in x.others]
+        return _Listed(lists, digest, positives, others)
+
+    def add_negatives(self, lists: list[CandidateList], ids: list[str]) -> np.ndarray:
+        """Places of one further product for each list, [Q]."""
+        return np.array([self._place(x, identity) for x, identity in zip(lists, ids, strict=True)])
+
+    def array(self) -> np.ndarray:
+        """[N, 2]: rows of text and image."""
+        return np.array(list(self._places), np.int64)
+
+    def _place(self, x: CandidateList, candidate: str) -> int:
+        pair = (self._rows[x.query], self._rows[candidate])
+        pair = pair if x.direction == "text_to_image" else pair[::-1]
+        return self._places.setdefault(pair, len(self._places))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Listed:
+    """Lists, and the places of their pairs among all that are scored."""
+
+    lists: list[CandidateList]
+    digest: str
+    positives: np.ndarray  # [Q]
+    others: np.ndarray  # [Q, G - 1], -1 past a list's end
+
+    def scored(self, scores: np.ndarray) -> _Scored:
+        other = np.where(self.others >= 0, scores[self.others], -np.inf)  # shorter lists filled up
+        return _Scored(self.lists, self.digest, scores[self.positives], other)
+
+
+def report(figures: dict, say: Callable[[str], None]) -> None:
+    """The figures as a person reads them."""
+    for direction in DIRECTIONS:
+        if direction in figures:
+            rates = metrics.spoken(figures[direction])
+            say(f"{direction.replace('_', ' '):14} {rates}  (Rank@101 {figures[direction]['rank@101']:.0%})")
+    if "matching" in figures:
+        m = figures["matching"]
+        decided = ""
+        if "accuracy" in m:
+            decided = f"  balanced accuracy {m['accuracy']:.1%}  at 1:100 {m['accuracy_1to100']:.1%}"
+        say(
+            f"{'matching':14} AUC {m['auc']:.3f} [{m['auc.ci'][0]:.3f}, {m['auc.ci'][1]:.3f}]"
+            f"  any category {m['auc_any_category']:.3f}{decided}"
+        )
+    if "draws" in figures:
+        _report_draws(figures["draws"], say)
+    if "legacy" in figures:
+        say(legacy.WARNING)
+        for direction, rates in figures["legacy"].items():
+            legacy.report(rates, direction.replace("_", " "), say)
+    if "full" in figures:
+        gallery.report(figures["full"], say)
+    size = figures.get("candidates_per_list", NUM_OTHERS + 1)
+    if size < NUM_OTHERS + 1:
+        say(f"NOTE: {size:.0f} candidates a list on average, not {NUM_OTHERS + 1}: Rank@1 by chance is {1 / size:.0%}")
+    about = []
+    if "checkpoint_step" in figures:
+        about.append(f"checkpoint {figures['checkpoint_step']}")
+    if "num_queries" in figures:
+        about.append(f"{figures['num_queries']} queries a direction, lists {figures['candidates_sha256'][:12]}")
+    if "pairs_per_second" in figures:
+        about.append(f"{figures['pairs_per_second']:.0f} pairs/s")
+    if about:
+        say(", ".join(about))
+
+
+def _report_draws(figures: dict, say: Callable[[str], None]) -> None:
+    queries, size = figures["num_queries"], np.mean(figures["candidates_per_list"])
+    say(
+        f"{'draws':14} {len(queries)} drawings of {min(queries):,} queries a direction, {size:.0f} candidates a list; "
+        "mean and standard deviation over drawings"
+    )
+    for direction in DIRECTIONS:
+        if direction in figures:
+            rates = figures[direction]
+            cells = [f"Rank@{k} {rates[f'rank@{k}']:.1%} ±{100 * rates[f'rank@{k}.std']:.1f}" for k in metrics.RANKS]
+            each = ", ".join(f"{100 * rate:.1f}" for rate in rates["rank@1.each"])
+            say(f"{direction.replace('_', ' '):14} {'  '.join(cells)}  (Rank@1 of each: {each})")

@@ -1,0 +1,109 @@
+"""Arrays by name out of the weight files that people have, and back into an .npz; what they mean is not known here."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import flax.traverse_util
+import numpy as np
+
+FORMATS = "an .npz, .safetensors, .pth (.pt, .bin: PyTorch) or .h5 (Keras) file"
+
+
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """Every array of a weight file, float32, by its name: PyTorch's without "module.", Keras' as "layer/variable".
+
+    Raises ValueError for a file that is none, named after what its name says it should be.
+    """
+    path = Path(path)
+    if path.suffix not in READERS:
+        raise ValueError(f"{path} has no known format of weights: give it as {FORMATS}")
+    read, title = READERS[path.suffix]
+    try:
+        arrays = {name: np.asarray(array, np.float32) for name, array in read(path).items()}
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # a damaged file makes the formats' readers raise a dozen kinds
+        reason = _what_it_is_instead(path) or (str(error).splitlines() or ["it ends too early"])[0]
+        raise ValueError(f"{path} is not {title} file of weights: {reason}") from None
+    if not arrays:
+        raise ValueError(f"{path} holds no arrays")
+    return {name.removeprefix("module."): array for name, array in arrays.items()}
+
+
+def write_npz(path: str | Path, params: dict) -> None:
+    """A network's parameters under our own names, as `read_arrays` takes them."""
+    arrays = flax.traverse_util.flatten_dict(params, sep="/")
+    np.savez(path, **{name: np.asarray(array) for name, array in arrays.items()})
+
+
+def _read_npz(path: Path) -> dict:
+    with zipfile.ZipFile(path), np.load(path) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def _read_safetensors(path: Path) -> dict:
+    from safetensors import SafetensorError
+    from safetensors.flax import load_file  # NumPy's has no bfloat16
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(error) from None
+
+
+def _read_torch(path: Path) -> dict:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"reading {path} needs PyTorch: pip install 'fbjax[parity]', or convert the file to .safetensors"
+        ) from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error):
+            raise ValueError("it holds Python objects, no weights alone: save model.state_dict()") from None
+        raise
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__}: save model.state_dict()")
+    state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
+    return {name: value.detach().float().numpy() for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def _read_keras(path: Path) -> dict:
+    import h5py
+
+    arrays = {}
+
+    def take(name: str, item) -> None:
+        if isinstance(item, h5py.Dataset):
+            *parents, variable = name.split("/")
+            arrays["/".join([*parents[-1:], variable.removesuffix(":0")])] = item[()]
+
+    with h5py.File(path) as file:
+        file.get("model_weights", file).visititems(take)
+    if any(name.startswith("vars/") for name in arrays):
+        raise ValueError(
+            "Keras 3's save_weights numbers layers in place of naming them: save the whole model, model.save('x.h5')"
+        )
+    return arrays
+
+
+READERS = {  # ending -> reader, and what the file should be
+    ".npz": (_read_npz, "an .npz"),
+    ".safetensors": (_read_safetensors, "a safetensors"),
+    **dict.fromkeys((".pth", ".pt", ".bin"), (_read_torch, "a PyTorch")),
+    **dict.fromkeys((".h5", ".hdf5"), (_read_keras, "a Keras .h5")),
+}
+
+
+def _what_it_is_instead(path: Path) -> str:
+    """What the file's beginning shows: what a failed download leaves behind."""
+    with open(path, "rb") as stream:
+        head = stream.read(64).lstrip().lower()
+    if not head:
+        return "it is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS (fetch the file itself: git lfs pull)"
+    return "it is a web page (download the file again)" if head.startswith((b"<!doctype", b"<html", b"<?xml")) else ""
