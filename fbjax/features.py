@@ -6,6 +6,7 @@ The file is named by network, weights, geometry and records, so that none can be
 import contextlib
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from fbjax.model.patches import PatchNetwork, count_live_dimensions
 from fbjax.workdir import Run
 
 LOOKED_AT = 4096  # rows of a file that are checked when it is opened: all of most, a gigabyte of Fashion-Gen's 77
-FLUSH_EVERY = 50  # batches; at most so much is done again after a kill
+FLUSH_SECONDS = 20  # at most so much, or one batch, is done again after a kill
 
 
 def cached_features(
@@ -67,16 +68,17 @@ def _make(
         _reserve(partial)
     apply, batch_size = jax.jit(network.apply), max(1, min(batch_size, len(records) - done))
     with contextlib.closing(read_images(records, np.arange(done, len(records)), image_size, batch_size)) as batches:
-        num_batches = -(-(len(records) - done) // batch_size)
-        for i, images in enumerate(progress(batches, num_batches, f"patch features, batches of {batch_size}"), start=1):
+        num_batches, flushed = -(-(len(records) - done) // batch_size), time.monotonic()
+        for images in progress(batches, num_batches, f"patch features, batches of {batch_size}"):
             whole = padded(images, batch_size)
             made = np.asarray(apply(network.params, whole))[: len(images)].astype(np.float16)
             _check_finite(made, records.ids[done : done + len(made)], f"patch network {network.fingerprint}")
             features[done : done + len(made)] = made
             done += len(images)
-            if i % FLUSH_EVERY == 0:
+            if time.monotonic() - flushed >= FLUSH_SECONDS:
                 features.flush()
                 _write_count(done_file, done)
+                flushed = time.monotonic()
     features.flush()
     del features
     partial.rename(path)

@@ -1,5 +1,4 @@
-"""Tests run on the CPU with eight simulated devices; what they compile is compiled quickly and plainly, and kept for the
-next run."""
+"""Tests run on the CPU with eight simulated devices; what they compile, quickly, is kept for the next run."""
 
 import os
 import subprocess

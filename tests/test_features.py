@@ -1,5 +1,7 @@
 """Cached patch features: equal to the network's, continued after an interruption, warned about where they are dead."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -40,16 +42,24 @@ def test_interrupted_extraction_goes_on_and_gives_the_networks_features(
     records_and_network, tmp_path, monkeypatch, capsys
 ):
     records, network = records_and_network
-    monkeypatch.setattr("fbjax.features.FLUSH_EVERY", 2)
+    monkeypatch.setattr("fbjax.features.FLUSH_SECONDS", 0)
     with pytest.raises(KeyboardInterrupt):
         run(records, network, tmp_path, stop_after=7)
     features, seen = run(records, network, tmp_path)
-    assert sum(seen) == 48 - 6 * 5  # six of the seven batches were flushed
+    assert sum(seen) == 48 - 7 * 5
     images = next(read_images(records, np.arange(48), SIZE, 48))
     np.testing.assert_allclose(features, np.asarray(network.apply({}, images)), atol=1e-3)
     said = "48 images x 16 x 48 x 2 bytes = 0.00 GiB"
     assert capsys.readouterr().err.count(said) == 2  # before each of the two passes, and not where all lies ready
     assert run(records, network, tmp_path)[1] == [] and said not in capsys.readouterr().err
+
+
+def test_two_runs_that_want_the_same_features_at_once_compute_them_once(records_and_network, tmp_path):
+    records, network = records_and_network
+    with ThreadPoolExecutor(2) as pool:
+        (ours, seen), (theirs, also_seen) = pool.map(lambda _: run(records, network, tmp_path), range(2))
+    assert sum(seen) + sum(also_seen) == 48
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_dead_dimensions_are_counted_and_warned_about():
