@@ -13,6 +13,8 @@ from pathlib import Path
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from fbjax.processes import all_of, is_first, meet
+
 BEST_METRIC = "auc"
 logging.getLogger("absl").setLevel(logging.ERROR)
 
@@ -78,12 +80,15 @@ class Checkpoints:
         One that cannot be read is reported, renamed to ``unreadable-<step>`` and the one before is taken.
         """
         for step in reversed(self.steps()):
+            state, reason = None, ""
             try:
-                return step, self._orbax.load(step, abstract_state)
+                state = self._orbax.load(step, abstract_state)
             except Exception as error:  # a damaged file surfaces as any of a dozen kinds
                 reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-                self._set_aside(step, reason)
-                self._orbax.reload()
+            if all_of(state is not None):
+                return step, state
+            self._set_aside(step, reason or "in another process")
+            self._orbax.reload()
         return None
 
     def restore_params(self, step: int, abstract_state):
@@ -98,15 +103,21 @@ class Checkpoints:
 
     def _set_aside(self, step: int, reason: str) -> None:
         self._say(f"checkpoint {step} cannot be read ({reason}); falling back to the one before")
-        (self._folder / str(step)).rename(self._folder / f"unreadable-{step}")
+        if is_first():
+            (self._folder / str(step)).rename(self._folder / f"unreadable-{step}")
+        meet(f"checkpoint {step} set aside")
 
     def _set_aside_damaged_metrics(self) -> None:
         """Orbax reads every checkpoint's metrics when it opens the folder, and fails as a whole on a damaged file."""
-        for path in self._folder.glob("[0-9]*/metrics/metrics"):
+        damaged = []
+        for path in sorted(self._folder.glob("[0-9]*/metrics/metrics")):
             try:
                 json.loads(path.read_text())
             except ValueError as error:
-                self._set_aside(int(path.parent.parent.name), f"{path.name}: {error}")
+                damaged.append((int(path.parent.parent.name), f"{path.name}: {error}"))
+        meet("metrics looked at")
+        for step, reason in damaged:
+            self._set_aside(step, reason)
 
     def _explained(self, error: Exception) -> OSError:
         text = str(error)

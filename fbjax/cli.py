@@ -44,7 +44,10 @@ USER_ERRORS = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, Typ
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; the exit status: 0, 1 on bad input (said in one line), 130 when interrupted."""
+    """Runs one command; the exit status: 0, 1 on bad input (said in one line), 130 when interrupted.
+
+    Training that is told to stop saves and exits with 75: see `fbjax.processes`.
+    """
     arguments, rest = _parser().parse_known_args(argv)
     try:
         overrides = _overrides(rest, arguments)
@@ -97,6 +100,16 @@ def _parser() -> argparse.ArgumentParser:
     train = verb("train", "train; run again with the same workdir, it resumes exactly")
     train.add_argument("--config", required=True, help=config_help)
     train.add_argument("--workdir", required=True, help="folder for checkpoints and logs")
+
+    train.add_argument(
+        "--distributed", action="store_true", help="one of many processes that SLURM, a TPU pod or Kubernetes started"
+    )
+    train.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: where process 0 is to be found")
+    train.add_argument("--num_processes", type=int, metavar="N", help="... how many there are")
+    train.add_argument("--process_id", type=int, metavar="I", help="... and which this is, from 0")
+    train.add_argument(
+        "--timeout", type=int, default=300, metavar="SECONDS", help="wait so long for the others (default: %(default)s)"
+    )
 
     candidates = verb("candidates", "make fixed candidate lists: each query's own product and others of its category")
     candidates.add_argument("--config", required=True, help=config_help)

@@ -22,8 +22,9 @@ from fbjax.data.source import Source
 from fbjax.evaluation.evaluate import ValidationSample
 from fbjax.features import describe, features_of
 from fbjax.log import Log
-from fbjax.mesh import check_batch_size, make_mesh, put_batch, replicated
+from fbjax.mesh import Share, check_fit, make_mesh, put_batch, replicated
 from fbjax.objectives.pretraining import Pretraining
+from fbjax.processes import Preempted, preemption
 from fbjax.scoring import matcher
 from fbjax.start import calibrated, check_start, nearest_mistakes, starting_params
 from fbjax.step import TrainState, abstract_state, compiled, init_state, make_optimizer, make_step
@@ -32,7 +33,7 @@ from fbjax.step import TrainState, abstract_state, compiled, init_state, make_op
 def train(config: Config, workdir: str | Path) -> TrainState:
     """Trains `config` in `workdir`, resuming from its newest readable checkpoint; the state after the last step."""
     mesh = make_mesh(config.mesh)
-    check_batch_size(config.train, mesh)
+    check_fit(config, mesh)
     run = workdirs.begin(config, workdir, say)
     check_start(run, workdir, mesh)
     with workdirs.timed(workdir, "records"):
@@ -67,9 +68,9 @@ def train(config: Config, workdir: str | Path) -> TrainState:
             state = state.replace(params=params)
 
         # the data position is the step: nothing else has to be restored
-        process = (jax.process_index(), jax.process_count())
+        share = Share.of(mesh, config.train.batch_size)
         batches = train_batches(
-            records, sampler, run.vocabulary, config, start=start, features=features, process=process
+            records, sampler, run.vocabulary, config, start=start, features=features, share=share.rows
         )
         stack.enter_context(contextlib.closing(batches))
         log = stack.enter_context(contextlib.closing(Log(workdir, config, start)))
@@ -79,16 +80,22 @@ def train(config: Config, workdir: str | Path) -> TrainState:
             say(f"compiling the step for texts of {', '.join(map(str, used))} tokens ..")
             shapes = (batch_shapes(config, run.step_patches, length) for length in used)
             train_step = compiled(make_step(objective, optimizer, config, mesh, shape), shape, frozen, shapes)
+        stopped = stack.enter_context(preemption())
         for step in range(start, config.train.num_steps + 1):
             last = step == config.train.num_steps
-            if step > start and (last or step % config.train.save_every == 0):
+            stop = stopped(step) and not last
+            if step > start and (last or stop or step % config.train.save_every == 0):
                 log.flush(step)
-                metrics = log.evaluate(step, sample, {**frozen, **state.params}, must=last)
+                metrics = None if stop else log.evaluate(step, sample, {**frozen, **state.params}, must=last)
                 checkpoints.save(step, state, metrics)
+            if stop:
+                checkpoints.wait()
+                say(f"stopped at step {step} of {config.train.num_steps}, which is saved: run again to go on")
+                raise Preempted
             if last:
                 break
             with log.waiting():
-                batch = put_batch(next(batches), mesh)
+                batch = put_batch(next(batches), mesh, share)
             state, metrics = train_step(state, frozen, batch)
             log.add(step + 1, metrics)
     log.summary()

@@ -48,9 +48,15 @@ def prepare(arguments, overrides) -> None:
 
 def train(arguments, overrides) -> None:
     from fbjax import config as configs
-    from fbjax.train import train
+    from fbjax.processes import joined
 
-    train(configs.load(arguments.config, overrides), arguments.workdir)
+    config = configs.load(arguments.config, overrides)
+    with joined(
+        arguments.distributed, arguments.coordinator, arguments.num_processes, arguments.process_id, arguments.timeout
+    ):
+        from fbjax.train import train
+
+        train(config, arguments.workdir)
 
 
 def candidates(arguments, overrides) -> None:

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from filelock import FileLock
+
 from fbjax import config as configs
 from fbjax.config import Config
 from fbjax.data import table
@@ -21,6 +23,7 @@ from fbjax.model import pretrained
 from fbjax.model.fashionbert import FashionBert, build_model
 from fbjax.model.networks.files import write_npz
 from fbjax.model.patches import PatchNetwork, build_patch_network
+from fbjax.processes import is_first, meet
 
 CONFIG, VOCABULARY, PATCH_WEIGHTS, DATA = "config.json", "tokenizer.json", "patches.npz", "data.sha256"
 TIMES, MINED = "times.jsonl", "mined.npy"
@@ -95,23 +98,31 @@ def begin(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Ru
     if config.model.pretrained:
         pretrained.check_fit(pretrained.find(config.model.pretrained), config.model, vocabulary.rows)
     run = Run.build(config, vocabulary, None)
+    meet("workdir")  # that all have looked for checkpoints before one is written
+    if is_first():
+        _write(run, workdir)
+    meet("workdir begun")
+    return run
+
+
+def _write(run: Run, workdir: Path) -> None:
     for name in (DATA, MINED):  # what a run that never saved left behind
         (workdir / name).unlink(missing_ok=True)
     run.vocabulary.save(workdir / VOCABULARY)
     if run.patches.params:
         write_npz(workdir / PATCH_WEIGHTS, run.patches.params["network"])
     partial = workdir / (CONFIG + ".partial")
-    partial.write_text(configs.to_json(config))
+    partial.write_text(configs.to_json(run.config))
     partial.rename(workdir / CONFIG)  # last: a workdir with a config has the rest
-    return run
 
 
 def check_data(workdir: str | Path, digest: str) -> None:
     """Raises ValueError where the run in `workdir` began on other products than those of `digest`."""
     path = Path(workdir) / DATA
-    if not path.is_file():
+    if is_first() and not path.is_file():
         path.write_text(digest)
-    elif path.read_text() != digest:
+    meet("data noted")
+    if path.read_text() != digest:
         raise ValueError(
             f"the training table is not the one that the run in {workdir} began on: its order of products could not be "
             "continued (use the old table, or another --workdir)"
@@ -120,6 +131,8 @@ def check_data(workdir: str | Path, digest: str) -> None:
 
 def note_time(workdir: str | Path, stage: str, seconds: float) -> None:
     """Adds a line to what a run has cost so far; a full disk costs the line, not the run."""
+    if not is_first():
+        return
     with contextlib.suppress(OSError), open(Path(workdir) / TIMES, "a") as stream:
         stream.write(json.dumps({"stage": stage, "seconds": round(seconds, 1)}) + "\n")
 
@@ -173,21 +186,27 @@ def _from_catalogue(
     key = hashlib.sha256(repr((stats, config.data.columns.text, recipe)).encode()).hexdigest()[:12]
     path = Path(config.data.prepared) / f"vocabulary-{key}.json"
     if not path.is_file():
-        texts = table.read_texts(files, config.data.columns)
-        first = next(texts, None)
-        if first is None:
-            columns = ", ".join(map(repr, config.data.columns.text))
-            raise ValueError(
-                f"{config.data.train} has no text in {columns} to make model.vocabulary {config.model.vocabulary!r} of "
-                "(map columns that have some in config.data.columns.text)"
-            )
-        say(doing)
-        vocabulary = make(itertools.chain([first], texts))
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        vocabulary.save(partial)
-        partial.rename(path)
+        with FileLock(path.with_suffix(".lock")):  # two processes may want it at once: the second finds it made
+            if not path.is_file():
+                say(doing)
+                vocabulary = make(_texts(config, files))
+                partial = path.with_suffix(".partial")
+                vocabulary.save(partial)
+                partial.rename(path)
     return Vocabulary.load(path)
+
+
+def _texts(config: Config, files: list[Path]) -> Iterable[str]:
+    texts = table.read_texts(files, config.data.columns)
+    first = next(texts, None)
+    if first is None:
+        columns = ", ".join(map(repr, config.data.columns.text))
+        raise ValueError(
+            f"{config.data.train} has no text in {columns} to make model.vocabulary {config.model.vocabulary!r} of "
+            "(map columns that have some in config.data.columns.text)"
+        )
+    return itertools.chain([first], texts)
 
 
 def _check_writable(workdir: Path) -> None:
