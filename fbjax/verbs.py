@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 
@@ -47,10 +48,11 @@ def prepare(arguments, overrides) -> None:
 
 
 def train(arguments, overrides) -> None:
+    begun = time.time()  # what is imported now takes seconds of the run
     from fbjax import config as configs
     from fbjax.train import train
 
-    train(configs.load(arguments.config, overrides), arguments.workdir)
+    train(configs.load(arguments.config, overrides), arguments.workdir, begun)
 
 
 def candidates(arguments, overrides) -> None:

@@ -113,7 +113,7 @@ def test_a_run_that_was_stopped_is_reported_as_far_as_it_got(run, tmp_path, caps
     stopped = shutil.copytree(run, tmp_path / "stopped")
     shutil.rmtree(stopped / "checkpoints" / "8")
     shutil.rmtree(stopped / "tensorboard")
-    for name in ("evaluation.json", "times.jsonl", "report.html"):
+    for name in ("evaluation.json", "telemetry.jsonl", "report.html"):
         (stopped / name).unlink()
     page = Page(write_report(stopped, num_queries=4))
     assert "has got to step 4 of 8" in page.text and "no curves" in page.text
