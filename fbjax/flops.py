@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from fbjax.batch import Batch
@@ -68,14 +69,15 @@ def _count(jaxpr: Jaxpr, learned: list[bool]) -> tuple[int, list[bool]]:
     total = 0
     for equation in jaxpr.eqns:
         inputs = [is_learned(variable) for variable in equation.invars]
-        outputs = [any(inputs) and equation.primitive.name != "stop_gradient"] * len(equation.outvars)
+        learns = any(inputs) and equation.primitive.name != "stop_gradient"
+        outputs = [learns and jnp.issubdtype(variable.aval.dtype, jnp.inexact) for variable in equation.outvars]
         if products := _product_flops(equation):
             total += products * (1 + sum(inputs))
         elif parts := _parts(equation):
-            counts = [_count(part, _matched(inputs, part)) for part in parts]
-            total += max(count for count, _ in counts) * equation.params.get("length", 1)  # of branches the longest
-            if len(counts) == 1 and len(counts[0][1]) == len(outputs):
-                outputs = counts[0][1] if "length" not in equation.params else outputs
+            counts = [_count(part, _inputs_of(part, equation, inputs)) for part in parts]
+            total += max(flops for flops, _ in counts) * equation.params.get("length", 1)  # of branches the longest
+            if len(parts) == 1 and "length" not in equation.params and len(counts[0][1]) == len(outputs):
+                outputs = counts[0][1]  # of a call
         depends.update(zip(equation.outvars, outputs, strict=True))
     return total, [is_learned(variable) for variable in jaxpr.outvars]
 
@@ -100,6 +102,9 @@ def _parts(equation) -> list[Jaxpr]:
     return [v.jaxpr if isinstance(v, ClosedJaxpr) else v for v in values if isinstance(v, ClosedJaxpr | Jaxpr)]
 
 
-def _matched(inputs: list[bool], part: Jaxpr) -> list[bool]:
-    """Which inputs of `part` depend on a parameter; all of them, where it takes others than its equation."""
-    return inputs if len(inputs) == len(part.invars) else [any(inputs)] * len(part.invars)
+def _inputs_of(part: Jaxpr, equation, inputs: list[bool]) -> list[bool]:
+    """Which inputs of `part` depend on a parameter: as in its equation; in a loop, where results come back, all."""
+    if equation.primitive.name == "cond":
+        return inputs[1:]
+    one_by_one = "length" not in equation.params and len(inputs) == len(part.invars)
+    return inputs if one_by_one else [any(inputs)] * len(part.invars)

@@ -1,7 +1,7 @@
 """Where a run's wall time went: the events of `fbjax.telemetry`, reckoned up. Pure: knows no file and no clock.
 
-The **wall time** of a run is that of its attempts, the processes that trained in its workdir, each from the start of its
-command to the last event it wrote. Every second of it has one cause:
+The **wall time** of a run is that of its attempts, the processes that trained in its workdir, each from the start of
+its command to the last event it wrote. Every second of it has one cause:
 
 * ``step``: the device worked, or the host between two steps, on a step that counted: **goodput** is this over the wall
   time. A step counts, done or under way, until a later attempt begins at a checkpoint before it.
@@ -97,7 +97,7 @@ def split(events: Iterable[dict]) -> Split:
         if "from" in event:
             now.first = now.last = event["from"]
             now.num_steps = event["of"]
-            counted = _lose(counted, event["from"])
+            counted = _lose(counted, event["from"]) if event["from"] < event["of"] else counted
         if "spent" in event:
             now.seconds.update(event["spent"])
             if spent := event["spent"].get(STEP):

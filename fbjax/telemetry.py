@@ -27,7 +27,7 @@ BEAT = 5.0  # seconds after which a line is written, whatever the run is at
 
 
 class Telemetry:
-    """Accounts for every second since `begun` (Unix time; default: now). A context manager: leaving it ends the account.
+    """Accounts for every second since `begun` (Unix time; default: now), as a context manager until it is left.
 
     Every process of a run keeps time, the one that `writes` keeps the file. A full disk costs lines, not the run: what
     they would have said goes into the next.
@@ -150,7 +150,7 @@ def _append(path: Path, event: dict, new_line: bool = False) -> bool:
 
 
 def read_events(workdir: str | Path) -> list[dict]:
-    """All events of a run, in the order in which they were written; a line that a kill or a full disk cut is left out."""
+    """All events of a run in the order in which they were written; what a kill or a full disk cut is left out."""
     path, events = Path(workdir) / FILE, []
     for line in path.read_text().splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError):

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path

@@ -61,10 +61,8 @@ def _parts(split: Split) -> Iterator[dict]:
             continue
         kind = {goodput.STEP: "counted", goodput.LOST: "lost"}.get(cause, "overhead")
         opacity = round(0.9 - 0.09 * overheads.index(cause), 2) if kind == "overhead" else 1
-        yield {"cause": name, "meaning": meaning, "seconds": seconds[cause], "share": share} | {
-            "kind": kind,
-            "opacity": opacity,
-        }
+        looks = {"kind": kind, "opacity": opacity}
+        yield {"cause": name, "meaning": meaning, "seconds": seconds[cause], "share": share} | looks
 
 
 def _attempts(split: Split) -> Iterator[dict]:
@@ -73,7 +71,7 @@ def _attempts(split: Split) -> Iterator[dict]:
         began = datetime.datetime.fromtimestamp(attempt.began, datetime.UTC)
         yield {
             "began": f"{began.day} {began:%B %Y, %H:%M:%S}",
-            "down": attempt.began - before.began - before.wall if before else 0,
+            "down": max(0.0, attempt.began - before.began - before.wall) if before else 0.0,
             "steps": "none" if attempt.first is None else f"{attempt.first:,} to {attempt.last:,}",
             "wall": attempt.wall,
             "lost": attempt.seconds[goodput.LOST],
