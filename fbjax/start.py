@@ -20,7 +20,7 @@ from fbjax.model import pretrained
 from fbjax.scoring import Scorer
 from fbjax.towers import trained_towers
 from fbjax.trained import load_params, newest_step
-from fbjax.workdir import MINED, Run, timed
+from fbjax.workdir import MINED, Run
 
 ROWS_AT_ONCE = 1024
 CALIBRATED = 512  # products
@@ -101,16 +101,15 @@ def nearest_mistakes(run: Run, workdir: str | Path, records: Records, mesh) -> n
     """
     path = Path(workdir) / MINED
     if not path.is_file():
-        with timed(workdir, "mining"):
-            start, step, params = _newest_of_start(run, mesh)
-            towers = trained_towers(start.config, start.model, start.step_patches, mesh)
-            ids = read_texts(records, np.arange(len(records)), run.vocabulary, start.config.model.text_tokens)
-            texts, images = split_vectors(start, towers, start.frozen | params, records, ids)
-            _, same_text = np.unique(ids, axis=0, return_inverse=True)
-            mined = nearest_apart(texts, images, records.groups, same_text, run.config.tasks.mined_nearest)
-            partial = path.with_suffix(f".{os.getpid()}.partial.npy")
-            np.save(partial, mined)
-            partial.rename(path)
+        start, step, params = _newest_of_start(run, mesh)
+        towers = trained_towers(start.config, start.model, start.step_patches, mesh)
+        ids = read_texts(records, np.arange(len(records)), run.vocabulary, start.config.model.text_tokens)
+        texts, images = split_vectors(start, towers, start.frozen | params, records, ids)
+        _, same_text = np.unique(ids, axis=0, return_inverse=True)
+        mined = nearest_apart(texts, images, records.groups, same_text, run.config.tasks.mined_nearest)
+        partial = path.with_suffix(f".{os.getpid()}.partial.npy")
+        np.save(partial, mined)
+        partial.rename(path)
         say(f"mined: the {mined.shape[1]} nearest mistakes of step {step} of {run.config.train.start_from}")
     return np.load(path)
 

@@ -95,7 +95,7 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
     """``step(state, frozen, batch) -> (state, metrics)``, jitted, the state donated and placed as `state` is.
 
     The random key is ``fold_in(train.seed, step)``. Metrics are scalars: per task loss, weight, the weight that
-    `estimate` would give, and gradient norm.
+    `estimate` would give, and gradient norm; and the text pieces of the batch, padding left out.
     """
 
     placed = jax.tree.map(lambda x: x.sharding, state)
@@ -130,6 +130,7 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
             metrics[f"{task}/weight"] = weighted.weights[i]
             metrics[f"{task}/estimated_weight"] = weighted.estimated[i]
             metrics[f"{task}/gradient_norm"] = weighted.gradient_norms[i]
+        metrics["text_pieces"] = batch.text_mask.sum()
         held = None if state.task_weights is None else weighted.weights
         return TrainState(state.step + 1, params, opt_state, held), metrics | weighted.metrics
 

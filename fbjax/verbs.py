@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 
@@ -47,6 +48,7 @@ def prepare(arguments, overrides) -> None:
 
 
 def train(arguments, overrides) -> None:
+    begun = time.time()  # what is imported now takes seconds of the run
     from fbjax import config as configs
     from fbjax.processes import joined
 
@@ -56,7 +58,7 @@ def train(arguments, overrides) -> None:
     ):
         from fbjax.train import train
 
-        train(config, arguments.workdir)
+        train(config, arguments.workdir, begun)
 
 
 def candidates(arguments, overrides) -> None:

@@ -7,9 +7,7 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import json
 import os
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from fbjax.model.patches import PatchNetwork, build_patch_network
 from fbjax.processes import is_first, meet
 
 CONFIG, VOCABULARY, PATCH_WEIGHTS, DATA = "config.json", "tokenizer.json", "patches.npz", "data.sha256"
-TIMES, MINED = "times.jsonl", "mined.npy"
+MINED = "mined.npy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,34 +125,6 @@ def check_data(workdir: str | Path, digest: str) -> None:
             f"the training table is not the one that the run in {workdir} began on: its order of products could not be "
             "continued (use the old table, or another --workdir)"
         )
-
-
-def note_time(workdir: str | Path, stage: str, seconds: float) -> None:
-    """Adds a line to what a run has cost so far; a full disk costs the line, not the run."""
-    if not is_first():
-        return
-    with contextlib.suppress(OSError), open(Path(workdir) / TIMES, "a") as stream:
-        stream.write(json.dumps({"stage": stage, "seconds": round(seconds, 1)}) + "\n")
-
-
-@contextlib.contextmanager
-def timed(workdir: str | Path, stage: str):
-    """Notes the time of a block, finished or not."""
-    begin = time.perf_counter()
-    try:
-        yield
-    finally:
-        note_time(workdir, stage, time.perf_counter() - begin)
-
-
-def read_times(workdir: str | Path) -> dict[str, float]:
-    """{stage: seconds} of a run, summed over its restarts."""
-    path, times = Path(workdir) / TIMES, {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):  # a kill may have cut the line
-            noted = json.loads(line)
-            times[noted["stage"]] = times.get(noted["stage"], 0.0) + noted["seconds"]
-    return times
 
 
 def make_vocabulary(config: Config, say: Callable[[str], None]) -> Vocabulary:

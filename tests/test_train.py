@@ -20,6 +20,8 @@ import pytest
 from fbjax import config as configs
 from fbjax.checkpoint import Checkpoints
 from fbjax.cli import main
+from fbjax.goodput import LOST, split
+from fbjax.telemetry import read_events
 from fbjax.train import train
 from fbjax.workdir import begin
 from tests.runs import tiny_config, write_config
@@ -259,8 +261,9 @@ def test_killed_at_ten_random_points_the_run_ends_bit_identical(tmp_path):
     whole = start(config, tmp_path / "whole", *settings)
     assert (whole.communicate()[1], whole.returncode)[1] == 0
 
-    chance = random.Random(0)
+    chance, begun, up = random.Random(0), 0.0, 0.0
     for _ in range(10):
+        begun = time.time()
         process = start(config, tmp_path / "killed", *settings)
         limit, first = chance.randint(2, 40), None
         for line in process.stderr:
@@ -271,8 +274,16 @@ def test_killed_at_ten_random_points_the_run_ends_bit_identical(tmp_path):
                     process.send_signal(signal.SIGKILL)
                     break
         assert process.wait() == -signal.SIGKILL
+        up += time.time() - begun
+    begun = time.time()
     process = start(config, tmp_path / "killed", *settings)
     assert (process.communicate()[1], process.returncode)[1] == 0
+    up += time.time() - begun
+    found = split(read_events(tmp_path / "killed"))
+    assert [attempt.ended for attempt in found.attempts] == [""] * 10 + ["done"]
+    # Python starts before a command's first line, and a kill comes after the last
+    assert up - 11 * 1.5 < found.wall < up and found.wall == pytest.approx(sum(found.seconds.values()))
+    assert found.seconds[LOST] > 0 and 0 < found.goodput < 1
     states = []
     for name in ("whole", "killed"):
         folder = tmp_path / name / "checkpoints" / "600"
