@@ -1,8 +1,8 @@
 """The base of the ablations on a real catalogue: a short run in which all of the paper's parts take part.
 
     LISTS=../shared/data/catalogue/validation-101.jsonl
-    python launch/sweep.py weights,tasks,mismatched,layers,networks --lists $LISTS --out runs/sweep
-    python launch/sweep.py patches --steps 100 --lists $LISTS --out runs/patches
+    python launch/sweep.py weights,tasks,mismatched,layers,networks --lists $LISTS --rank 10 --out runs/sweep
+    python launch/sweep.py patches --steps 100 --lists $LISTS --rank 10 --out runs/patches
 
 From MiniLM, on a third of the training products, some four minutes a run on one CPU core. What came of it is in
 docs/results.md.

@@ -1,12 +1,12 @@
 """Short runs that differ in one thing each, over several seeds: table, plot, and which differences are told apart.
 
-    python launch/sweep.py weights,tasks,mismatched,layers,networks --lists validation-101.jsonl --out runs/sweep
-    python launch/sweep.py patches --steps 100 --lists validation-101.jsonl --out runs/patches
+    python launch/sweep.py weights,tasks,mismatched,layers,networks --rank 10 --lists lists.jsonl --out runs/sweep
+    python launch/sweep.py patches --steps 100 --rank 10 --lists lists.jsonl --out runs/patches
     python launch/sweep.py start --config configs/catalogue.py --towers runs/towers --lists .. --out runs/start
 
 Every run is `fbjax train` and `fbjax evaluate` of a config for a few minutes. What is done already is not done again,
-not for another sweep either, and a run that was cut off goes on. The figure is Rank@1, the mean of both directions, on
-the lists' first queries.
+not for another sweep either, and a run that was cut off goes on. The figure is Rank@K (--rank), the mean of both
+directions, on the lists' first queries: of short runs K = 10, which is near one half, tells more apart than K = 1.
 
 A variant's difference to the first of its sweep has the variance of seeds (pooled over the variants, 2 s^2 / n) and of
 queries (of the difference, query by query) together, which counts some noise twice: the interval is rather too wide
@@ -89,10 +89,11 @@ FROM_TOWERS = ("negatives", "start")
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """A variant's runs, one a seed: whether each query's own product came first, and the AUC."""
+    """A variant's runs, one a seed: whether each query's own product is among the first `rank`, and the AUC."""
 
     hits: np.ndarray  # [seeds, queries of both directions]
     auc: np.ndarray  # [seeds]
+    rank: int = 1
 
     @property
     def rates(self) -> np.ndarray:
@@ -101,7 +102,7 @@ class Runs:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A variant's Rank@1 less the first one's, in points: its 95 % interval, and what is to be said of it."""
+    """A variant's Rank@K less the first one's, in points: its 95 % interval, and what is to be said of it."""
 
     mean: float
     low: float
@@ -153,13 +154,13 @@ def run(workdir: Path, overrides: list[str], arguments, shares: queue.Queue) -> 
     return read_evaluation(workdir)
 
 
-def gathered(evaluations: list[dict]) -> Runs:
-    hits = np.array([[ranking["rank"] == 1 for ranking in e["rankings"]] for e in evaluations])
-    return Runs(hits, np.array([e["figures"]["matching"]["auc"] for e in evaluations]))
+def gathered(evaluations: list[dict], rank: int) -> Runs:
+    hits = np.array([[ranking["rank"] <= rank for ranking in e["rankings"]] for e in evaluations])
+    return Runs(hits, np.array([e["figures"]["matching"]["auc"] for e in evaluations]), rank)
 
 
 def spread_of(runs: dict[str, Runs]) -> tuple[float, int]:
-    """Variance of a run's Rank@1 over seeds, pooled over variants, and its degrees of freedom."""
+    """Variance of a run's Rank@K over seeds, pooled over variants, and its degrees of freedom."""
     num_seeds = min(len(r.rates) for r in runs.values())
     variance = float(np.mean([r.rates.var(ddof=1) for r in runs.values()])) if num_seeds > 1 else 0.0
     return variance, len(runs) * (num_seeds - 1)
@@ -197,9 +198,10 @@ def holm(chances: np.ndarray, level: float = 0.05) -> np.ndarray:
 
 
 def table(runs: dict[str, Runs]) -> list[str]:
-    """A line for each variant: Rank@1, its range over seeds, the difference to the first, AUC."""
+    """A line for each variant: Rank@K, its range over seeds, the difference to the first, AUC."""
     found, smallest = differences(runs)
-    lines = ["| variant | Rank@1, both ways | over seeds | to the first | | AUC |", "|---|---|---|---|---|---|"]
+    rank = next(iter(runs.values())).rank
+    lines = [f"| variant | Rank@{rank}, both ways | over seeds | to the first | | AUC |", "|---|---|---|---|---|---|"]
     for name, r in runs.items():
         spread = f"{r.rates.min():.1%} to {r.rates.max():.1%}" if len(r.rates) > 1 else "one seed"
         d = found.get(name)
@@ -230,7 +232,7 @@ def plot(name: str, runs: dict[str, Runs], path: Path) -> None:
     axes.set_yticks(range(len(found)), found)
     axes.set_ylim(len(found) - 0.5, -0.6)
     axes.set_xlabel(
-        f"{name}: Rank@1 to “{first}” ({base.rates.mean():.1%}), points; 95 % intervals, seeds as small dots"
+        f"{name}: Rank@{base.rank} to “{first}” ({base.rates.mean():.1%}), points; 95 % intervals, seeds as small dots"
     )
     axes.spines[["top", "right", "left"]].set_visible(False)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
@@ -246,6 +248,7 @@ def main() -> None:
     parser.add_argument("--towers", default="", help="workdir of the towers that runs start from, for a config of such")
     parser.add_argument("--steps", type=int, help="train.num_steps (default: the config's)")
     parser.add_argument("--queries", type=int, default=300, help="a direction")
+    parser.add_argument("--rank", type=int, default=1, metavar="K", help="the figure is Rank@K (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on its share of the cores")
     parser.add_argument("settings", nargs="*", help="section.field=value, for all runs")
@@ -266,7 +269,8 @@ def main() -> None:
 
     def measure(folder: str, variant: tuple[str, ...], seed: int) -> dict:
         evaluation = run(out / folder / f"seed{seed}", overrides_of(variant, seed, arguments), arguments, shares)
-        print(f"{folder}, seed {seed}: Rank@1 {gathered([evaluation]).rates[0]:.1%}\n", end="", flush=True)  # one write
+        rate = gathered([evaluation], arguments.rank).rates[0]
+        print(f"{folder}, seed {seed}: Rank@{arguments.rank} {rate:.1%}\n", end="", flush=True)  # one write
         return evaluation
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
@@ -279,8 +283,10 @@ def main() -> None:
         try:
             for name in names:
                 runs = {
-                    label: gathered([jobs[folder_of(variant), seed].result() for seed in range(arguments.seeds)])
-                    for label, variant in SWEEPS[name].items()
+                    label: gathered(
+                        [jobs[folder_of(v), seed].result() for seed in range(arguments.seeds)], arguments.rank
+                    )
+                    for label, v in SWEEPS[name].items()
                 }
                 lines = table(runs)
                 (out / f"{name}.md").write_text("\n".join(lines) + "\n")

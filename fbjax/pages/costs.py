@@ -26,12 +26,16 @@ MEANINGS = {  # of the causes of `fbjax.goodput`, in the order of the page
     goodput.EVALUATION: (goodput.EVALUATION, "validation between steps"),
 }
 SHOWN_FROM = 0.0005  # of the wall time
-ENDED = {"": "killed", "done": "by itself"}
+ENDED = {"": "killed", "done": "by itself"}  # what says nothing more, but for the last one, which may still run
 
 
 def cost(config: Config, newest: int, events: list[dict], preparing: float | None) -> dict:
     """The cost section's values, from the run's events and the seconds that preparing its records took."""
     split, figures = goodput.split(events), read_figures(events)
+    peaks = [event["peak"] for event in events if "peak" in event]
+    if "model_flops_per_second" in figures:  # the last peak is the best known: shares of it throughout
+        steps, flops = figures["model_flops_per_second"]
+        figures["utilisation"] = steps, flops / peaks[-1]["flops"]
     stages = {"preparing the records, once": preparing} if preparing is not None else {}
     evaluating = sum(event["seconds"] for event in events if event.get("noted") == "evaluation")
     stages |= {"evaluating afterwards": evaluating} if evaluating >= 0.5 else {}
@@ -40,7 +44,7 @@ def cost(config: Config, newest: int, events: list[dict], preparing: float | Non
         "goodput": split.goodput,
         "parts": list(_parts(split)),
         "attempts": list(_attempts(split)),
-        "panels": list(_panels(events, figures)),
+        "panels": list(_panels(figures, peaks)),
         "stages": stages,
         "steps": newest,
         "pairs": 2 * config.train.batch_size,
@@ -68,6 +72,7 @@ def _parts(split: Split) -> Iterator[dict]:
 def _attempts(split: Split) -> Iterator[dict]:
     before: Attempt | None = None
     for attempt in split.attempts:
+        runs = attempt is split.attempts[-1] and not attempt.ended
         began = datetime.datetime.fromtimestamp(attempt.began, datetime.UTC)
         yield {
             "began": f"{began.day} {began:%B %Y, %H:%M:%S}",
@@ -75,14 +80,15 @@ def _attempts(split: Split) -> Iterator[dict]:
             "steps": "none" if attempt.first is None else f"{attempt.first:,} to {attempt.last:,}",
             "wall": attempt.wall,
             "lost": attempt.seconds[goodput.LOST],
-            "ended": ENDED.get(attempt.ended, attempt.ended),
+            "ended": "not yet, or killed" if runs else ENDED.get(attempt.ended, attempt.ended),
         }
         before = attempt
 
 
-def _panels(events: list[dict], figures: dict[str, tuple[np.ndarray, np.ndarray]]) -> Iterator[dict]:
+def _panels(figures: dict[str, tuple[np.ndarray, np.ndarray]], peaks: list[dict]) -> Iterator[dict]:
     """Curves of speed, utilisation and memory over the steps."""
-    peak = next((event["peak"] for event in reversed(events) if "peak" in event), {})
+    if not figures:
+        return
     panels = {
         "pairs_per_second": ("Pairs a second", 1, "Text-picture pairs, waiting for input included."),
         "step_seconds": ("Step time (ms)", 1e3, "Mean of the steps between two log lines."),
@@ -90,7 +96,7 @@ def _panels(events: list[dict], figures: dict[str, tuple[np.ndarray, np.ndarray]
             "Utilisation (%)",
             100,
             "FLOP/s that the model needs, nothing counted twice, as a share of "
-            f"{peak.get('flops', 0) / 1e12:,.3g} TFLOP/s: {peak.get('of')}.",
+            f"{peaks[-1]['flops'] / 1e9:,.0f} GFLOP/s: {peaks[-1]['of']}.",
         ),
         "peak_memory_bytes": ("Peak memory (GiB)", 2**-30, "The most a device has held, or the process on a CPU."),
     }

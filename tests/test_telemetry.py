@@ -1,8 +1,9 @@
-"""Goodput: every second has one cause, work done twice counts once, and FLOPs are those that have to be done."""
+"""Telemetry: every second has one cause, work done twice counts once, and FLOPs are those that have to be done."""
 
 import dataclasses
 import json
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fbjax import telemetry
+from fbjax import peak, telemetry
 from fbjax.batch import batch_shapes
+from fbjax.chips import CHIPS, chip_of
 from fbjax.config import AdaptiveConfig, Config, MeshConfig, ModelConfig, PatchConfig, TaskConfig, TrainConfig
 from fbjax.flops import step_work, training_flops
 from fbjax.goodput import INPUT, LOST, START_UP, STEP, split
@@ -19,6 +21,7 @@ from fbjax.mesh import make_mesh
 from fbjax.model.fashionbert import build_model
 from fbjax.model.patches import build_patch_network
 from fbjax.objectives.pretraining import Pretraining
+from fbjax.peak import peak_flops
 from fbjax.step import abstract_state, make_optimizer, make_step
 from fbjax.telemetry import Telemetry, note, read_events, read_figures
 
@@ -198,3 +201,17 @@ def test_flops_follow_loops_branches_and_what_depends_on_a_parameter():
 
     loop, branch, fixed, stopped = 5 * 3 * 48, 2 * 2 * 48, 48, 64
     assert training_flops(function, b, a) == 2 * (loop + branch + fixed + stopped)
+
+
+def test_the_peak_of_a_known_chip_is_looked_up_and_another_s_measured(monkeypatch):
+    measured = peak_flops("float32")
+    assert measured["flops"] > 1e8 and "float32" in measured["of"]
+    monkeypatch.setattr(peak, "_measured", lambda dtype: 1.0)
+    assert peak_flops("float32", [{"flops": 2e20, "of": "4 x v5e in bfloat16"}, measured]) == measured
+    monkeypatch.setattr(peak, "_measured", None)
+    device = SimpleNamespace(device_kind="TPU v5 lite", platform="tpu")
+    monkeypatch.setattr(jax, "devices", lambda: [device] * 4)
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    assert peak_flops("float32") == {"flops": 4 * 197e12, "of": "4 x v5e in bfloat16"}
+    kinds = [kind for chip in CHIPS for kind in chip.device_kinds]
+    assert len(kinds) == len(set(kinds)) and all(chip_of(kind) for kind in kinds)
