@@ -39,6 +39,10 @@ EXAMPLES = {  # in the order in which a newcomer runs them
     ),
     "report": ("fbjax report --workdir runs/mine",),
     "bench": ("fbjax bench --config configs/my_catalogue.py --repeats 0 --json",),
+    "plan": (
+        "fbjax plan --config configs/my_catalogue.py",
+        "fbjax plan --config configs/my_catalogue.py --topology v5e:4x4,v5e:16x16 --per-chip 1 --plot scaling.svg",
+    ),
 }
 USER_ERRORS = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, TypeError)
 
@@ -209,6 +213,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--trace", metavar="DIR", default="", help="write a profile of three steps to this folder")
     bench.add_argument("--json", action="store_true", help="print JSON")
+
+    plan = verb("plan", "compile the train step ahead of time: memory, FLOPs, collectives, step time, scaling")
+    plan.add_argument("--config", required=True, help=config_help)
+    plan.add_argument(
+        "--topology",
+        default="local",
+        metavar="NAME,..",
+        help="TPU slices such as v5e:4x4, v5p:4x4x8, v6e:16x16, which need not be there (the extra tpu); local: the "
+        "devices at hand (default: %(default)s)",
+    )
+    plan.add_argument(
+        "--per-chip",
+        type=int,
+        help="products on each chip, whose number the batch follows (default: the config's batch)",
+    )
+    plan.add_argument("--plot", metavar="FILE", help="draw throughput a chip over chips to this .svg, .png or .pdf")
+    plan.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 

@@ -4,12 +4,14 @@ Parameters are boxed with logical names where they are made (`fbjax.model.bert`)
 mesh axes ``data`` (examples), ``fsdp`` (parameters, and examples too) and ``tensor`` (heads, MLP, vocabulary).
 """
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fbjax.config import MeshConfig, TrainConfig
+from fbjax.config import Config, MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 RULES = (
@@ -23,10 +25,11 @@ RULES = (
 )
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """A mesh over all devices, axes `AXES`, all Auto: under Explicit ones linen's constraints are assertions."""
-    sizes = [config.data, config.fsdp, config.tensor]
-    num_devices = jax.device_count()
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices`, by default all of them, axes `AXES`, all Auto: under Explicit ones linen's constraints are
+    assertions."""
+    devices = jax.devices() if devices is None else devices
+    sizes, num_devices = [config.data, config.fsdp, config.tensor], len(devices)
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise ValueError(f"mesh {sizes}: at most one axis may be -1, the others at least 1")
     if -1 in sizes:
@@ -36,7 +39,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
         sizes[sizes.index(-1)] = num_devices // fixed
     if int(np.prod(sizes)) != num_devices:
         raise ValueError(f"mesh {sizes} needs {int(np.prod(sizes))} devices, there are {num_devices}")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def shardings(mesh: Mesh, boxed):
@@ -64,11 +67,17 @@ def padded(rows: np.ndarray, size: int) -> np.ndarray:
     return rows if len(rows) == size else np.concatenate([rows, np.repeat(rows[:1], size - len(rows), axis=0)])
 
 
-def check_batch_size(config: TrainConfig, mesh: Mesh) -> None:
-    num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch_size % (num_shards * config.micro_batches):
+def check_fit(config: Config, mesh: Mesh) -> None:
+    """Raises ValueError, before long work, where the devices do not divide the batch or the heads."""
+    train, num_shards = config.train, mesh.shape["data"] * mesh.shape["fsdp"]
+    if train.batch_size % (num_shards * train.micro_batches):
         raise ValueError(
-            f"train.batch_size {config.batch_size} is not divisible by the {num_shards} devices that share it, times "
-            f"train.micro_batches {config.micro_batches} (mesh {dict(mesh.shape)}; use a multiple of "
-            f"{num_shards * config.micro_batches})"
+            f"train.batch_size {train.batch_size} is not divisible by the {num_shards} devices that share it, times "
+            f"train.micro_batches {train.micro_batches} (mesh {dict(mesh.shape)}; use a multiple of "
+            f"{num_shards * train.micro_batches})"
+        )
+    if config.model.num_heads % mesh.shape["tensor"]:
+        raise ValueError(
+            f"mesh.tensor {mesh.shape['tensor']} does not divide model.num_heads {config.model.num_heads} "
+            f"(mesh {dict(mesh.shape)}; use a divisor of the heads)"
         )

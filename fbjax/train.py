@@ -22,7 +22,7 @@ from fbjax.data.source import Source
 from fbjax.evaluation.evaluate import ValidationSample
 from fbjax.features import describe, features_of
 from fbjax.log import Log
-from fbjax.mesh import check_batch_size, make_mesh, put_batch, replicated
+from fbjax.mesh import check_fit, make_mesh, put_batch, replicated
 from fbjax.objectives.pretraining import Pretraining
 from fbjax.scoring import matcher
 from fbjax.start import calibrated, check_start, nearest_mistakes, starting_params
@@ -32,7 +32,7 @@ from fbjax.step import TrainState, abstract_state, compiled, init_state, make_op
 def train(config: Config, workdir: str | Path) -> TrainState:
     """Trains `config` in `workdir`, resuming from its newest readable checkpoint; the state after the last step."""
     mesh = make_mesh(config.mesh)
-    check_batch_size(config.train, mesh)
+    check_fit(config, mesh)
     run = workdirs.begin(config, workdir, say)
     check_start(run, workdir, mesh)
     with workdirs.timed(workdir, "records"):
