@@ -64,10 +64,11 @@ class Program:
                 self._computations[current][instruction.name] = instruction
 
     def collectives(self) -> list[Collective]:
-        """Every collective that a run executes, a loop's times its turns; of a conditional the heaviest branch."""
+        """Every collective that a run executes, a loop's times its turns; of a conditional the heavier branch."""
         return [
             Collective(kind, self._size(kind, instruction, within), self._group(instruction), times)
-            for instruction, within, times in self._executed(self.entry, into_fusions=True)
+            for outer, name, times in self._executed(self.entry)
+            for instruction, within in self._fused(outer, name)
             if (kind := instruction.opcode.removesuffix("-start")) in COLLECTIVES
         ]
 
@@ -77,20 +78,32 @@ class Program:
         Fusions count from outside, arrays that XLA keeps in a TPU's vector memory not at all. An upper bound: an
         operand of which only a part is read inside a fusion counts whole.
         """
-        return sum(times * self._moved(i, within) for i, within, times in self._executed(self.entry))
+        return self._traffic(self.entry)
 
-    def _executed(self, name: str, into_fusions: bool = False) -> Iterator[tuple[Instruction, str, int]]:
-        """(instruction, its computation, how often it runs)."""
+    def _executed(self, name: str) -> Iterator[tuple[Instruction, str, int]]:
+        """(instruction, its computation, how often it runs), fusions as a whole."""
         for instruction in self._computations[name].values():
             yield instruction, name, 1
-            called = [c for c in instruction.called() if c in self._computations]
+            called, turns = instruction.called(), 1
             if instruction.opcode == "conditional":
-                branches = [list(self._executed(branch, into_fusions)) for branch in called]
-                yield from max(branches, key=lambda branch: sum(n * self._moved(i, c) for i, c, n in branch))
-            elif instruction.opcode in ("while", "call") or (into_fusions and _wraps(instruction)):
-                turns = self._turns(instruction) if instruction.opcode == "while" else 1
-                for inner, within, times in self._executed(called[0], into_fusions):
-                    yield inner, within, turns * times
+                called = [max(called, key=lambda branch: self._traffic(branch))]
+            elif instruction.opcode == "while":
+                turns = self._turns(instruction)
+            elif instruction.opcode != "call":
+                continue
+            for inner, within, times in self._executed(called[0]):
+                yield inner, within, turns * times
+
+    def _fused(self, instruction: Instruction, within: str) -> Iterator[tuple[Instruction, str]]:
+        """An instruction, and those that it fuses or starts."""
+        yield instruction, within
+        if instruction.opcode in ("fusion", "async-start"):
+            for name in instruction.called():
+                for inner in self._computations[name].values():
+                    yield from self._fused(inner, name)
+
+    def _traffic(self, name: str) -> int:
+        return sum(times * self._moved(i, within) for i, within, times in self._executed(name))
 
     def _turns(self, loop: Instruction) -> int:
         """A loop's turns as XLA knows them, or else the bound in its condition; 1 where there is neither."""
@@ -126,10 +139,6 @@ class Program:
             listed = [(int(a), int(b)) for a, b in re.findall(r"(\d+),(\d+)", pairs[1])]
             return next((pair for pair in listed if pair[0] != pair[1]), listed[0])
         return first_group(instruction.attributes, self._num_devices)
-
-
-def _wraps(instruction: Instruction) -> bool:
-    return instruction.opcode in ("async-start", "fusion") and "calls=" in instruction.attributes
 
 
 def _bytes_of(instructions) -> list[int]:
