@@ -3,6 +3,8 @@
 import argparse
 import os
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 from fbjax import __version__, verbs
 
@@ -54,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         overrides = _overrides(rest, arguments)
         _quiet_libraries()
         _keep_compilations()
+        _look_for_no_tpu()
         arguments.run(arguments, overrides)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -261,6 +264,17 @@ def _keep_compilations() -> None:
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(cache, "fbjax", "compiled")
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 * 2**30))  # bytes; the least recently used go first
+
+
+def _look_for_no_tpu() -> None:
+    """Where libtpu is only there to plan with, JAX would ask it for chips at every start, and it prints its regrets.
+
+    A machine with neither a chip of Google's (PCI vendor 1ae0, as JAX looks for them) nor a GPU has CPUs alone.
+    """
+    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
+    if find_spec("libtpu") and not any(vendor.read_text().strip() == "0x1ae0" for vendor in vendors):
+        if not any(Path("/dev").glob("nvidia*")) and not Path("/dev/dxg").exists():
+            os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 if __name__ == "__main__":

@@ -251,9 +251,11 @@ def plan(arguments, overrides) -> None:
     figures = plan(config, list(_names(arguments.topology)), arguments.per_chip, say)
     for line in [json.dumps(figures, indent=2)] if arguments.json else table(figures):
         print(line)
-    if arguments.plot:
+    if arguments.plot and figures["scaling"]:
         plot(figures, arguments.plot)
         say(f"plot: {arguments.plot}")
+    elif arguments.plot:
+        say(f"nothing to draw in {arguments.plot}: no step that fits a chip of known speed")
 
 
 def _names(listed: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ class Chip:
     """One chip. An axis of a v5e or v6e slice is a ring where it spans the pod; a v5p's axes are, in whole cubes."""
 
     peak_flops: float  # FLOP/s, bfloat16
-    memory: float  # bytes of HBM
+    memory: int  # bytes of HBM
     memory_bandwidth: float  # bytes/s
     link_bandwidth: float  # bytes/s, one link, one direction
     pod: tuple[int, ...]  # the largest slice
@@ -34,9 +34,9 @@ class Chip:
 CUBE = 4  # chips along each axis of a v5p's smallest reconfigurable unit
 HOP_SECONDS = 1e-6  # "typically around 1us" (scaling book, part 3)
 CHIPS = {
-    "v5e": Chip(197e12, 16e9, 819e9, 50e9, (16, 16)),
-    "v5p": Chip(459e12, 95e9, 2765e9, 100e9, (16, 20, 28)),
-    "v6e": Chip(918e12, 32e9, 1638e9, 100e9, (16, 16)),
+    "v5e": Chip(197e12, 16 * 2**30, 819e9, 50e9, (16, 16)),
+    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 100e9, (16, 20, 28)),
+    "v6e": Chip(918e12, 32 * 2**30, 1638e9, 100e9, (16, 16)),
 }
 KINDS = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}  # a device's own name
 LOCAL = "local"
@@ -48,6 +48,8 @@ QUIET = {  # what libtpu would otherwise ask the network for, or print; a user's
     "TPU_LOG_DIR": "disabled",
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
+    # 64 KiB, its default, overflow on attention with dropout at few positions (libtpu 0.0.42.1, BERT-base)
+    "LIBTPU_INIT_ARGS": "--fibers_default_thread_stack_size=262144",
 }
 
 

@@ -4,10 +4,14 @@ import re
 from collections.abc import Callable
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+VERDICTS = (  # of libtpu: of all that a program holds, or of its temporaries alone where those are too much already
+    r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm",
+    r"required for HLO temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM \(([\d.]+)([KMG]?)\)",
+)
 
 
 class OutOfMemory(Exception):
-    """The compiler's verdict: `used` bytes are needed, `capacity` are there."""
+    """The compiler's verdict: `used` bytes are needed at least, `capacity` are there."""
 
     def __init__(self, used: float, capacity: float):
         super().__init__(f"needs {used / 2**30:.2f} GiB a chip, of which {capacity / 2**30:.2f} are there")
@@ -15,12 +19,12 @@ class OutOfMemory(Exception):
 
 
 def memory_error(error: Exception) -> OutOfMemory | None:
-    """What libtpu means by ``Used 20.12G of 15.75G hbm``, or None where that is not what went wrong."""
-    match = re.search(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm", str(error))
-    if not match:
-        return None
-    used, used_unit, capacity, unit = match.groups()
-    return OutOfMemory(float(used) * UNITS[used_unit], float(capacity) * UNITS[unit])
+    """What libtpu means by its verdict, or None where something else went wrong."""
+    for verdict in VERDICTS:
+        if match := re.search(verdict, str(error)):
+            used, used_unit, capacity, unit = match.groups()
+            return OutOfMemory(float(used) * UNITS[used_unit], float(capacity) * UNITS[unit])
+    return None
 
 
 def largest(used: Callable[[int], float], capacity: float, too_many: int, needed: float, fixed: float) -> int:

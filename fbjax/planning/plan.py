@@ -7,7 +7,8 @@ Nothing is read but the config, nothing is allocated: parameters, batch and patc
   of XLA's temporaries is "activations". XLA may need less for gradients, and for some of them not at the same moment:
   the sum is its plan, the line between these two is drawn here.
 * "flops" are those of matrix products and convolutions, "traffic" bytes through main memory, "collectives" what the
-  compiled program says, all of a step.
+  compiled program says, all of a step; where `adaptive.every` holds weights, of one that solves. "xla" is the count of
+  ``cost_analysis()``, with elementwise work, arrays in a TPU's vector memory, and each loop's body once.
 * "seconds" are those of the written model (`fbjax.planning.cost`), null where the chip is not known.
 """
 
@@ -31,6 +32,8 @@ from fbjax.planning.fit import OutOfMemory, largest, memory_error
 from fbjax.planning.flops import matmul_flops
 from fbjax.planning.program import Collective, Program
 from fbjax.step import abstract_state, make_step
+
+XLA_COUNTS = {"flops": "flops", "traffic": "bytes accessed"}
 
 
 def plan(config: Config, names: list[str], per_chip: int | None, say: Callable[[str], None]) -> dict:
@@ -92,6 +95,7 @@ def _planned(topology: Topology, subject: Subject, say: Callable[[str], None]) -
         "fits": fits,
         "nearest": nearest,
         **work,
+        "xla": {name: (compiled.cost_analysis() or {}).get(key) for name, key in XLA_COUNTS.items()},
         "collectives": _summed(found, subject),
         "seconds": None if time is None else _seconds(time),
     }
@@ -145,7 +149,7 @@ def _bytes_a_chip(array: jax.ShapeDtypeStruct) -> int:
 
 def _capacity(topology: Topology) -> int | None:
     if topology.chip:
-        return int(topology.chip.memory)
+        return topology.chip.memory
     limits = topology.devices[0].memory_stats() if topology.name == chips.LOCAL else None
     return (limits or {}).get("bytes_limit")
 

@@ -120,8 +120,10 @@ class Program:
             return 0
         given = [self._computations[within].get(name) for name in instruction.operands]
         results = shape_bytes(instruction.shape, main_memory=True)
-        if opcode.endswith("-start"):  # (result, operand, ..) in one: take the larger half for the whole
-            return max(results, default=0) + sum(_bytes_of(given[:1]))
+        if opcode == "copy-start":  # (to, from, ..)
+            return results[0] + sum(_bytes_of(given))
+        if opcode.endswith("-start"):  # (operand, result, ..), of which the result is no smaller
+            return max(results, default=0) + sum(_bytes_of(given))
         if opcode in SLICES:
             return 2 * sum(results)
         if opcode == "dynamic-update-slice":
@@ -165,12 +167,12 @@ def _balanced(text: str) -> tuple[str, str]:
 
 
 def shape_bytes(shape: str, main_memory: bool = False) -> list[int]:
-    """Bytes of each array in an HLO shape; only of those in main memory (``S(n)`` says elsewhere) if so asked."""
+    """Bytes of each array in an HLO shape; 0, if so asked, for one that is not in main memory (``S(n)`` says so)."""
     found = []
     for dtype, sizes, layout in _SHAPE.findall(shape):
         bits = 8 if dtype == "pred" else int((re.search(r"\d+", dtype) or [0])[0])
-        if not (main_memory and re.search(r"S\([1-9]", layout)):
-            found.append(math.prod(int(n) for n in sizes.split(",") if n) * bits // 8)
+        elsewhere = main_memory and re.search(r"S\([1-9]", layout)
+        found.append(0 if elsewhere else math.prod(int(n) for n in sizes.split(",") if n) * bits // 8)
     return found
 
 
