@@ -43,7 +43,7 @@ EXAMPLES = {  # in the order in which a newcomer runs them
     "bench": ("fbjax bench --config configs/my_catalogue.py --repeats 0 --json",),
     "plan": (
         "fbjax plan --config configs/my_catalogue.py",
-        "fbjax plan --config configs/my_catalogue.py --topology v5e:4x4,v5e:16x16 --per-chip 1 --plot scaling.svg",
+        "fbjax plan --config configs/my_catalogue.py --topology v5e:4x4 --per-chip 8 --plot scaling.svg",
     ),
 }
 USER_ERRORS = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, TypeError)
