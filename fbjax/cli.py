@@ -3,6 +3,8 @@
 import argparse
 import os
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 from fbjax import __version__, verbs
 
@@ -39,6 +41,10 @@ EXAMPLES = {  # in the order in which a newcomer runs them
     ),
     "report": ("fbjax report --workdir runs/mine",),
     "bench": ("fbjax bench --config configs/my_catalogue.py --repeats 0 --json",),
+    "plan": (
+        "fbjax plan --config configs/my_catalogue.py",
+        "fbjax plan --config configs/my_catalogue.py --topology v5e:4x4 --per-chip 8 --plot scaling.svg",
+    ),
 }
 USER_ERRORS = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, TypeError)
 
@@ -53,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         overrides = _overrides(rest, arguments)
         _quiet_libraries()
         _keep_compilations()
+        _look_for_no_tpu()
         arguments.run(arguments, overrides)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -222,6 +229,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--trace", metavar="DIR", default="", help="write a profile of three steps to this folder")
     bench.add_argument("--json", action="store_true", help="print JSON")
+
+    plan = verb("plan", "compile the train step ahead of time: memory, FLOPs, collectives, step time, scaling")
+    plan.add_argument("--config", required=True, help=config_help)
+    plan.add_argument(
+        "--topology",
+        default="local",
+        metavar="NAME,..",
+        help="TPU slices such as v5e:4x4, v5p:4x4x8, v6e:16x16, which need not be there (the extra tpu); local: the "
+        "devices at hand (default: %(default)s)",
+    )
+    plan.add_argument(
+        "--per-chip",
+        type=int,
+        help="products on each chip, whose number the batch follows (default: the config's batch)",
+    )
+    plan.add_argument("--plot", metavar="FILE", help="draw throughput a chip over chips to this .svg, .png or .pdf")
+    plan.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -253,6 +277,17 @@ def _keep_compilations() -> None:
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(cache, "fbjax", "compiled")
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 * 2**30))  # bytes; the least recently used go first
+
+
+def _look_for_no_tpu() -> None:
+    """Where libtpu is only there to plan with, JAX would ask it for chips at every start, and it prints its regrets.
+
+    A machine with neither a chip of Google's (PCI vendor 1ae0, as JAX looks for them) nor a GPU has CPUs alone.
+    """
+    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
+    if find_spec("libtpu") and not any(vendor.read_text().strip() == "0x1ae0" for vendor in vendors):
+        if not any(Path("/dev").glob("nvidia*")) and not Path("/dev/dxg").exists():
+            os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 if __name__ == "__main__":

@@ -244,6 +244,28 @@ def bench(arguments, overrides) -> None:
         print(line)
 
 
+def plan(arguments, overrides) -> None:
+    from fbjax import config as configs
+    from fbjax.console import say
+    from fbjax.planning.plan import plan
+    from fbjax.planning.report import check_plot, plot, table
+
+    if arguments.plot:
+        _check_out("--plot", arguments.plot)
+        check_plot(arguments.plot)
+    if arguments.per_chip is not None and arguments.per_chip < 1:
+        raise ValueError(f"--per-chip {arguments.per_chip}: give a number of products, at least 1")
+    config = configs.load(arguments.config, overrides)
+    figures = plan(config, list(_names(arguments.topology)), arguments.per_chip, say)
+    for line in [json.dumps(figures, indent=2)] if arguments.json else table(figures):
+        print(line)
+    if arguments.plot and figures["scaling"]:
+        plot(figures, arguments.plot)
+        say(f"plot: {arguments.plot}")
+    elif arguments.plot:
+        say(f"nothing to draw in {arguments.plot}: no step that fits a chip of known speed")
+
+
 def _names(listed: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in listed.split(","))
 

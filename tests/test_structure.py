@@ -19,7 +19,7 @@ ONLY_IN = {  # import -> the files or folders that may have it
     "h5py": ("data/fashiongen.py", "model/networks/files.py"),
     "orbax": ("checkpoint.py",),
     "tensorboard": ("log.py",),
-    "matplotlib": ("pages/",),
+    "matplotlib": ("pages/", "planning/report.py"),
     "jinja2": ("pages/",),
     "markupsafe": ("pages/",),
     "resvg_py": ("data/drawn/",),
