@@ -10,11 +10,10 @@ import contextlib
 import dataclasses
 import hashlib
 import io
-import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +23,12 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from filelock import FileLock
 
 from fbjax.data import fashiongen, table
+from fbjax.data.examples import INDEXED, encode_rows, features_of, index_entry
 from fbjax.data.rows import column_names, count_rows, listed
 from fbjax.data.source import Source
 from fbjax.data.vocabulary import Vocabulary
 
 REPORT, SKIPPED = "report.json", "skipped.jsonl"
-TOKENIZE_AT_ONCE = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,18 +71,20 @@ class Records:
         return np.array([place[identity] for identity in ids], np.int64)
 
 
-def prepare(source: Source, vocabulary: Vocabulary, folder: str | Path, progress: Callable) -> dict[str, Records]:
+def prepare(
+    source: Source, vocabulary: Vocabulary, folder: str | Path, progress: Callable, by: Callable | None = None
+) -> dict[str, Records]:
     """The prepared splits of `source`, made in `folder` unless they lie there already.
 
-    `progress(iterable, total, label)` wraps the rows while they are read. Raises ValueError on a missing column or
-    where nothing is usable.
+    `progress(iterable, total, label)` wraps the rows while they are read. `by` makes another builder of the same
+    arguments (`beam.BeamBuilder`). Raises ValueError on a missing column or where nothing is usable.
     """
     source.check(vocabulary)
     folder, name = Path(folder), _name(source, vocabulary)
 
     def builder() -> CatalogueBuilder:
-        with _quiet_tfds():
-            return CatalogueBuilder(source, vocabulary, progress, config=name, data_dir=str(folder))
+        with quiet_tfds():
+            return (by or CatalogueBuilder)(source, vocabulary, progress, config=name, data_dir=str(folder))
 
     if not is_prepared(source, vocabulary, folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,89 +129,49 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _info(self) -> tfds.core.DatasetInfo:
-        pieces = tfds.features.Tensor(shape=(None,), dtype=np.int32)
-        image = {"image": tfds.features.Image(shape=(None, None, 3))}
-        if shape := self._source.features:
-            raw = tfds.features.Encoding.BYTES
-            image = {"features": tfds.features.Tensor(shape=shape, dtype=np.float16, encoding=raw)}
         return tfds.core.DatasetInfo(
             builder=self,
             description="A product catalogue as FashionBERT reads it.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "id": tfds.features.Text(),
-                    "group": tfds.features.Text(),
-                    "category": tfds.features.Text(),
-                    "text": tfds.features.Text(),
-                    "pieces": pieces,
-                    "word_ids": pieces,
-                }
-                | image
-            ),
+            features=features_of(self._source.features),
             disable_shuffling=True,  # row numbers are the index of everything else
         )
 
     def _split_generators(self, dl_manager):
         files = self._source.files()
-        if self._source.holdout:
-            files["validation"] = files["train"]
-        return {split: self._generate_examples(split, files[split]) for split in files}
+        return {
+            split: self._generate_examples(split, files.get(split, files.get("train")))
+            for split in self._source.split_names
+        }
 
     def _generate_examples(self, split: str, files: list[Path]) -> Iterator[tuple[int, dict]]:
-        source = self._source
+        source, index = self._source, self._index[split]
         wanted = lambda group: self._split_of(group, split) == split  # noqa: E731
         rows = source.products(files, self._vocabulary, wanted)
         total = None if source.features else count_rows(files)
-        products = self._usable(split, self._progress(rows, total, f"preparing {split}"))
-        key = -1
-        while batch := list(itertools.islice(products, TOKENIZE_AT_ONCE)):
-            for example in self._examples(split, batch):
-                key += 1
-                yield key, example
-        if key < 0:
+        rows = self._progress(rows, total, f"preparing {split}")
+        for _, example in encode_rows(enumerate(rows), self._vocabulary):
+            if isinstance(example, table.Skipped):
+                self._skip(split, example)
+                continue
+            key = len(index["ids"])
+            self._enter(split, index_entry(example))
+            yield key, example
+        if not index["ids"]:
             raise ValueError(self._nothing_usable(split, files))
 
-    def _usable(self, split: str, rows: Iterable) -> Iterator[table.Product]:
-        for row in rows:
-            if isinstance(row, table.Product):
-                yield row
-            elif not (self._source.holdout and row.reason == table.OTHER_SPLIT):
-                self._skip(split, row)
-
-    def _examples(self, split: str, products: list[table.Product]) -> Iterator[dict]:
-        index = self._index[split]
-        ready_made = self._source.features is not None
-        if ready_made:
-            encoded = [(product.pieces, product.word_ids) for product in products]
-        else:
-            encoded = self._vocabulary.pieces([product.text for product in products])
-        for product, (pieces, word_ids) in zip(products, encoded, strict=True):
-            if not pieces:
-                self._skip(split, table.Skipped(product.where, product.id, "empty text", product.group))
-                continue
-            index["ids"].append(product.id)
-            index["groups"].append(product.group)
-            index["categories"].append(product.category)
-            index["num_pieces"].append(len(pieces))
-            yield {
-                "id": product.id,
-                "group": product.group,
-                "category": product.category,
-                "text": product.text,
-                "pieces": np.array(pieces, np.int32),
-                "word_ids": np.array(word_ids, np.int32),
-            } | ({"features": product.features} if ready_made else {"image": io.BytesIO(product.image)})
+    def _enter(self, split: str, entry: tuple) -> None:
+        for name, value in zip(INDEXED, entry, strict=True):
+            self._index[split][name].append(value)
 
     def _split_of(self, group: str, split: str) -> str:
         """The one split a group belongs to: by its hash when held out, else the first split that it appears in."""
         if self._source.holdout:
-            share = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) / 2**64
-            return "validation" if share < self._source.holdout else "train"
+            return "validation" if self._source.held_out(group) else "train"
         return self._group_split.setdefault(group, split)
 
     def _skip(self, split: str, skipped: table.Skipped) -> None:
-        if self._source.holdout and split != "train" and not skipped.group:
-            return  # both splits read these rows, and the other has counted it
+        if self._source.holdout and (skipped.reason == table.OTHER_SPLIT or split != "train" and not skipped.group):
+            return  # both splits read these rows, and the other counts it
         self._skipped.append((split, skipped))
 
     def _nothing_usable(self, split: str, files: list[Path]) -> str:
@@ -235,9 +196,12 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
         for leftover in (self.home, *self.home.parent.glob("incomplete.*")):
             shutil.rmtree(leftover, ignore_errors=True)
         begin = time.perf_counter()
-        with _quiet_tfds():
-            self.download_and_prepare()
+        self._generate()
         self._write_index(self.home, time.perf_counter() - begin)
+
+    def _generate(self) -> None:
+        with quiet_tfds():
+            self.download_and_prepare()
 
     def _write_index(self, home: Path, seconds: float) -> None:
         """Index files, what was skipped, and the report, which marks the preparation as finished."""
@@ -279,7 +243,7 @@ def _open_records(builder: CatalogueBuilder, split: str) -> Records:
 
 
 @contextlib.contextmanager
-def _quiet_tfds():
+def quiet_tfds():
     """TFDS's own bars, logs and prints off; ours are shown."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)

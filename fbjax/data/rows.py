@@ -99,6 +99,17 @@ def read_rows(file: Path, names: set[str] | None = None) -> Iterator[dict | str]
             yield dict(zip(header, row, strict=False)) if fits else "malformed row"
 
 
+def group_lengths(file: Path) -> list[int]:
+    """Rows of each row group of a Parquet file."""
+    metadata = _open_parquet(file).metadata
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+def read_group(file: Path, group: int, names: set[str]) -> Iterator[dict]:
+    """The rows of one row group of a Parquet file, as `read_rows` gives them."""
+    return _parquet_rows(_open_parquet(file), file, names, [group])
+
+
 def sample_rows(files: list[Path], names: set[str], num: int, total: int) -> Iterator[tuple[Path, int, dict | str]]:
     """About `num` of `total` rows with their file and number, spread evenly; of Parquet few row groups are touched."""
     place, drawn = 0, _spread(num, total)

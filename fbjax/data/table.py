@@ -19,7 +19,7 @@ from fbjax.data.images import encode_array, normalise_image
 from fbjax.data.rows import column_names, listed, read_rows
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", fashiongen.SUFFIX)
-OTHER_SPLIT = "group is in another split"
+OTHER_SPLIT, DUPLICATE = "group is in another split", "duplicate id"
 MAX_NAME = 500  # characters of an id, a category, a group: a longer one is a cell that swallowed others
 MAX_IMAGE_BYTES = 2**28
 NOTHING = frozenset(("nan", "NaN", "null", "NULL", "None", "<NA>", "N/A", "#N/A"))  # how programs spell a missing value
@@ -105,7 +105,7 @@ def describe_rows(
             described = describe(row, columns, f"{file.name} row {number}")
             if isinstance(described, Product):
                 if described.id in seen:
-                    described = Skipped(described.where, described.id, "duplicate id")
+                    described = Skipped(described.where, described.id, DUPLICATE)
                 seen.add(described.id)
             yield described, row.get(columns.image) if isinstance(row, dict) else None, file.parent
 
