@@ -51,7 +51,7 @@ def prepare(arguments, overrides) -> None:
         )
     for reason, count in report["skipped"].items():
         print(f"skipped: {count:,} {reason}")
-    print(f"{verb}: {Path(records['train'].files[0]).parent}")
+    print(f"{verb}: {records['train'].home}")
 
 
 def train(arguments, overrides) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fbjax import config as configs
 from fbjax.config import Config
-from fbjax.data import table
+from fbjax.data import places, table
 from fbjax.data.vocabulary import Vocabulary
 from fbjax.model import pretrained
 from fbjax.model.fashionbert import FashionBert, build_model
@@ -169,9 +169,9 @@ def _from_catalogue(
     """What `make` makes of the training table's texts, kept among the prepared files under table and `recipe`."""
     files = table.find_files(config.data.train, config.data.manual_dir)
     table.check_columns(files, config.data.columns)
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    stats = [(file.name, *places.size_and_time(file)) for file in files]
     key = hashlib.sha256(repr((stats, config.data.columns.text, recipe)).encode()).hexdigest()[:12]
-    path = Path(config.data.prepared) / f"vocabulary-{key}.json"
+    path = places.place(config.data.prepared) / f"vocabulary-{key}.json"
     if not path.is_file():
         texts = table.read_texts(files, config.data.columns)
         first = next(texts, None)
@@ -186,7 +186,7 @@ def _from_catalogue(
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         vocabulary.save(partial)
-        partial.rename(path)
+        partial.replace(path)
     return Vocabulary.load(path)
 
 

@@ -1,5 +1,6 @@
 """Beam's workers against one process: the same records in the same order, the same index, the same rows skipped."""
 
+import dataclasses
 import functools
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from fbjax.data.beam import BeamBuilder, parse_options
 from fbjax.data.catalogue import is_prepared, prepare, read_report
 from fbjax.data.source import Source
 from fbjax.data.vocabulary import Vocabulary
-from tests import release_files
+from tests import release_files, store
 from tests.tables import encode, make_products, write_csv, write_jsonl, write_parquet
 from tests.test_fashiongen import make_rows
 
@@ -41,6 +42,7 @@ def small_pieces(monkeypatch):
 
 def write_train(folder):
     """Three files of three forms, with rows of every kind that is refused."""
+    folder.mkdir(exist_ok=True)
     rows = [*PRODUCTS[:4], product(4, image=b"no image"), product(5, image="images/nowhere.png"), product(0)]
     rows += [product(6, title="\u200b", caption=""), product(7, category=None), product(8, id=None), PRODUCTS[9]]
     rows += [product(10, title="", caption=""), product(11, id="twin", image=b"no image"), PRODUCTS[12]]
@@ -138,6 +140,24 @@ def test_workers_in_processes_of_their_own_make_the_same(tmp_path):
     source = tables(tmp_path)
     by_workers = prepare_with(source, VOCABULARY, tmp_path / "workers", "--direct_num_workers=2")
     assert content(by_workers) == content(prepare_with(source, VOCABULARY, tmp_path / "one"))
+
+
+@pytest.mark.parametrize("flags", [None, ""], ids=["one", "workers"])
+def test_tables_images_and_records_may_lie_in_a_store(tmp_path, small_pieces, monkeypatch, flags):
+    monkeypatch.chdir(tmp_path)
+    here = tables(tmp_path / "bucket", holdout=0.4)
+    expected = content(prepare_with(here, VOCABULARY, tmp_path / "here"))
+    store.install(monkeypatch, tmp_path)
+    there = dataclasses.replace(here, splits=(("train", "gs://bucket/train-*"),))
+    assert not is_prepared(there, VOCABULARY, "gs://bucket/prepared")
+    stored = prepare_with(there, VOCABULARY, "gs://bucket/prepared", flags)
+    assert is_prepared(there, VOCABULARY, "gs://bucket/prepared")
+    assert {path.name for path in tmp_path.iterdir()} == {"bucket", "here"}  # nothing went to a folder named gs:
+    assert all(file.startswith("gs://bucket/prepared/catalogue/") for file in stored["train"].files)
+    here = {k: dataclasses.replace(v, files=tuple(str(tmp_path / f[5:]) for f in v.files)) for k, v in stored.items()}
+    found = content(here)  # read from the folder that the store is: ArrayRecord asks gs:// by itself
+    assert {k: v for k, v in found.items() if k not in stored} == {k: v for k, v in expected.items() if k not in stored}
+    assert [found[k][2] for k in stored] == [expected[k][2] for k in stored]
 
 
 def test_a_worker_s_failure_is_said_in_a_line_and_leaves_nothing_prepared(tmp_path):

@@ -13,7 +13,6 @@ import itertools
 import json
 import re
 import shlex
-import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ import tensorflow_datasets as tfds
 from fbjax.data.catalogue import CatalogueBuilder, quiet_tfds
 from fbjax.data.examples import encode_rows, index_entry
 from fbjax.data.parts import Part
+from fbjax.data.places import place, remove_tree
 from fbjax.data.source import Source
 from fbjax.data.table import DUPLICATE, OTHER_SPLIT, Product, Skipped
 from fbjax.data.vocabulary import Vocabulary
@@ -54,7 +54,7 @@ class BeamBuilder(CatalogueBuilder, skip_registration=True):
 
     def _split_generators(self, dl_manager, pipeline: beam.Pipeline) -> dict[str, beam.PCollection]:
         tables = tuple((split, tuple(files)) for split, files in self._source.files().items())
-        notes = Path(self.data_dir) / NOTES
+        notes = place(self.data_dir) / NOTES
         notes.mkdir()
         return Work(self._source, self._vocabulary, tables, notes).records(pipeline)
 
@@ -71,7 +71,7 @@ class BeamBuilder(CatalogueBuilder, skip_registration=True):
                         self._skipped.append((split, Skipped(**note)))
                     else:
                         self._enter(split, note)
-        shutil.rmtree(self.home / NOTES)
+        remove_tree(self.home / NOTES)
 
     def _explained(self, error: Exception) -> str:
         if empty := NO_EXAMPLES.search(str(error)):
@@ -208,7 +208,7 @@ class Work:
         path = self.notes / f"{split}-{number:08d}.json"
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
         partial.write_text(json.dumps(sorted(notes, key=lambda note: note[0])))
-        partial.rename(path)
+        partial.replace(path)
 
 
 def row(refused: str | None, described: Product | Skipped, complete: Callable) -> Product | Skipped:

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +22,8 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from filelock import FileLock
 
 from fbjax.data import fashiongen, table
-from fbjax.data.examples import INDEXED, encode_rows, features_of, index_entry
+from fbjax.data.examples import INDEXED, RecordWriter, encode_rows, features_of, index_entry
+from fbjax.data.places import is_remote, place, remove_tree
 from fbjax.data.rows import column_names, count_rows, listed
 from fbjax.data.source import Source
 from fbjax.data.vocabulary import Vocabulary
@@ -53,8 +53,15 @@ class Records:
         content = (self.ids.tolist(), self.groups.tolist(), self.categories.tolist(), self.num_pieces.tolist())
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
+    @property
+    def home(self) -> Path:
+        """The folder of records, index and report."""
+        return place(self.files[0]).parent
+
     def open(self) -> Callable[[Sequence[int]], list[bytes]]:
         """A reader of serialized records by row."""
+        if self.files[0].startswith("s3://"):
+            raise ValueError(f"{self.home}: ArrayRecord reads no s3://; copy the folder here, or mount it")
         source = ArrayRecordDataSource(self.files)
         return lambda rows: source.__getitems__([int(row) for row in rows])
 
@@ -80,7 +87,7 @@ def prepare(
     arguments (`beam.BeamBuilder`). Raises ValueError on a missing column or where nothing is usable.
     """
     source.check(vocabulary)
-    folder, name = Path(folder), _name(source, vocabulary)
+    folder, name = place(folder), _name(source, vocabulary)
 
     def builder() -> CatalogueBuilder:
         with quiet_tfds():
@@ -88,7 +95,7 @@ def prepare(
 
     if not is_prepared(source, vocabulary, folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{name}.lock"):  # two runs may want them at once: the second finds them made
+        with _lock(folder / f"{name}.lock"):  # two runs may want them at once: the second finds them made
             if not is_prepared(source, vocabulary, folder):
                 builder().make()
     made = builder()
@@ -98,7 +105,12 @@ def prepare(
 def is_prepared(source: Source, vocabulary: Vocabulary, folder: str | Path) -> bool:
     """Whether `prepare` would find its records made."""
     version = str(CatalogueBuilder.VERSION)
-    return (Path(folder) / CatalogueBuilder.name / _name(source, vocabulary) / version / REPORT).is_file()
+    return (place(folder) / CatalogueBuilder.name / _name(source, vocabulary) / version / REPORT).is_file()
+
+
+def _lock(path: Path) -> contextlib.AbstractContextManager:
+    """Held by one process at a time; in a store, where nothing can be held, by whoever asks."""
+    return contextlib.nullcontext() if is_remote(path) else FileLock(path)
 
 
 def _name(source: Source, vocabulary: Vocabulary) -> str:
@@ -107,7 +119,7 @@ def _name(source: Source, vocabulary: Vocabulary) -> str:
 
 def read_report(records: Records) -> dict:
     """{"splits": {split: count}, "skipped": {reason: count}, ...} of the preparation that made `records`."""
-    return json.loads((Path(records.files[0]).parent / REPORT).read_text())
+    return json.loads((records.home / REPORT).read_text())
 
 
 class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
@@ -189,12 +201,15 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
 
     @property
     def home(self) -> Path:
-        return Path(self.data_dir)
+        return place(self.data_dir)
+
+    def _example_writer(self) -> RecordWriter:
+        return RecordWriter()
 
     def make(self) -> None:
         """Records, then their index; what an unfinished preparation has left goes first."""
         for leftover in (self.home, *self.home.parent.glob("incomplete.*")):
-            shutil.rmtree(leftover, ignore_errors=True)
+            remove_tree(leftover)
         begin = time.perf_counter()
         self._generate()
         self._write_index(self.home, time.perf_counter() - begin)
@@ -207,17 +222,18 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
         """Index files, what was skipped, and the report, which marks the preparation as finished."""
         for split, columns in self._index.items():
             category_names, categories = np.unique(columns["categories"], return_inverse=True)
+            index = io.BytesIO()
             np.savez(
-                home / f"index-{split}.npz",
+                index,
                 ids=np.array(columns["ids"]),
                 groups=np.unique(columns["groups"], return_inverse=True)[1].astype(np.int32),
                 categories=categories.astype(np.int32),
                 category_names=category_names,
                 num_pieces=np.array(columns["num_pieces"], np.int32),
             )
-        with open(home / SKIPPED, "w") as stream:
-            for split, skipped in self._skipped:
-                stream.write(json.dumps({"split": split, **dataclasses.asdict(skipped)}) + "\n")
+            (home / f"index-{split}.npz").write_bytes(index.getvalue())
+        lines = (json.dumps({"split": split, **dataclasses.asdict(skipped)}) for split, skipped in self._skipped)
+        (home / SKIPPED).write_text("".join(f"{line}\n" for line in lines))
         categories = {split: collections.Counter(columns["categories"]) for split, columns in self._index.items()}
         report = {
             "splits": {split: len(columns["ids"]) for split, columns in self._index.items()},
@@ -232,7 +248,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
 
 
 def _open_records(builder: CatalogueBuilder, split: str) -> Records:
-    with np.load(builder.home / f"index-{split}.npz") as index:
+    with np.load(io.BytesIO((builder.home / f"index-{split}.npz").read_bytes())) as index:
         arrays = {name: index[name] for name in index.files}
     return Records(
         **arrays,

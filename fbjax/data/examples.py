@@ -5,11 +5,15 @@ Knows what is written, not how or by whom: one process, or Beam's workers.
 
 import io
 import itertools
+import tempfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import file_adapters, writer
 
+from fbjax.data.places import is_remote, upload
 from fbjax.data.release import FeatureProduct
 from fbjax.data.table import Skipped
 from fbjax.data.vocabulary import Vocabulary
@@ -61,3 +65,18 @@ def encode_rows(rows: Iterable[tuple], vocabulary: Vocabulary) -> Iterator[tuple
 def index_entry(example: dict) -> tuple:
     """What the index keeps of an example, in the order of `INDEXED`."""
     return example["id"], example["group"], example["category"], len(example["pieces"])
+
+
+class RecordWriter(writer.ExampleWriter):
+    """Writes ArrayRecord files, which are written to this machine only: what belongs elsewhere is copied there."""
+
+    def __init__(self):
+        super().__init__(file_adapters.FileFormat.ARRAY_RECORD)
+
+    def write(self, path: str | Path, examples: Iterable[tuple[int, bytes]]) -> None:
+        if not is_remote(path):
+            return super().write(path, examples)
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / "records"
+            super().write(local, examples)
+            upload(local, path)

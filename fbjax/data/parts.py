@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fbjax.data import fashiongen, rows
+from fbjax.data import fashiongen, places, rows
 from fbjax.data.release import Layout
 
 ROWS_AT_ONCE = 256  # carried along, or read of an HDF5 file
@@ -59,7 +59,7 @@ def read_rows(part: Part, columns: set[str]) -> Iterator[tuple[int, dict | str]]
 
 def cut_release(file: Path, layout: Layout) -> Iterator[Part]:
     """The parts of one of the release's files, whose lines are looked through for their ends."""
-    with open(file, "rb") as stream:
+    with places.open_binary(file) as stream:
         start, first = 0, 1
         while some := [len(line) for line in itertools.islice(stream, LINES_AT_ONCE)]:
             yield Part(file, first, span=(start, start + sum(some)), layout=layout)
@@ -68,7 +68,7 @@ def cut_release(file: Path, layout: Layout) -> Iterator[Part]:
 
 def read_lines(part: Part) -> Iterator[tuple[int, str]]:
     """(number, line) of each line of a part that is not blank, as `release` reads them."""
-    with open(part.file, "rb") as stream:
+    with places.open_binary(part.file) as stream:
         stream.seek(part.span[0])
         whole = io.BytesIO(stream.read(part.span[1] - part.span[0]))
     for number, line in enumerate(whole, start=part.first):

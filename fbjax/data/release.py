@@ -14,6 +14,7 @@ memory (100 rows of 131,072 features of 9 digits, half of them 0). Arrow splits 
 
 import dataclasses
 import hashlib
+import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from fbjax.data import places
 from fbjax.data.table import DUPLICATE, OTHER_SPLIT, Product, Skipped, clean_name, clean_text
 from fbjax.data.vocabulary import PAD_ID, Vocabulary
 
@@ -229,7 +231,7 @@ class _Malformed(ValueError):
 
 def _lines(file: str | Path) -> Iterator[tuple[str, str]]:
     """("eval.tsv line 7", the line) of every line that is not blank."""
-    with open(file, encoding="utf-8", errors="replace", newline="\n") as stream:
+    with io.TextIOWrapper(places.open_binary(file), "utf-8", "replace", newline="\n") as stream:
         for number, line in enumerate(stream, start=1):
             if line.strip():
                 yield f"{Path(file).name} line {number}", line.rstrip("\r\n")

@@ -7,6 +7,7 @@ import codecs
 import collections
 import csv
 import dataclasses
+import io
 import itertools
 import json
 import random
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 
-from fbjax.data import fashiongen
+from fbjax.data import fashiongen, places
 
 MAX_LINES = 1000  # of a CSV row: beyond, a quote was never closed
 SAMPLED_GROUPS, SAMPLED_BYTES = 16, 2**26  # Parquet row groups touched for a sample, and how much is read of each
@@ -163,7 +164,7 @@ def form_of(file: Path) -> Form:
 
 
 def _encoding(file: Path) -> tuple[str, bool]:
-    with open(file, "rb") as stream:
+    with places.open_binary(file) as stream:
         head = stream.read(4096)
         for magic, what in FOREIGN.items():
             if head.startswith(magic):
@@ -186,7 +187,7 @@ def _encoding(file: Path) -> tuple[str, bool]:
 
 
 def _open_text(file: Path, form: Form):
-    return open(file, encoding=form.encoding, errors="replace", newline="")
+    return io.TextIOWrapper(places.open_binary(file), form.encoding, "replace", newline="")
 
 
 def _csv_cells(lines: Iterator[str], delimiter: str) -> Iterator[list[str] | str]:
@@ -238,8 +239,9 @@ def _json_row(line: str) -> dict | str:
 
 
 def _open_parquet(file: Path) -> pyarrow.parquet.ParquetFile:
+    stored = places.open_binary(file) if places.is_remote(file) else file
     try:
-        return pyarrow.parquet.ParquetFile(file, buffer_size=2**20)  # else a whole row group's images are in memory
+        return pyarrow.parquet.ParquetFile(stored, buffer_size=2**20)  # else a whole row group's images are in memory
     except Exception as error:  # a damaged file makes Arrow raise any of a dozen kinds
         raise _unreadable(file, error) from None
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fbjax.config import Columns, Config
-from fbjax.data import parts, release, table
+from fbjax.data import parts, places, release, table
 from fbjax.data.vocabulary import Vocabulary
 
 
@@ -90,7 +90,7 @@ class Source:
                 found, cells = reader.describe(f"{part.file.name} line {number}", line, part.layout)
                 yield number, found, functools.partial(reader.with_features, found, cells)
             return
-        root, image = Path(self.image_root or part.file.parent), self.columns.image
+        root, image = places.place(self.image_root or part.file.parent), self.columns.image
         names = {name for name in table.mapped_columns(self.columns) if images or name != image}
         for number, row in parts.read_rows(part, names):
             found = table.describe(row, self.columns, f"{part.file.name} row {number}")
@@ -107,9 +107,7 @@ class Source:
         Image files outside the tables are not looked at: delete the prepared folder where they changed.
         """
         stats = [
-            (split, file.name, file.stat().st_size, file.stat().st_mtime_ns)
-            for split, files in self.files().items()
-            for file in files
+            (split, file.name, *places.size_and_time(file)) for split, files in self.files().items() for file in files
         ]
         settings = (stats, dataclasses.astuple(self.columns), self.image_root, self.image_size, self.holdout)
         settings += (self.features,) if self.features else ()
