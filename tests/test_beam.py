@@ -17,6 +17,7 @@ from fbjax.data.beam import BeamBuilder, parse_options
 from fbjax.data.catalogue import is_prepared, prepare, read_report
 from fbjax.data.source import Source
 from fbjax.data.vocabulary import Vocabulary
+from fbjax.features import cached_features
 from tests import release_files, store
 from tests.tables import encode, make_products, write_csv, write_jsonl, write_parquet
 from tests.test_fashiongen import make_rows
@@ -158,6 +159,15 @@ def test_tables_images_and_records_may_lie_in_a_store(tmp_path, small_pieces, mo
     found = content(here)  # read from the folder that the store is: ArrayRecord asks gs:// by itself
     assert {k: v for k, v in found.items() if k not in stored} == {k: v for k, v in expected.items() if k not in stored}
     assert [found[k][2] for k in stored] == [expected[k][2] for k in stored]
+
+
+def test_what_cannot_lie_in_a_store_says_so(tmp_path):
+    with pytest.raises(ValueError, match="memory-mapped: config.data.prepared gs://bucket must be a local folder"):
+        cached_features(None, None, 64, "gs://bucket", None)
+    table = write_parquet(tmp_path / "table.parquet", PRODUCTS[:4])
+    records = prepare_with(Source((("train", str(table)),), MAPPED, "", 64), VOCABULARY, tmp_path / "prepared")["train"]
+    with pytest.raises(ValueError, match="s3://bucket: ArrayRecord reads no s3://"):  # it would find it empty
+        dataclasses.replace(records, files=("s3://bucket/catalogue-train.array_record-00000-of-00001",)).open()
 
 
 def test_a_worker_s_failure_is_said_in_a_line_and_leaves_nothing_prepared(tmp_path):
