@@ -13,6 +13,8 @@ EXAMPLES = {  # in the order in which a newcomer runs them
     "prepare": (
         "fbjax prepare --check products.csv",
         "fbjax prepare --config configs/my_catalogue.py --config.data.train=products.csv",
+        "fbjax prepare --config configs/my_catalogue.py --config.data.train=products.csv "
+        "--beam --beam_options='--direct_num_workers=2'",
     ),
     "train": ("fbjax train --config configs/my_catalogue.py --workdir runs/mine --config.data.train=products.csv",),
     "candidates": (
@@ -103,6 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     prepare = verb("prepare", "turn product tables into records, or check a table first")
     prepare.add_argument("--config", help=config_help)
     prepare.add_argument("--check", metavar="TABLE", help="read a table, say what is understood, propose its mapping")
+    prepare.add_argument("--beam", action="store_true", help="by Apache Beam's workers, for huge catalogues")
+    prepare.add_argument(
+        "--beam_options", metavar="FLAGS", help="Beam's own, as --beam_options='--runner=..' (default: on this machine)"
+    )
 
     train = verb("train", "train; run again with the same workdir, it resumes exactly")
     train.add_argument("--config", required=True, help=config_help)

@@ -17,6 +17,7 @@ from filelock import FileLock
 from fbjax.console import progress, say
 from fbjax.data.catalogue import Records
 from fbjax.data.pipeline import read_images
+from fbjax.data.places import is_remote
 from fbjax.mesh import padded
 from fbjax.model.patches import PatchNetwork, count_live_dimensions
 from fbjax.workdir import Run
@@ -38,6 +39,8 @@ def cached_features(
     Interrupted, it goes on where it was. Raises OSError before it starts where the disk has no room, ValueError where
     the file is another network's or holds what is no number. Features that the records hold themselves are taken over.
     """
+    if is_remote(folder):
+        raise ValueError(f"patch features are memory-mapped: config.data.prepared {folder} must be a local folder")
     folder = Path(folder)
     path = folder / f"features-{records.name}-{network.fingerprint}.npy"
     shape = (len(records), network.num_patches, network.feature_size)

@@ -1,5 +1,6 @@
 """What each verb of the command does with its flags; imports what it needs when it runs."""
 
+import functools
 import json
 import shutil
 import time
@@ -23,6 +24,8 @@ def prepare(arguments, overrides) -> None:
 
     if not arguments.config and (overrides or not arguments.check):
         raise ValueError("prepare needs --config FILE, or --check TABLE")
+    if arguments.beam_options is not None and not arguments.beam:
+        raise ValueError(f"--beam_options {arguments.beam_options} goes with --beam")
     config = configs.load(arguments.config, overrides) if arguments.config else None
     if arguments.check:
         from fbjax.data.check import check
@@ -34,9 +37,14 @@ def prepare(arguments, overrides) -> None:
     from fbjax.data.source import Source
     from fbjax.workdir import make_vocabulary
 
+    builder = None
+    if arguments.beam:
+        from fbjax.data.beam import BeamBuilder, parse_options
+
+        builder = functools.partial(BeamBuilder, options=parse_options(arguments.beam_options or ""))
     source, vocabulary = Source.from_config(config), make_vocabulary(config, say)
     verb = "reusing" if is_prepared(source, vocabulary, config.data.prepared) else "prepared"
-    records = prepare(source, vocabulary, config.data.prepared, progress)
+    records = prepare(source, vocabulary, config.data.prepared, progress, builder)
     report = read_report(records["train"])
     for split, count in report["splits"].items():
         print(
@@ -44,7 +52,7 @@ def prepare(arguments, overrides) -> None:
         )
     for reason, count in report["skipped"].items():
         print(f"skipped: {count:,} {reason}")
-    print(f"{verb}: {Path(records['train'].files[0]).parent}")
+    print(f"{verb}: {records['train'].home}")
 
 
 def train(arguments, overrides) -> None:

@@ -11,11 +11,9 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from filelock import FileLock
-
 from fbjax import config as configs
 from fbjax.config import Config
-from fbjax.data import table
+from fbjax.data import places, table
 from fbjax.data.vocabulary import Vocabulary
 from fbjax.model import pretrained
 from fbjax.model.fashionbert import FashionBert, build_model
@@ -152,18 +150,18 @@ def _from_catalogue(
     """What `make` makes of the training table's texts, kept among the prepared files under table and `recipe`."""
     files = table.find_files(config.data.train, config.data.manual_dir)
     table.check_columns(files, config.data.columns)
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    stats = [(file.name, *places.size_and_time(file)) for file in files]
     key = hashlib.sha256(repr((stats, config.data.columns.text, recipe)).encode()).hexdigest()[:12]
-    path = Path(config.data.prepared) / f"vocabulary-{key}.json"
+    path = places.place(config.data.prepared) / f"vocabulary-{key}.json"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # two processes may want it at once: the second finds it made
+        with places.lock(path.with_suffix(".lock")):  # two processes may want it at once: the second finds it made
             if not path.is_file():
                 say(doing)
                 vocabulary = make(_texts(config, files))
-                partial = path.with_suffix(".partial")
+                partial = path.with_suffix(f".{os.getpid()}.partial")
                 vocabulary.save(partial)
-                partial.rename(path)
+                partial.replace(path)
     return Vocabulary.load(path)
 
 

@@ -94,7 +94,7 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
         seen_together=run.config.patches.geometry == "grid",
         panels=list(_panels(run, curves, best)),
         cost=costs.cost(run.config, newest, read_events(workdir), prepared.get("seconds")),
-        skipped={"reasons": prepared["skipped"], "file": Path(splits["train"].files[0]).parent / SKIPPED},
+        skipped={"reasons": prepared["skipped"], "file": splits["train"].home / SKIPPED},
         settings=list(_differing(dataclasses.asdict(run.config), dataclasses.asdict(Config()))),
         config=list(_flat(dataclasses.asdict(run.config))),
         commands=_commands(workdir, products),
