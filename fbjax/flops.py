@@ -59,6 +59,11 @@ def training_flops(function, params: Any, *others: Any) -> float:
     return float(_count(jaxpr, [i < num_params for i in range(len(jaxpr.invars))])[0])
 
 
+def program_flops(program: ClosedJaxpr) -> int:
+    """FLOPs of all that a traced program computes: of a step with every pull-back and what is recomputed."""
+    return _count(program.jaxpr, [False] * len(program.jaxpr.invars))[0]
+
+
 def _count(jaxpr: Jaxpr, learned: list[bool]) -> tuple[int, list[bool]]:
     """FLOPs, and which outputs depend on a parameter; `learned` says which inputs do."""
     depends = dict(zip(jaxpr.invars, learned, strict=True))

@@ -14,15 +14,15 @@ from jax.sharding import PartitionSpec
 from fbjax import config as configs
 from fbjax.cli import main
 from fbjax.config import MeshConfig
+from fbjax.flops import program_flops
 from fbjax.mesh import AXES, make_mesh
 from fbjax.model.bert import Encoder, EncoderShape
-from fbjax.planning.chips import CHIPS, find
 from fbjax.planning.cost import Span, collective_seconds, step_time
 from fbjax.planning.fit import largest, memory_error
-from fbjax.planning.flops import matmul_flops
 from fbjax.planning.plan import plan, scaling
 from fbjax.planning.program import Program, first_group, shape_bytes
 from fbjax.planning.report import plot, table
+from fbjax.planning.topology import TPUS, find, rings
 from tests.runs import CONFIG_FILE
 
 DATA, FSDP, TENSOR = AXES
@@ -117,16 +117,16 @@ def test_traffic_of_a_loop_is_that_of_its_body_times_its_turns():
 def test_flops_are_those_of_the_products_in_and_out_of_loops():
     a, b = jnp.ones((3, 5, 7)), jnp.ones((3, 7, 11))
     product = partial(jnp.einsum, "bij,bjk->bik")
-    assert matmul_flops(jax.make_jaxpr(product)(a, b)) == 2 * 3 * 5 * 7 * 11
+    assert program_flops(jax.make_jaxpr(product)(a, b)) == 2 * 3 * 5 * 7 * 11
 
     def looped(a, b):
         return jax.lax.scan(lambda total, _: (total + jax.jit(product)(a, b), None), jnp.zeros((3, 5, 11)), length=4)
 
-    assert matmul_flops(jax.make_jaxpr(looped)(a, b)) == 4 * 2 * 3 * 5 * 7 * 11
+    assert program_flops(jax.make_jaxpr(looped)(a, b)) == 4 * 2 * 3 * 5 * 7 * 11
     image, kernel = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4, 6))
     conv = partial(jax.lax.conv_general_dilated, window_strides=(1, 1), padding="SAME")
     jaxpr = jax.make_jaxpr(partial(conv, dimension_numbers=("NHWC", "HWIO", "NHWC")))(image, kernel)
-    assert matmul_flops(jaxpr) == 2 * (2 * 8 * 8 * 6) * (3 * 3 * 4)
+    assert program_flops(jaxpr) == 2 * (2 * 8 * 8 * 6) * (3 * 3 * 4)
 
 
 @pytest.mark.parametrize("remat, passes", [("none", 3), ("layers", 4)])
@@ -137,16 +137,16 @@ def test_an_encoders_gradient_costs_three_passes_and_a_fourth_where_it_recompute
     gradient = jax.grad(lambda params, x: encoder.apply(params, x, mask).sum(), argnums=(0, 1))
     tokens, weights, attention = 2 * 10, 2 * (4 * 32 * 32 + 2 * 32 * 64), 2 * 2 * 2 * 10 * 10 * 32
     forward = 2 * weights * tokens + 2 * attention  # 2 x parameters x tokens, and scores and their sums
-    assert matmul_flops(jax.make_jaxpr(gradient)(params, x)) == passes * forward
+    assert program_flops(jax.make_jaxpr(gradient)(params, x)) == passes * forward
 
 
-V5E, V5P = CHIPS["v5e"], CHIPS["v5p"]
+V5E, V5P = TPUS["v5e"], TPUS["v5p"]
 POD = Span((16, 16), (True, True))
 
 
 def test_axes_close_to_rings_where_the_sources_say_so():
-    assert V5E.rings((8, 16)) == (False, True) and V5E.rings((16, 16)) == (True, True)
-    assert V5P.rings((2, 2, 4)) == (False,) * 3 and V5P.rings((4, 8, 8)) == (True,) * 3
+    assert rings(V5E, (8, 16)) == (False, True) and rings(V5E, (16, 16)) == (True, True)
+    assert rings(V5P, (2, 2, 4)) == (False,) * 3 and rings(V5P, (4, 8, 8)) == (True,) * 3
     assert Span.within(V5E, (16, 16), (16, 16)) == POD
     assert Span.within(V5E, (16, 16), (1, 8)) == Span((8,), (False,))
     assert Span.within(V5E, (4, 4), (1, 1)) == Span((), ())

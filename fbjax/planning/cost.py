@@ -19,7 +19,10 @@ import dataclasses
 import math
 from collections.abc import Iterable
 
-from fbjax.planning.chips import HOP_SECONDS, Chip
+from fbjax.chips import Chip
+from fbjax.planning.topology import rings
+
+HOP_SECONDS = 1e-6  # "typically around 1us" (scaling book, part 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Span:
     @classmethod
     def within(cls, chip: Chip, shape: tuple[int, ...], spanned: tuple[int, ...]) -> "Span":
         """A group that spans `spanned` chips along the axes of a slice: a part of a ring is none."""
-        closed = zip(chip.rings(shape), shape, spanned, strict=True)
+        closed = zip(rings(chip, shape), shape, spanned, strict=True)
         axes = [(size, ring and size == whole) for ring, whole, size in closed if size > 1]
         return cls(*zip(*axes, strict=True)) if axes else cls((), ())
 
@@ -83,7 +86,7 @@ def collective_seconds(kind: str, size: int, span: Span, chip: Chip) -> float:
 def step_time(flops: float, traffic: float, collectives: Iterable[tuple[str, int, Span, int]], chip: Chip) -> StepTime:
     """A chip's `flops` and bytes of `traffic`; collectives as (kind, size, span, times)."""
     return StepTime(
-        compute=flops / chip.peak_flops,
-        memory=traffic / chip.memory_bandwidth,
+        compute=flops / chip.bf16_flops,
+        memory=traffic / chip.hbm_bandwidth,
         collectives=sum(times * collective_seconds(kind, size, span, chip) for kind, size, span, times in collectives),
     )

@@ -23,14 +23,13 @@ import numpy as np
 from fbjax.batch import batch_shapes
 from fbjax.bench.subject import Subject, prepare
 from fbjax.config import Config
+from fbjax.flops import program_flops
 from fbjax.mesh import check_fit
 from fbjax.model.patches import outline_patch_network
-from fbjax.planning import chips
-from fbjax.planning.chips import Topology
 from fbjax.planning.cost import Span, StepTime, step_time
 from fbjax.planning.fit import OutOfMemory, largest, memory_error
-from fbjax.planning.flops import matmul_flops
 from fbjax.planning.program import Collective, Program
+from fbjax.planning.topology import LOCAL, Topology, compile_only, find
 from fbjax.step import abstract_state, make_step
 
 XLA_COUNTS = {"flops": "flops", "traffic": "bytes accessed"}
@@ -42,9 +41,9 @@ def plan(config: Config, names: list[str], per_chip: int | None, say: Callable[[
     With `per_chip` products on each chip the batch grows with the topology; else it is the config's on each. Raises
     ValueError, before anything is compiled, where a topology does not exist or its mesh does not fit.
     """
-    if chips.LOCAL not in names:
-        chips.compile_only()
-    topologies = [chips.find(name) for name in names]
+    if LOCAL not in names:
+        compile_only()
+    topologies = [find(name) for name in names]
     network = outline_patch_network(config.patches)
     subjects = []
     for topology in topologies:
@@ -124,7 +123,7 @@ class Step:
     @property
     def flops(self) -> int:
         """Of all chips together."""
-        return matmul_flops(self._traced.jaxpr)
+        return program_flops(self._traced.jaxpr)
 
     def compile(self):
         """The compiled step; raises `OutOfMemory` where the compiler finds that it does not fit."""
@@ -149,8 +148,8 @@ def _bytes_a_chip(array: jax.ShapeDtypeStruct) -> int:
 
 def _capacity(topology: Topology) -> int | None:
     if topology.chip:
-        return topology.chip.memory
-    limits = topology.devices[0].memory_stats() if topology.name == chips.LOCAL else None
+        return topology.chip.hbm_bytes
+    limits = topology.devices[0].memory_stats() if topology.name == LOCAL else None
     return (limits or {}).get("bytes_limit")
 
 
