@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fbjax.cli import main
+from fbjax.log import read_curves
 from fbjax.processes import LOST, PREEMPTED
 from fbjax.trained import load_params
 from fbjax.workdir import Run
@@ -50,8 +50,8 @@ def ended(processes) -> list[tuple[int, str]]:
 
 
 def losses(workdir) -> dict[int, float]:
-    events = EventAccumulator(str(workdir / "tensorboard")).Reload()
-    return {event.step: float(event.tensor_proto.float_val[0]) for event in events.Tensors("loss")}
+    steps, values = read_curves(workdir)["loss"]
+    return dict(zip(steps.tolist(), values.tolist(), strict=True))
 
 
 def weights(workdir, step=None) -> list[np.ndarray]:
