@@ -220,19 +220,21 @@ def plot(name: str, runs: dict[str, Runs], path: Path) -> None:
     """Differences to the first variant with their intervals, a dot for each seed's own."""
     found, _ = differences(runs)
     first, base = next(iter(runs.items()))
-    figure = Figure((7.5, 0.9 + 0.42 * len(found)), layout="constrained")
+    figure = Figure((7.5, 1.1 + 0.42 * len(found)), layout="constrained")
     axes = figure.subplots()
     for place, (variant, d) in enumerate(found.items()):
         colour = "0.55" if d.verdict == "not told apart" else "C0" if d.mean > 0 else "C3"
         axes.plot([d.low, d.high], [place, place], color=colour, linewidth=2)
         axes.plot(d.mean, place, "o", color=colour)
         seeds = 100 * (runs[variant].rates - base.rates.mean())
-        axes.plot(seeds, np.full(len(seeds), place - 0.25), ".", color="0.7", markersize=5)
+        if len(seeds) > 1:
+            axes.plot(seeds, np.full(len(seeds), place - 0.25), ".", color="0.7", markersize=5)
     axes.axvline(0, color="0.3", linewidth=1)
     axes.set_yticks(range(len(found)), found)
     axes.set_ylim(len(found) - 0.5, -0.6)
     axes.set_xlabel(
-        f"{name}: Rank@{base.rank} to “{first}” ({base.rates.mean():.1%}), points; 95 % intervals, seeds as small dots"
+        f"{name}: Rank@{base.rank} to “{first}” ({base.rates.mean():.1%}), in points\n"
+        + ("95 % intervals; seeds as small dots" if len(base.rates) > 1 else "95 % intervals over queries; one seed")
     )
     axes.spines[["top", "right", "left"]].set_visible(False)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
