@@ -226,6 +226,7 @@ def test_a_plan_for_the_devices_at_hand_counts_parameters_as_they_are_sharded():
     assert json.loads(json.dumps(figures)) == figures or table(figures)
 
 
+@pytest.mark.slow  # the command's example compiles for one as well
 def test_a_plan_for_a_tpu_that_is_not_there(tmp_path):
     config = replace(tiny(dtype="bfloat16"), adaptive=replace(tiny().adaptive, method="fixed"))
     figures = plan(config, ["v5e:2x4"], 2, print)
