@@ -22,7 +22,7 @@ from fbjax.planning.fit import largest, memory_error
 from fbjax.planning.plan import plan, scaling
 from fbjax.planning.program import Program, first_group, shape_bytes
 from fbjax.planning.report import plot, table
-from fbjax.planning.topology import TPUS, find, rings
+from fbjax.planning.topology import TPUS, find, nothing_kept, rings
 from tests.runs import CONFIG_FILE
 
 DATA, FSDP, TENSOR = AXES
@@ -239,6 +239,14 @@ def test_a_plan_for_a_tpu_that_is_not_there(tmp_path):
     assert 0 < tpu["seconds"]["step_overlapped"] < tpu["seconds"]["step"] < 0.1
     plot(figures, tmp_path / "p.svg")
     assert "TPU v5 lite" in (tmp_path / "p.svg").read_text() and "| v5e:2x4 | 8 | 16 |" in "\n".join(table(figures))
+
+
+def test_a_chip_of_two_cores_is_one_device_and_no_program_is_kept_that_cannot_be_read():
+    assert len(find("v4:2x2x4").devices) == len(find("v5p:2x2x4").devices) == 16
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    with nothing_kept():
+        assert jax.config.jax_persistent_cache_min_compile_time_secs == math.inf
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == before
 
 
 def test_scaling_is_told_against_the_smallest_of_the_same_chips():

@@ -12,6 +12,7 @@ Nothing is read but the config, nothing is allocated: parameters, batch and patc
 * "seconds" are those of the written model (`fbjax.planning.cost`), null where the chip is not known.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from fbjax.model.patches import outline_patch_network
 from fbjax.planning.cost import Span, StepTime, step_time
 from fbjax.planning.fit import OutOfMemory, largest, memory_error
 from fbjax.planning.program import Collective, Program
-from fbjax.planning.topology import LOCAL, Topology, compile_only, find
+from fbjax.planning.topology import LOCAL, Topology, compile_only, find, nothing_kept
 from fbjax.step import abstract_state, make_step
 
 XLA_COUNTS = {"flops": "flops", "traffic": "bytes accessed"}
@@ -127,8 +128,10 @@ class Step:
 
     def compile(self):
         """The compiled step; raises `OutOfMemory` where the compiler finds that it does not fit."""
+        keeping = contextlib.nullcontext() if self._topology.name == LOCAL else nothing_kept()
         try:
-            return self._traced.lower().compile()
+            with keeping:
+                return self._traced.lower().compile()
         except jax.errors.JaxRuntimeError as error:
             raise memory_error(error) or error from None
 

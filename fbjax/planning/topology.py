@@ -3,10 +3,14 @@
 Which axes of a slice close to rings: "How to Scale Your Model", jax-ml.github.io/scaling-book/tpus.
 """
 
+import contextlib
 import dataclasses
+import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
 
 import jax
 import numpy as np
@@ -24,9 +28,15 @@ QUIET = {  # what libtpu would otherwise ask the network for, or print; a user's
     "TPU_LOG_DIR": "disabled",
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
-    # 64 KiB, its default, overflow on attention with dropout at few positions (libtpu 0.0.42.1, BERT-base)
-    "LIBTPU_INIT_ARGS": "--fibers_default_thread_stack_size=262144",
 }
+TRIED = "0.0.42."  # the libtpu that knows these flags; another might end the process for one that it does not know
+FLAGS = (
+    # 64 KiB, its default, overflow on attention with dropout at few positions (BERT-base)
+    "--fibers_default_thread_stack_size=262144",
+    # machine code that nobody runs need not be scheduled well; HLO, and with it every figure here, stays as it is
+    "--xla_jf_vliw_scheduler=false --xla_jf_critical_path_scheduler=false --xla_jf_naive_bundle_packer=true",
+)
+MEGACORE = {"v4": {"chip_config_name": "megacore"}}  # a chip's two cores as one device, as on a machine that has it
 
 
 def rings(chip: Chip, shape: tuple[int, ...]) -> tuple[bool, ...]:
@@ -59,12 +69,12 @@ def find(name: str) -> Topology:
     if name == LOCAL:
         return _local()
     generation, shape = _parsed(name)
-    for variable, value in QUIET.items():
-        os.environ.setdefault(variable, value)
+    _prepare_libtpu()
     from jax.experimental import topologies
 
+    settings = {"platform": "tpu", "topology_name": name} | MEGACORE.get(generation, {})
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        devices = topologies.get_topology_desc(**settings).devices
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         if "not installed" in reason:
@@ -73,6 +83,14 @@ def find(name: str) -> Topology:
             ) from None
         raise ValueError(f"there is no TPU topology {name} ({reason}); try {_example(generation)}") from None
     return Topology(name, devices, TPUS[generation], shape)
+
+
+def _prepare_libtpu() -> None:
+    """Takes effect where libtpu is not loaded yet, as it is once for a process."""
+    for variable, value in QUIET.items():
+        os.environ.setdefault(variable, value)
+    if find_spec("libtpu") and version("libtpu").startswith(TRIED):
+        os.environ.setdefault("LIBTPU_INIT_ARGS", " ".join(FLAGS))
 
 
 def _parsed(name: str) -> tuple[str, tuple[int, ...]]:
@@ -107,3 +125,15 @@ def compile_only() -> None:
     """Keeps JAX from looking for accelerators of its own, which takes a while and prints where libtpu finds none."""
     if not jax.config.jax_platforms:
         jax.config.update("jax_platforms", "cpu")
+
+
+@contextlib.contextmanager
+def nothing_kept() -> Iterator[None]:
+    """JAX would keep a program for chips that are not there, 57 MB of BERT-base, and cannot read it back (0.10.2)."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
