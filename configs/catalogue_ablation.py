@@ -4,7 +4,7 @@
     python launch/sweep.py weights,tasks,mismatched,layers,networks --lists $LISTS --rank 10 --out runs/sweep
     python launch/sweep.py patches --steps 100 --lists $LISTS --rank 10 --out runs/patches
 
-From MiniLM, on a third of the training products, some four minutes a run on one CPU core. What came of it is in
+From MiniLM, on a third of the training products, 5 to 9 minutes a run on one CPU core. What came of it is in
 docs/results.md.
 
 Departs from the paper: the contrast of the towers (itc) is trained beside its three tasks, and TIA also reads the
