@@ -79,17 +79,22 @@ def whole(params):
     return jax.tree.map(lambda p: nn.LogicallyPartitioned(p, (None,) * p.ndim), params)
 
 
+def placed(tree):
+    """Where each array or shape of `tree` lies."""
+    return jax.tree.map(lambda x: x.sharding, tree)
+
+
 def scattered(mesh: Mesh, tree):
     """A `NamedSharding` for each placed array or shape of `tree`: as it lies, and in shards over ``data`` besides.
 
-    On the first axis that no mesh axis has and that ``data`` divides; an array without such an axis stays as it is.
+    Along the width D, which ``fsdp`` cuts up already: there XLA adds up on TPUs by reduce-scatter, and not along the
+    longer axis of a matrix, which it lays out last. An array that is not cut there, or not evenly, stays as it is.
     """
 
     def scatter(x):
-        spec = [*x.sharding.spec, *[None] * (len(x.shape) - len(x.sharding.spec))]
-        free = [i for i, size in enumerate(x.shape) if spec[i] is None and size and size % mesh.shape["data"] == 0]
-        if free:
-            spec[free[0]] = "data"
+        spec, data = list(x.sharding.spec), mesh.shape["data"]
+        if "fsdp" in spec and x.shape[spec.index("fsdp")] % (mesh.shape["fsdp"] * data) == 0:
+            spec[spec.index("fsdp")] = ("fsdp", "data")
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(scatter, tree)

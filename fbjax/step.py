@@ -12,7 +12,7 @@ import optax
 from fbjax.adaptive import weighted_gradient
 from fbjax.batch import Batch
 from fbjax.config import Config, TrainConfig
-from fbjax.mesh import RULES, by_example, replicated, scattered, shardings, whole
+from fbjax.mesh import RULES, by_example, placed, replicated, scattered, shardings, whole
 
 
 @flax.struct.dataclass
@@ -63,15 +63,15 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 def init_state(objective, optimizer: optax.GradientTransformation, config, mesh) -> TrainState:
     """A fresh state, each parameter made where its logical axes put it."""
-    init, arguments, placed = _initialiser(objective, optimizer, config, mesh)
-    return jax.jit(lambda *args: nn.unbox(init(*args)), out_shardings=placed)(*arguments)
+    init, arguments, where = _initialiser(objective, optimizer, config, mesh)
+    return jax.jit(lambda *args: nn.unbox(init(*args)), out_shardings=where)(*arguments)
 
 
 def abstract_state(objective, optimizer: optax.GradientTransformation, config, mesh) -> TrainState:
     """Shapes, dtypes and shardings of that state, nothing allocated: what a checkpoint is restored into."""
-    init, arguments, placed = _initialiser(objective, optimizer, config, mesh)
+    init, arguments, where = _initialiser(objective, optimizer, config, mesh)
     shapes = nn.unbox(jax.eval_shape(init, *arguments))
-    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, placed)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
 
 
 def _initialiser(objective, optimizer, config, mesh):
@@ -98,7 +98,7 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
     `estimate` would give, and gradient norm; and the text pieces of the batch, padding left out.
     """
 
-    placed = jax.tree.map(lambda x: x.sharding, state)
+    where = placed(state)
     shards = scattered(mesh, state.params)
 
     def scatter(gradient):
@@ -121,7 +121,7 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
                 state.task_weights,
                 scatter,
             )
-        gradient = jax.lax.with_sharding_constraint(weighted.gradient, placed.params)
+        gradient = jax.lax.with_sharding_constraint(weighted.gradient, where.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": weighted.weights @ weighted.losses, "gradient_norm": optax.tree.norm(gradient)}
@@ -137,8 +137,8 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(placed, replicated(mesh), by_example(mesh)),
-        out_shardings=(placed, replicated(mesh)),
+        in_shardings=(where, replicated(mesh), by_example(mesh)),
+        out_shardings=(where, replicated(mesh)),
     )
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fbjax import mesh as meshes
@@ -81,9 +82,11 @@ def test_every_kind_of_parameter_lies_where_it_should():
 def test_task_gradients_lie_in_shards_over_data():
     shards = scattered(mesh := make_mesh(MeshConfig(2, 2, 2)), state_on(mesh).params["fashionbert"])
     layer = shards["encoder"]["layer_0"]
-    assert layer["mlp_in"]["kernel"].spec == P("fsdp", "tensor")  # no axis left
-    assert layer["mlp_norm"]["scale"].spec == P("data")
-    assert shards["text_embeddings"]["position"].spec == P("data", "fsdp")
+    assert layer["mlp_in"]["kernel"].spec == P(("fsdp", "data"), "tensor")
+    assert layer["mlp_out"]["kernel"].spec == P("tensor", ("fsdp", "data"))
+    assert layer["mlp_norm"]["scale"].spec == P(None)  # small, and whole on every device
+    uneven = jax.ShapeDtypeStruct((6, 8), jnp.float32, sharding=NamedSharding(mesh, P("fsdp", "tensor")))
+    assert scattered(mesh, uneven).spec == P("fsdp", "tensor")
 
 
 def boxed(names=("embed", "heads"), shape=(8, 8)):

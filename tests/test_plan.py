@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from fbjax import config as configs
 from fbjax.cli import main
 from fbjax.config import MeshConfig
 from fbjax.flops import program_flops
-from fbjax.mesh import AXES, make_mesh
+from fbjax.mesh import AXES, make_mesh, scattered
 from fbjax.model.bert import Encoder, EncoderShape
 from fbjax.planning.cost import Span, collective_seconds, step_time
 from fbjax.planning.fit import largest, memory_error
@@ -224,6 +224,24 @@ def test_a_plan_for_the_devices_at_hand_counts_parameters_as_they_are_sharded():
     assert local["seconds"] is None and local["fits"] is None and figures["scaling"] == []
     assert local["flops"] > 3 * 2 * 2 * 8 * (t + p) * (4 * d * d + 2 * d * f) / 8
     assert json.loads(json.dumps(figures)) == figures or table(figures)
+
+
+def test_task_gradients_in_shards_are_reduce_scattered_by_a_tpu():
+    mesh = make_mesh(MeshConfig(), find("v5e:2x4").devices)
+    kernel = jax.ShapeDtypeStruct((768, 3072), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(FSDP, TENSOR)))
+    x, y = (
+        jax.ShapeDtypeStruct((2048, size), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec(DATA)))
+        for size in kernel.shape
+    )
+
+    def squared(x, y):
+        gradient = jax.lax.with_sharding_constraint(x.T @ y, scattered(mesh, kernel))
+        return jnp.square(gradient).sum()
+
+    with nothing_kept():
+        program = Program(jax.jit(squared).lower(x, y).compile().as_text(), 8)
+    heaviest = max(program.collectives(), key=lambda c: c.size)
+    assert (heaviest.kind, heaviest.size) == ("reduce-scatter", 2 * 768 * 3072)
 
 
 @pytest.mark.slow  # the command's example compiles for one as well

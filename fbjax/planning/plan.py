@@ -2,10 +2,10 @@
 
 Nothing is read but the config, nothing is allocated: parameters, batch and patch network are shapes. Of a chip:
 
-* "parameters" and "optimiser" are counted from the state's own shardings, "task gradients" are as many copies of the
-  parameters, float32, as the step holds gradients at once (K under `adaptive.method` "gradient", else 1). What is left
-  of XLA's temporaries is "activations". XLA may need less for gradients, and for some of them not at the same moment:
-  the sum is its plan, the line between these two is drawn here.
+* "parameters" and "optimiser" are counted from the state's own shardings. "task gradients" are the gradient that
+  updates the parameters, float32 as they are, and under `adaptive.method` "gradient" the K that it is the weighted sum
+  of, in shards. What is left of XLA's temporaries is "activations". XLA may need less for gradients, and for some of
+  them not at the same moment: the sum is its plan, the line between these two is drawn here.
 * "flops" are those of matrix products and convolutions, "traffic" bytes through main memory, "collectives" what the
   compiled program says, all of a step; where `adaptive.every` holds weights, of one that solves. "xla" is the count of
   ``cost_analysis()``, with elementwise work, arrays in a TPU's vector memory, and each loop's body once.
@@ -25,7 +25,7 @@ from fbjax.batch import batch_shapes
 from fbjax.bench.subject import Subject, prepare
 from fbjax.config import Config
 from fbjax.flops import program_flops
-from fbjax.mesh import check_fit
+from fbjax.mesh import check_fit, placed, scattered
 from fbjax.model.patches import outline_patch_network
 from fbjax.planning.cost import Span, StepTime, step_time
 from fbjax.planning.fit import OutOfMemory, largest, memory_error
@@ -112,13 +112,14 @@ class Step:
         batch = batch_shapes(config, subject.patches, config.model.text_tokens)
         step = make_step(subject.objective, subject.optimizer, config, subject.mesh, state)
         self._traced = step.trace(state, frozen, batch)
-        parameters = sum(map(_bytes_a_chip, jax.tree.leaves(state.params)))
-        num_gradients = len(subject.objective.tasks) if config.adaptive.method == "gradient" else 1
+        parameters = _bytes_a_chip(state.params, placed(state.params))
+        num_gradients = len(subject.objective.tasks) if config.adaptive.method == "gradient" else 0
+        shards = _bytes_a_chip(state.params, scattered(subject.mesh, state.params))
         self.counted = {
             "parameters": parameters,
-            "optimiser": sum(map(_bytes_a_chip, jax.tree.leaves(state.opt_state))),
+            "optimiser": _bytes_a_chip(state.opt_state, placed(state.opt_state)),
             "frozen": sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(frozen)),
-            "task_gradients": num_gradients * parameters,
+            "task_gradients": parameters + num_gradients * shards,
         }
 
     @property
@@ -145,8 +146,9 @@ class Step:
         return kinds | {"capacity": _capacity(self._topology)}
 
 
-def _bytes_a_chip(array: jax.ShapeDtypeStruct) -> int:
-    return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
+def _bytes_a_chip(arrays: Any, shardings: Any) -> int:
+    sizes = jax.tree.map(lambda x, where: math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize, arrays, shardings)
+    return sum(jax.tree.leaves(sizes))
 
 
 def _capacity(topology: Topology) -> int | None:

@@ -69,7 +69,7 @@ class Program:
             Collective(kind, self._size(kind, instruction, within), self._group(instruction), times)
             for outer, name, times in self._executed(self.entry)
             for instruction, within in self._fused(outer, name)
-            if (kind := instruction.opcode.removesuffix("-start")) in COLLECTIVES
+            if (kind := _kind(instruction, within)) in COLLECTIVES
         ]
 
     def traffic(self) -> int:
@@ -141,6 +141,12 @@ class Program:
             listed = [(int(a), int(b)) for a, b in re.findall(r"(\d+),(\d+)", pairs[1])]
             return next((pair for pair in listed if pair[0] != pair[1]), listed[0])
         return first_group(instruction.attributes, self._num_devices)
+
+
+def _kind(instruction: Instruction, within: str) -> str:
+    """A TPU's reduce-scatter is a fusion of that name, of an all-reduce and the slices that each chip keeps of it."""
+    kind = instruction.opcode.removesuffix("-start")
+    return "reduce-scatter" if kind == "all-reduce" and within.startswith("all-reduce-scatter") else kind
 
 
 def _bytes_of(instructions) -> list[int]:
