@@ -4,6 +4,7 @@ Written asynchronously into a temporary folder and renamed when whole, so that a
 n are kept, and the best by validation AUC.
 """
 
+import contextlib
 import errno
 import json
 import logging
@@ -16,6 +17,8 @@ from orbax.checkpoint import v1 as ocp
 from fbjax.processes import all_of, is_first, meet
 
 BEST_METRIC = "auc"
+# made in the background, a folder that cannot be made leaves a thread that waits ten minutes for it (Orbax 0.12.8)
+FOLDERS_FIRST = ocp.options.AsyncOptions(create_directories_asynchronously=False)
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 
@@ -35,12 +38,13 @@ class Checkpoints:
             policies.LatestN(keep_last or 1),
             policies.BestN(get_metric_fn=lambda m: m[BEST_METRIC], n=1, keep_checkpoints_without_metrics=False),
         ]
-        self._orbax = ocp.training.Checkpointer(
-            self._folder,
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),  # the loop decides
-            preservation_policy=policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=keep_last is not None,
-        )
+        with ocp.Context(async_options=FOLDERS_FIRST):
+            self._orbax = ocp.training.Checkpointer(
+                self._folder,
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),  # the loop decides
+                preservation_policy=policies.AnyPreservationPolicy(keep),
+                cleanup_tmp_directories=keep_last is not None,
+            )
 
     def __enter__(self):
         return self
@@ -52,7 +56,8 @@ class Checkpoints:
             if kind is None:
                 raise
         finally:
-            self._orbax.close()
+            with contextlib.suppress(Exception):  # again what a write has said already
+                self._orbax.close()
 
     def save(self, step: int, state, metrics: dict | None = None) -> None:
         """Starts writing `state`; first waits for the write before it, and raises what went wrong there."""

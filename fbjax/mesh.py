@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fbjax.config import Config, MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
+TILE = 8  # rows of the blocks in which a TPU keeps a matrix
 BATCH = "batch"  # of examples, not of parameters
 RULES = (
     (BATCH, ("data", "fsdp")),
@@ -88,13 +89,15 @@ def scattered(mesh: Mesh, tree):
     """A `NamedSharding` for each placed array or shape of `tree`: as it lies, and in shards over ``data`` besides.
 
     Along the width D, which ``fsdp`` cuts up already: there XLA adds up on TPUs by reduce-scatter, and not along the
-    longer axis of a matrix, which it lays out last. An array that is not cut there, or not evenly, stays as it is.
+    longer axis of a matrix, which it lays out last. An array stays as it is where that leaves a device no whole tiles,
+    as on a ``data`` of more than 96 at BERT-base's 768: those XLA would add up whole, and once more to gather them.
     """
+    width, num_data = "fsdp", mesh.shape["data"]
 
     def scatter(x):
-        spec, data = list(x.sharding.spec), mesh.shape["data"]
-        if "fsdp" in spec and x.shape[spec.index("fsdp")] % (mesh.shape["fsdp"] * data) == 0:
-            spec[spec.index("fsdp")] = ("fsdp", "data")
+        spec = list(x.sharding.spec)
+        if width in spec and x.shape[spec.index(width)] % (mesh.shape[width] * num_data * TILE) == 0:
+            spec[spec.index(width)] = (width, "data")
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(scatter, tree)

@@ -78,6 +78,37 @@ def test_a_collective_in_loops_counts_as_often_as_they_turn():
     assert [(c.kind, c.size, c.times) for c in found] == [("all-reduce", 512, 15)]
 
 
+COUNTED_BY_TWOS = """HloModule m
+
+%cond (p: (f32[4], u32[])) -> pred[] {
+  %bound = u32[]{:T(128)} constant(8)
+  %p = (f32[4]{0}, u32[]) parameter(0)
+  %i = u32[]{:T(128)} get-tuple-element(%p), index=1
+  ROOT %less = pred[] compare(%i, %bound), direction=LT
+}
+
+%body (q: (f32[4], u32[])) -> (f32[4], u32[]) {
+  %q = (f32[4]{0}, u32[]) parameter(0)
+  %x = f32[4]{0} get-tuple-element(%q), index=0
+  %j = u32[]{:T(128)} get-tuple-element(%q), index=1
+  %two = u32[]{:T(128)} constant(2)
+  %next = u32[]{:T(128)} add(%j, %two)
+  %moved = f32[4]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
+  ROOT %both = (f32[4]{0}, u32[]) tuple(%moved, %next)
+}
+
+ENTRY %main (start: (f32[4], u32[])) -> (f32[4], u32[]) {
+  %start = (f32[4]{0}, u32[]) parameter(0)
+  ROOT %loop = (f32[4]{0}, u32[]) while(%start), condition=%cond, body=%body
+}
+"""
+
+
+def test_a_loop_that_xla_does_not_count_is_counted_by_its_bound_and_its_steps():  # as a TPU's products in windows are
+    (found,) = Program(COUNTED_BY_TWOS, 2).collectives()
+    assert (found.kind, found.size, found.times) == ("collective-permute", 16, 4)
+
+
 def test_of_a_conditional_the_heavier_branch_counts():
     def branches(x):
         return jax.lax.cond(x[0, 0] > 0, lambda x: jax.lax.psum(jnp.sin(x), DATA), lambda x: x + 1, x)

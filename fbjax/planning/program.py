@@ -30,6 +30,12 @@ class Instruction:
     operands: tuple[str, ...]
     attributes: str
 
+    @property
+    def integer(self) -> int | None:
+        """The value of an integer constant."""
+        scalar = self.opcode == "constant" and self.shape.startswith(("s32[]", "u32[]"))
+        return int(self.operands[0]) if scalar else None
+
     def called(self) -> list[str]:
         """The computations it calls: a loop's body, a conditional's branches, what a fusion fuses."""
         listed = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
@@ -106,13 +112,20 @@ class Program:
         return sum(times * self._moved(i, within) for i, within, times in self._executed(name))
 
     def _turns(self, loop: Instruction) -> int:
-        """A loop's turns as XLA knows them, or else the bound in its condition; 1 where there is neither."""
+        """A loop's turns as XLA knows them, or else from its counter's bound and gain; 1 where those cannot be seen."""
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
         if known:
             return int(known[1])
-        condition = self._computations.get(re.search(r"condition=%?([\w.\-]+)", loop.attributes)[1], {})
-        bounds = [i.operands for i in condition.values() if i.opcode == "constant" and i.shape.startswith("s32[]")]
-        return int(bounds[0][0]) if len(bounds) == 1 else 1
+        condition = self._computations[re.search(r"condition=%?([\w.\-]+)", loop.attributes)[1]].values()
+        bounds = [i.integer for i in condition if i.integer is not None]
+        read = [i for i in condition if i.opcode == "get-tuple-element"]
+        if len(bounds) != 1 or len(read) != 1:
+            return 1
+        body = self._computations[loop.called()[0]]
+        result = list(body.values())[-1]  # the root, a tuple
+        after = body.get(result.operands[int(re.search(r"index=(\d+)", read[0].attributes)[1])])
+        gains = [body[name].integer for name in after.operands if name in body] if after else []
+        return math.ceil(bounds[0] / next(filter(None, gains), 1))
 
     def _moved(self, instruction: Instruction, within: str) -> int:
         opcode = instruction.opcode

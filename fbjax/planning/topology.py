@@ -29,13 +29,8 @@ QUIET = {  # what libtpu would otherwise ask the network for, or print; a user's
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
-TRIED = "0.0.42."  # the libtpu that knows these flags; another might end the process for one that it does not know
-FLAGS = (
-    # 64 KiB, its default, overflow on attention with dropout at few positions (BERT-base)
-    "--fibers_default_thread_stack_size=262144",
-    # machine code that nobody runs need not be scheduled well; HLO, and with it every figure here, stays as it is
-    "--xla_jf_vliw_scheduler=false --xla_jf_critical_path_scheduler=false --xla_jf_naive_bundle_packer=true",
-)
+TRIED = "0.0.42."  # the libtpu that knows this flag; another might end the process for one that it does not know
+DEEPER_STACKS = "--fibers_default_thread_stack_size=262144"  # 64 KiB overflow on BERT-base's attention with dropout
 MEGACORE = {"v4": {"chip_config_name": "megacore"}}  # a chip's two cores as one device, as on a machine that has it
 
 
@@ -90,7 +85,7 @@ def _prepare_libtpu() -> None:
     for variable, value in QUIET.items():
         os.environ.setdefault(variable, value)
     if find_spec("libtpu") and version("libtpu").startswith(TRIED):
-        os.environ.setdefault("LIBTPU_INIT_ARGS", " ".join(FLAGS))
+        os.environ.setdefault("LIBTPU_INIT_ARGS", DEEPER_STACKS)
 
 
 def _parsed(name: str) -> tuple[str, tuple[int, ...]]:
