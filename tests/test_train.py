@@ -301,3 +301,12 @@ def test_a_full_disk_is_a_clear_error_and_loses_no_checkpoint(tmp_path, small_di
     assert process.returncode == 1 and "no space left" in said.lower(), said
     shutil.copytree(small_disk / "run", tmp_path / "rescued")
     assert int(train(tiny_config(tmp_path, *settings), tmp_path / "rescued").step) == 40
+
+
+@pytest.mark.parametrize("small_disk", ["nr_inodes=3"], indirect=True)  # itself, the run, checkpoints/: no more
+def test_no_room_for_a_folder_is_said_at_once_and_leaves_nobody_waiting(small_disk):
+    before = set(threading.enumerate())
+    with Checkpoints(small_disk / "run", keep_last=1) as checkpoints, pytest.raises(OSError, match="no space left"):
+        checkpoints.save(1, {"a": np.ones(3)})
+        checkpoints.wait()
+    assert not [thread for thread in set(threading.enumerate()) - before if not thread.daemon]
