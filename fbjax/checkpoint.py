@@ -9,11 +9,13 @@ import errno
 import json
 import logging
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from fbjax.places import is_remote, place
 from fbjax.processes import all_of, is_first, meet
 
 BEST_METRIC = "auc"
@@ -29,7 +31,10 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, keep_last: int | None = None, say: Callable[[str], None] = print):
-        self._folder = Path(workdir).absolute() / "checkpoints"
+        workdir = place(workdir)
+        if is_remote(workdir) and not find_spec("google.cloud.storage"):
+            raise ModuleNotFoundError(f"checkpoints in {workdir} need google-cloud-storage: pip install 'fbjax[gcs]'")
+        self._folder = (workdir if is_remote(workdir) else workdir.absolute()) / "checkpoints"
         self._say = say
         self._pending = None
         self._set_aside_damaged_metrics()

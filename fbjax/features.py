@@ -17,9 +17,9 @@ from filelock import FileLock
 from fbjax.console import progress, say
 from fbjax.data.catalogue import Records
 from fbjax.data.pipeline import read_images
-from fbjax.data.places import is_remote
 from fbjax.mesh import padded
 from fbjax.model.patches import PatchNetwork, count_live_dimensions
+from fbjax.places import is_remote
 from fbjax.workdir import Run
 
 LOOKED_AT = 4096  # rows of a file that are checked when it is opened: all of most, a gigabyte of Fashion-Gen's 77

@@ -21,6 +21,7 @@ from fbjax.evaluation.evaluate import ValidationSample
 from fbjax.flops import StepWork
 from fbjax.goodput import COMPILE, EVALUATION, INPUT, STEP
 from fbjax.peak import machine, peak_flops
+from fbjax.places import place
 from fbjax.processes import agreed, is_first
 from fbjax.step import make_schedule
 from fbjax.telemetry import Telemetry
@@ -48,7 +49,7 @@ class Log:
     def __init__(self, workdir: str | Path, config: Config, start: int, telemetry: Telemetry):
         self._config, self._telemetry = config.train, telemetry
         self._schedule = make_schedule(config.train)
-        self._writer = Writer(str(Path(workdir) / FOLDER)) if is_first() else None
+        self._writer = Writer(str(place(workdir) / FOLDER)) if is_first() else None
         quiet = None if is_first() else True  # None: where there is no terminal
         self._bar = tqdm(total=config.train.num_steps, initial=start, desc="train", dynamic_ncols=True, disable=quiet)
         self._pending: list[tuple[dict, int]] = []  # metrics, and the length of the texts
@@ -205,7 +206,7 @@ def _mean(name: str, values: list) -> float:
 
 def read_curves(workdir: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """(steps, values) of every metric that a run has written; steps that a resumed run did again count once."""
-    folder = Path(workdir) / FOLDER
+    folder = place(workdir) / FOLDER
     if not folder.is_dir():
         return {}
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0})

@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from fbjax.goodput import START_UP, STEP, split
+from fbjax.places import append, is_remote, place
 
 FILE = "telemetry.jsonl"
-BEAT = 5.0  # seconds after which a line is written, whatever the run is at
+BEAT, BEAT_OF_STORES = 5.0, 60.0  # seconds after which a line is written, whatever the run is at
 
 
 class Telemetry:
@@ -43,7 +44,7 @@ class Telemetry:
         self._accounted, self._step = 0.0, None
         self._seconds, self._unwritten = Counter(), Counter()
         self._lock, self._stop = threading.RLock(), threading.Event()
-        self._path = Path(workdir) / FILE if writes else None
+        self._path = place(workdir) / FILE if writes else None
         self._cut = bool(self._earlier)  # a kill may have cut the last line
         self._write({"began": round(self._begun, 3)})
         self._beating = threading.Thread(target=self._beat, name="telemetry", daemon=True)
@@ -130,20 +131,19 @@ class Telemetry:
         return written
 
     def _beat(self) -> None:
-        while not self._stop.wait(BEAT):
+        while not self._stop.wait(BEAT_OF_STORES if is_remote(self._path) else BEAT):
             self._mark()
 
 
 def note(workdir: str | Path, stage: str, seconds: float) -> None:
     """Notes what another command took; a full disk costs the note, not the command."""
-    _append(Path(workdir) / FILE, {"noted": stage, "seconds": round(seconds, 1)})
+    _append(place(workdir) / FILE, {"noted": stage, "seconds": round(seconds, 1)})
 
 
 def _append(path: Path, event: dict, new_line: bool = False) -> bool:
-    """Whether the line could be written; no later than that it is the kernel's, which a kill of the process spares."""
+    """Whether the line could be written."""
     try:
-        with open(path, "a") as stream:
-            stream.write("\n" * new_line + json.dumps(event) + "\n")
+        append(path, "\n" * new_line + json.dumps(event) + "\n")
     except OSError:
         return False
     return True
@@ -151,7 +151,7 @@ def _append(path: Path, event: dict, new_line: bool = False) -> bool:
 
 def read_events(workdir: str | Path) -> list[dict]:
     """All events of a run in the order in which they were written; what a kill or a full disk cut is left out."""
-    path, events = Path(workdir) / FILE, []
+    path, events = place(workdir) / FILE, []
     for line in path.read_text().splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError):
             if isinstance(event := json.loads(line), dict):

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fbjax import config as configs
+from fbjax import places
 from fbjax.config import Config
-from fbjax.data import places, table
+from fbjax.data import table
 from fbjax.data.vocabulary import Vocabulary
 from fbjax.model import pretrained
 from fbjax.model.fashionbert import FashionBert, build_model
@@ -42,12 +43,15 @@ class Run:
     @classmethod
     def open(cls, workdir: str | Path, config: Config | None = None) -> "Run":
         """The run that training left in `workdir`; with a `config` of the same run, built and computed as that says."""
-        workdir = Path(workdir)
+        workdir = places.place(workdir)
         if not (workdir / CONFIG).is_file():
             raise FileNotFoundError(f"{workdir} is no workdir: it has no {CONFIG} (fbjax train makes one)")
         config = config or configs.from_json((workdir / CONFIG).read_text())
-        weights = workdir / PATCH_WEIGHTS
-        return cls.build(config, Vocabulary.load(workdir / VOCABULARY), weights if weights.is_file() else None)
+        weights, vocabulary = workdir / PATCH_WEIGHTS, Vocabulary.load(workdir / VOCABULARY)
+        if not weights.is_file():
+            return cls.build(config, vocabulary, None)
+        with places.here(weights) as file:
+            return cls.build(config, vocabulary, file)
 
     @classmethod
     def open_alike(cls, workdir: str | Path, run: "Run") -> "Run":
@@ -78,7 +82,7 @@ def begin(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Ru
 
     Raises ValueError with the differences where the workdir holds another config, OSError where it cannot be written.
     """
-    workdir = Path(workdir)
+    workdir = places.place(workdir)
     _check_writable(workdir)
     if (workdir / CONFIG).is_file() and any((workdir / "checkpoints").glob("[0-9]*")):
         differences = configs.difference((workdir / CONFIG).read_text(), config)
@@ -106,15 +110,15 @@ def _write(run: Run, workdir: Path) -> None:
         (workdir / name).unlink(missing_ok=True)
     run.vocabulary.save(workdir / VOCABULARY)
     if run.patches.params:
-        write_npz(workdir / PATCH_WEIGHTS, run.patches.params["network"])
-    partial = workdir / (CONFIG + ".partial")
-    partial.write_text(configs.to_json(run.config))
-    partial.rename(workdir / CONFIG)  # last: a workdir with a config has the rest
+        with places.replacing(workdir / PATCH_WEIGHTS) as file:
+            write_npz(file, run.patches.params["network"])
+    with places.replacing(workdir / CONFIG) as file:  # last: a workdir with a config has the rest
+        file.write_text(configs.to_json(run.config))
 
 
 def check_data(workdir: str | Path, digest: str) -> None:
     """Raises ValueError where the run in `workdir` began on other products than those of `digest`."""
-    path = Path(workdir) / DATA
+    path = places.place(workdir) / DATA
     if is_first() and not path.is_file():
         path.write_text(digest)
     meet("data noted")
@@ -159,9 +163,8 @@ def _from_catalogue(
             if not path.is_file():
                 say(doing)
                 vocabulary = make(_texts(config, files))
-                partial = path.with_suffix(f".{os.getpid()}.partial")
-                vocabulary.save(partial)
-                partial.replace(path)
+                with places.replacing(path) as file:
+                    vocabulary.save(file)
     return Vocabulary.load(path)
 
 
@@ -178,12 +181,16 @@ def _texts(config: Config, files: list[Path]) -> Iterable[str]:
 
 
 def _check_writable(workdir: Path) -> None:
+    if places.is_remote(workdir) and not str(workdir).startswith("gs://"):
+        raise ValueError(f"workdir {workdir}: TensorBoard writes to folders and gs:// only (use one of those)")
     probe = workdir / f".probe-{os.getpid()}"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"x" * 4096)
     except OSError as error:
-        raise OSError(error.errno, f"cannot write to workdir {workdir}: {error.strerror}") from None
+        raise OSError(error.errno, f"cannot write to workdir {workdir}: {error.strerror or error}") from None
+    except Exception as error:  # of a store's client
+        raise OSError(f"cannot write to workdir {workdir}: {error}") from None
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):
             probe.unlink()

@@ -1,8 +1,10 @@
-"""A store that gs:// leads to, in a folder: what etils' paths ask of TensorFlow is asked of files there."""
+"""A store that gs:// leads to, in a folder: what etils' paths, logs and checkpoints' arrays ask is asked of files."""
 
 import functools
 
 from etils.epath import backend, gpath
+from orbax.checkpoint._src.path import gcs_utils
+from tensorboard.summary import Writer
 
 ASKED = (
     *("open", "exists", "isdir", "listdir", "glob", "makedirs", "mkdir"),
@@ -23,7 +25,14 @@ class Store(backend._OsPathBackend):
 
 
 def install(monkeypatch, folder):
-    """Until the test ends, gs://bucket is `folder`/bucket to everything that goes by etils' paths."""
+    """Until the test ends, gs://bucket is `folder`/bucket: to etils' paths, to logs and to checkpoints' arrays."""
     store = Store(folder)
+
+    def inside(path: str) -> str:
+        return path.replace("gs://", store.root)
+
+    monkeypatch.setattr("fbjax.log.Writer", lambda path: Writer(inside(path)))
+    monkeypatch.setattr(gcs_utils, "get_kvstore_for_gcs", lambda path: {"driver": "file", "path": inside(path)})
+    monkeypatch.setattr(gcs_utils, "is_hierarchical_namespace_enabled", lambda path: False)
     monkeypatch.setattr(backend, "tf_backend", store)
     monkeypatch.setattr(gpath, "_GCS_BACKENDS", frozenset([store]))

@@ -15,7 +15,7 @@ ONLY_IN = {  # import -> the files or folders that may have it
     "tensorflow": ("data/pipeline.py",),
     "tensorflow_datasets": ("data/",),
     "array_record": ("data/",),
-    "etils": ("data/places.py",),
+    "etils": ("places.py",),
     "apache_beam": ("data/beam.py",),
     "pyarrow": ("data/rows.py", "data/release.py", "data/drawn/products.py"),
     "h5py": ("data/fashiongen.py", "model/networks/files.py"),

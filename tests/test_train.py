@@ -21,9 +21,12 @@ from fbjax import config as configs
 from fbjax.checkpoint import Checkpoints
 from fbjax.cli import main
 from fbjax.goodput import LOST, split
+from fbjax.mesh import make_mesh
 from fbjax.telemetry import read_events
 from fbjax.train import train
-from fbjax.workdir import begin
+from fbjax.trained import load_params
+from fbjax.workdir import Run, begin
+from tests import store
 from tests.runs import tiny_config, write_config
 from tests.tables import make_products, write_parquet
 
@@ -145,6 +148,28 @@ def test_a_workdir_that_cannot_be_written_is_an_error_before_any_work(tmp_path, 
     assert main(["train", "--config", str(write_config(tmp_path)), "--workdir", str(tmp_path / "file" / "run")]) == 1
     assert "cannot write to workdir" in capsys.readouterr().err
     assert not (tmp_path / "prepared").exists()
+
+
+def test_a_run_may_lie_in_a_store(finished, tmp_path, monkeypatch):
+    _, config, state = finished
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bucket").mkdir()
+    store.install(monkeypatch, tmp_path)
+    assert same(train(config, "gs://bucket/run"), state)
+    assert [path.name for path in tmp_path.iterdir()] == ["bucket"]  # nothing went to a folder named gs:
+    step, params = load_params(Run.open("gs://bucket/run"), "gs://bucket/run", make_mesh(config.mesh), 12)
+    assert step == 12 and same(params, state.params)
+    assert [list(event)[0] for event in read_events("gs://bucket/run")[:2]] == ["began", "at"]
+    assert read_events("gs://bucket/run")[-1] == {"ended": "done"}
+
+
+def test_a_store_that_cannot_hold_a_run_is_an_error_before_any_work(finished, monkeypatch):
+    _, config, _ = finished
+    with pytest.raises(ValueError, match="workdir s3://bucket/run: TensorBoard writes to folders and gs:// only"):
+        train(config, "s3://bucket/run")
+    monkeypatch.setattr("fbjax.checkpoint.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"google-cloud-storage: pip install 'fbjax\[gcs\]'"):
+        Checkpoints("gs://bucket/run")
 
 
 def test_a_run_that_never_saved_can_begin_anew_with_another_config(tmp_path):

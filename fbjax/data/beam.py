@@ -22,10 +22,10 @@ import tensorflow_datasets as tfds
 from fbjax.data.catalogue import CatalogueBuilder, quiet_tfds
 from fbjax.data.examples import encode_rows, index_entry
 from fbjax.data.parts import Part
-from fbjax.data.places import place, remove_tree
 from fbjax.data.source import Source
 from fbjax.data.table import DUPLICATE, OTHER_SPLIT, Product, Skipped
 from fbjax.data.vocabulary import Vocabulary
+from fbjax.places import place, remove_tree
 
 try:
     import apache_beam as beam

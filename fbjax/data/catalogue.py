@@ -22,10 +22,10 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from fbjax.data import fashiongen, table
 from fbjax.data.examples import INDEXED, RecordWriter, encode_rows, features_of, index_entry
-from fbjax.data.places import lock, place, remove_tree
 from fbjax.data.rows import column_names, count_rows, listed
 from fbjax.data.source import Source
 from fbjax.data.vocabulary import Vocabulary
+from fbjax.places import lock, place, remove_tree, replacing
 
 REPORT, SKIPPED = "report.json", "skipped.jsonl"
 
@@ -236,9 +236,8 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
             "skipped": dict(collections.Counter(skipped.reason for _, skipped in self._skipped).most_common()),
             "seconds": round(seconds, 1),
         }
-        partial = home / (REPORT + ".partial")
-        partial.write_text(json.dumps(report, indent=2))
-        partial.rename(home / REPORT)
+        with replacing(home / REPORT) as file:
+            file.write_text(json.dumps(report, indent=2))
 
 
 def _open_records(builder: CatalogueBuilder, split: str) -> Records:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from fbjax import places
 from fbjax.config import Columns, Config
-from fbjax.data import fashiongen, places, roles, rows, table
+from fbjax.data import fashiongen, roles, rows, table
 from fbjax.data.roles import Column, shorten
 
 PROFILED = 100_000  # rows from which columns are described

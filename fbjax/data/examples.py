@@ -13,10 +13,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import file_adapters, writer
 
-from fbjax.data.places import is_remote, upload
 from fbjax.data.release import FeatureProduct
 from fbjax.data.table import Skipped
 from fbjax.data.vocabulary import Vocabulary
+from fbjax.places import is_remote, upload
 
 INDEXED = ("ids", "groups", "categories", "num_pieces")
 TOKENIZE_AT_ONCE = 256

@@ -10,7 +10,8 @@ import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fbjax.data import fashiongen, places, rows
+from fbjax import places
+from fbjax.data import fashiongen, rows
 from fbjax.data.release import Layout
 
 ROWS_AT_ONCE = 256  # carried along, or read of an HDF5 file

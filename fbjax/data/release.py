@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from fbjax.data import places
+from fbjax import places
 from fbjax.data.table import DUPLICATE, OTHER_SPLIT, Product, Skipped, clean_name, clean_text
 from fbjax.data.vocabulary import PAD_ID, Vocabulary
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pyarrow.parquet
 
-from fbjax.data import fashiongen, places
+from fbjax import places
+from fbjax.data import fashiongen
 
 MAX_LINES = 1000  # of a CSV row: beyond, a quote was never closed
 SAMPLED_GROUPS, SAMPLED_BYTES = 16, 2**26  # Parquet row groups touched for a sample, and how much is read of each

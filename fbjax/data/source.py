@@ -9,8 +9,9 @@ import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from fbjax import places
 from fbjax.config import Columns, Config
-from fbjax.data import parts, places, release, table
+from fbjax.data import parts, release, table
 from fbjax.data.vocabulary import Vocabulary
 
 

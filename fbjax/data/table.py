@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fbjax import places
 from fbjax.config import Columns
-from fbjax.data import fashiongen, places
+from fbjax.data import fashiongen
 from fbjax.data.images import encode_array, normalise_image
 from fbjax.data.rows import column_names, listed, read_rows
 

@@ -22,6 +22,7 @@ from fbjax.explain import explain
 from fbjax.log import read_curves
 from fbjax.pages import charts, costs, examples
 from fbjax.pages.page import percent, write_page
+from fbjax.places import place
 from fbjax.telemetry import read_events
 from fbjax.workdir import Run
 
@@ -42,7 +43,7 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
 
     A best checkpoint that has not been evaluated is evaluated first, with `num_queries` queries a direction.
     """
-    workdir = Path(workdir)
+    workdir = place(workdir)
     run = Run.open(workdir)
     with Checkpoints(workdir) as checkpoints:
         newest, best = max(checkpoints.steps(), default=None), checkpoints.best_step()

@@ -1,4 +1,4 @@
-"""Where data lies: folders of this machine, or gs:// and s3:// as TFDS reaches them (etils.epath).
+"""Where data and runs lie: folders of this machine, or gs:// and s3:// as TFDS reaches them (etils.epath).
 
 What lies here stays with Python's own paths and files. Knows nothing of tables or records.
 """
@@ -6,7 +6,10 @@ What lies here stays with Python's own paths and files. Knows nothing of tables 
 import contextlib
 import glob
 import io
+import os
 import re
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -60,6 +63,42 @@ def remove_tree(folder: Path) -> None:
 def upload(file: Path, path: str | Path) -> None:
     """Copies a file of this machine."""
     epath.Path(file).copy(path)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file of this machine to write, which becomes `path` when the block ends well: a kill leaves what was there."""
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+            upload(Path(folder) / path.name, path)
+        return
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def here(path: Path) -> Iterator[Path]:
+    """`path` as a file of this machine: itself, or a copy for as long as the block lasts."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(path.copy(Path(folder) / path.name))
+
+
+def append(path: Path, text: str) -> None:
+    """Adds to a file, no later than that it is the kernel's, which a kill of the process spares; a store writes the
+    whole file anew. Raises OSError."""
+    try:
+        with path.open("a") as stream:
+            stream.write(text)
+    except Exception as error:  # a store's client has its own kinds
+        raise OSError(f"cannot write {path}: {error}") from error
 
 
 class _Stored(io.RawIOBase):
