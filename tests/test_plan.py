@@ -145,6 +145,17 @@ def test_traffic_of_a_loop_is_that_of_its_body_times_its_turns():
     assert (turns(9) - turns(4)) / 5 == pytest.approx(3 * 64 * 64 * 4, rel=0.5)  # two operands, one result; a counter
 
 
+def test_of_a_table_that_a_loop_takes_and_updates_rows_of_the_rows_count():
+    def rows(table):
+        def turn(i, table):
+            return table.at[i].set(jnp.sin(table[i]) + 1)
+
+        return jax.lax.fori_loop(0, 500, turn, table)
+
+    row = 4 * 64
+    assert 500 * 2 * row <= compiled_over_devices(rows, (500, 64)).traffic() < 500 * 10 * row  # the table: 500 rows
+
+
 def test_flops_are_those_of_the_products_in_and_out_of_loops():
     a, b = jnp.ones((3, 5, 7)), jnp.ones((3, 7, 11))
     product = partial(jnp.einsum, "bij,bjk->bik")

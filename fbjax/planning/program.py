@@ -81,8 +81,8 @@ class Program:
     def traffic(self) -> int:
         """Bytes read from and written to a device's main memory: operands and results of whatever is executed.
 
-        Fusions count from outside, arrays that XLA keeps in a TPU's vector memory not at all. An upper bound: an
-        operand of which only a part is read inside a fusion counts whole.
+        Fusions count from outside, of operands and results of which they take or update slices those alone; arrays
+        that XLA keeps in a TPU's vector memory do not count.
         """
         return self._traffic(self.entry)
 
@@ -141,7 +141,38 @@ class Program:
             return 2 * sum(results)
         if opcode == "dynamic-update-slice":
             return 2 * sum(_bytes_of(given[1:2]))
+        if opcode == "fusion":
+            return self._moved_by_fusion(self._computations[instruction.called()[0]], given, results)
         return sum(results) + sum(_bytes_of(given))
+
+    def _moved_by_fusion(self, body: dict[str, Instruction], given: list, results: list[int]) -> int:
+        """Of operands and results of which it takes or updates slices, those alone."""
+        root = list(body.values())[-1]
+        made = [body[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        written = sum(results)
+        for result, i in zip(results, made, strict=False):
+            if i.opcode == "dynamic-update-slice":
+                written -= max(0, result - sum(_bytes_of([body.get(i.operands[1])])))
+        read = (self._read(body, _parameter(body, place), sum(_bytes_of([i]))) for place, i in enumerate(given) if i)
+        return written + sum(read)
+
+    def _read(self, body: dict[str, Instruction], name: str, whole: int) -> int:
+        """Bytes that a fused computation reads of a value of `whole` bytes: its slices where it takes no more."""
+        read = 0
+        for user in body.values() if whole else ():
+            for place, operand in enumerate(user.operands):
+                if operand != name or (user.opcode == "dynamic-update-slice" and place == 0):
+                    continue
+                if user.opcode in SLICES and place == 0:
+                    read += sum(shape_bytes(user.shape))
+                elif user.opcode == "bitcast":
+                    read += self._read(body, user.name, whole)
+                elif user.opcode == "fusion":
+                    inner = self._computations[user.called()[0]]
+                    read += self._read(inner, _parameter(inner, place), whole)
+                else:
+                    return whole
+        return min(read, whole)
 
     def _size(self, kind: str, instruction: Instruction, within: str) -> int:
         given = [self._computations[within].get(name) for name in instruction.operands]
@@ -160,6 +191,11 @@ def _kind(instruction: Instruction, within: str) -> str:
     """A TPU's reduce-scatter is a fusion of that name, of an all-reduce and the slices that each chip keeps of it."""
     kind = instruction.opcode.removesuffix("-start")
     return "reduce-scatter" if kind == "all-reduce" and within.startswith("all-reduce-scatter") else kind
+
+
+def _parameter(body: dict[str, Instruction], place: int) -> str:
+    """The name of a computation's parameter."""
+    return next(i.name for i in body.values() if i.opcode == "parameter" and i.operands == (str(place),))
 
 
 def _bytes_of(instructions) -> list[int]:
