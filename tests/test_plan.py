@@ -126,11 +126,17 @@ def test_of_a_conditional_the_heavier_branch_counts():
         ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}, y", tuple(range(8))),
         ("replica_groups=mesh['a'=2,'b'=4] {'b':(2)2}", (0, 1)),
         ("replica_groups=mesh['a'=2,'b'=4] {'b':(1)2}", (0, 2)),
+        ("replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}, x", (0, 2, 4, 6)),
         ("replica_groups={}", tuple(range(8))),
     ],
 )
 def test_groups_are_read_in_every_form_that_xla_writes(written, group):
     assert first_group(written, 8) == group
+
+
+def test_groups_in_an_unknown_form_are_no_groups_of_all():
+    with pytest.raises(ValueError, match="form that is not known: replica_groups=ring"):
+        first_group("replica_groups=ring(8)", 8)
 
 
 def test_bytes_of_a_shape():

@@ -17,6 +17,7 @@ NO_TRAFFIC = {  # what names or steers, and the second half of what is counted a
 }
 SLICES = ("dynamic-slice", "slice", "gather")  # read what they give, not all that they are given
 _SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^{}]*\})?")
+_IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
 
 
@@ -232,19 +233,31 @@ def shape_bytes(shape: str, main_memory: bool = False) -> list[int]:
 
 
 def first_group(attributes: str, num_devices: int) -> tuple[int, ...]:
-    """The first of the ``replica_groups`` in any of the forms that XLA writes; all devices where it names none."""
+    """The first of the ``replica_groups`` in any of the forms that XLA writes; all devices where it names none.
+
+    Raises ValueError on a form that is not known.
+    """
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
     if listed:
         return tuple(map(int, listed[1].split(",")))
-    tiled = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+    tiled = re.search(rf"replica_groups=\[([\d,]+)\]<={_IOTA}", attributes)
     if tiled:
-        groups, sizes, order = (tuple(map(int, part.split(","))) if part else () for part in tiled.groups())
-        places = np.arange(math.prod(sizes)).reshape(sizes)
-        return tuple(places.transpose(order or range(len(sizes))).reshape(groups)[0].tolist())
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
+        places = _iota(*tiled.groups()[1:]).reshape([int(size) for size in tiled[1].split(",")])
+        return tuple(places[0].tolist())
+    named = re.search(rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_IOTA}\))?\s*\{{([^}}]*)\}}", attributes)
     if named:
-        return _group_of_axes(re.findall(r"'(\w+)'=(\d+)", named[1]), named[2])
+        sizes, shape, order, axes = named.groups()
+        group = _group_of_axes(re.findall(r"'(\w+)'=(\d+)", sizes), axes)
+        return tuple(_iota(shape, order)[list(group)].tolist()) if shape else group
+    if "replica_groups=" in attributes and "replica_groups={}" not in attributes:
+        raise ValueError(f"replica groups of a form that is not known: {attributes[:200]}")
     return tuple(range(num_devices))
+
+
+def _iota(shape: str, order: str | None) -> np.ndarray:
+    """``[4,2]T(1,0)``: 0 .. 7 in that shape, its axes in that order, in one row."""
+    sizes, axes = (tuple(map(int, part.split(","))) if part else () for part in (shape, order))
+    return np.arange(math.prod(sizes)).reshape(sizes).transpose(axes or range(len(sizes))).ravel()
 
 
 def _group_of_axes(mesh: list[tuple[str, str]], axes: str) -> tuple[int, ...]:
