@@ -75,17 +75,19 @@ def weighted_gradient(
     is_shared: Callable[[Any], Any],
     step: jax.Array | int = 0,
     held: jax.Array | None = None,
+    scatter: Callable[[Any], Any] = lambda gradient: gradient,
 ) -> Weighted:
     """Losses, weights and the weighted gradient over all micro-batches, whose leaves are [M, ...].
 
     `is_shared` picks the shared part of a gradient, over which norms are taken (task heads excluded). `held` are the
-    weights [K] between two solves, where ``config.every`` is above 1.
+    weights [K] between two solves, where ``config.every`` is above 1. `scatter` places each of the K gradients on the
+    devices; the weighted one lies as they do.
     """
     over_batch = partial(_sum_over, micro_batches=micro_batches)
     num_micro_batches = jax.tree.leaves(micro_batches)[0].shape[0]
 
     def each() -> _Pulled:
-        return over_batch(lambda examples: _pull_each(branches(examples), params))
+        return over_batch(lambda examples: _pull_each(branches(examples), params, scatter))
 
     def solved() -> Weighted:
         pulled = each()
@@ -169,16 +171,16 @@ def _pull_once(branches: Branches, params: Any, derivatives: Callable[[_Pulled],
     return pulled._replace(gradient=gradient)
 
 
-def _pull_each(branches: Branches, params: Any) -> _Pulled:
+def _pull_each(branches: Branches, params: Any, scatter: Callable[[Any], Any]) -> _Pulled:
     """K gradients, one of each loss: through each trunk the tasks that read it go in one batch."""
     pull_trunks, gradients, into, pulled = _forward(branches, params)
     for i, pull in enumerate(pull_trunks):
         reading = [k for k in range(len(into)) if i in into[k]]
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *(into[k][i] for k in reading))
-        (through,) = jax.vmap(pull)(stacked)
+        (through,) = jax.vmap(lambda outputs, pull=pull: tuple(map(scatter, pull(outputs))))(stacked)
         for place, k in enumerate(reading):
             gradients[k] = jax.tree.map(lambda g, t, place=place: g + t[place], gradients[k], through)
-    return pulled._replace(gradient=tuple(gradients))
+    return pulled._replace(gradient=tuple(map(scatter, gradients)))
 
 
 def _combined(weights: jax.Array, trees) -> Any:

@@ -4,16 +4,23 @@ Written asynchronously into a temporary folder and renamed when whole, so that a
 n are kept, and the best by validation AUC.
 """
 
+import contextlib
 import errno
 import json
 import logging
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from fbjax.places import is_remote, place
+from fbjax.processes import all_of, is_first, meet
+
 BEST_METRIC = "auc"
+# made in the background, a folder that cannot be made leaves a thread that waits ten minutes for it (Orbax 0.12.8)
+FOLDERS_FIRST = ocp.options.AsyncOptions(create_directories_asynchronously=False)
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 
@@ -24,7 +31,10 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, keep_last: int | None = None, say: Callable[[str], None] = print):
-        self._folder = Path(workdir).absolute() / "checkpoints"
+        workdir = place(workdir)
+        if is_remote(workdir) and not find_spec("google.cloud.storage"):
+            raise ModuleNotFoundError(f"checkpoints in {workdir} need google-cloud-storage: pip install 'fbjax[gcs]'")
+        self._folder = (workdir if is_remote(workdir) else workdir.absolute()) / "checkpoints"
         self._say = say
         self._pending = None
         self._set_aside_damaged_metrics()
@@ -33,12 +43,13 @@ class Checkpoints:
             policies.LatestN(keep_last or 1),
             policies.BestN(get_metric_fn=lambda m: m[BEST_METRIC], n=1, keep_checkpoints_without_metrics=False),
         ]
-        self._orbax = ocp.training.Checkpointer(
-            self._folder,
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),  # the loop decides
-            preservation_policy=policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=keep_last is not None,
-        )
+        with ocp.Context(async_options=FOLDERS_FIRST):
+            self._orbax = ocp.training.Checkpointer(
+                self._folder,
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),  # the loop decides
+                preservation_policy=policies.AnyPreservationPolicy(keep),
+                cleanup_tmp_directories=keep_last is not None,
+            )
 
     def __enter__(self):
         return self
@@ -50,7 +61,8 @@ class Checkpoints:
             if kind is None:
                 raise
         finally:
-            self._orbax.close()
+            with contextlib.suppress(Exception):  # again what a write has said already
+                self._orbax.close()
 
     def save(self, step: int, state, metrics: dict | None = None) -> None:
         """Starts writing `state`; first waits for the write before it, and raises what went wrong there."""
@@ -78,12 +90,15 @@ class Checkpoints:
         One that cannot be read is reported, renamed to ``unreadable-<step>`` and the one before is taken.
         """
         for step in reversed(self.steps()):
+            state, reason = None, ""
             try:
-                return step, self._orbax.load(step, abstract_state)
+                state = self._orbax.load(step, abstract_state)
             except Exception as error:  # a damaged file surfaces as any of a dozen kinds
                 reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-                self._set_aside(step, reason)
-                self._orbax.reload()
+            if all_of(state is not None):
+                return step, state
+            self._set_aside(step, reason or "in another process")
+            self._orbax.reload()
         return None
 
     def restore_params(self, step: int, abstract_state):
@@ -98,15 +113,21 @@ class Checkpoints:
 
     def _set_aside(self, step: int, reason: str) -> None:
         self._say(f"checkpoint {step} cannot be read ({reason}); falling back to the one before")
-        (self._folder / str(step)).rename(self._folder / f"unreadable-{step}")
+        if is_first():
+            (self._folder / str(step)).rename(self._folder / f"unreadable-{step}")
+        meet(f"checkpoint {step} set aside")
 
     def _set_aside_damaged_metrics(self) -> None:
         """Orbax reads every checkpoint's metrics when it opens the folder, and fails as a whole on a damaged file."""
-        for path in self._folder.glob("[0-9]*/metrics/metrics"):
+        damaged = []
+        for path in sorted(self._folder.glob("[0-9]*/metrics/metrics")):
             try:
                 json.loads(path.read_text())
             except ValueError as error:
-                self._set_aside(int(path.parent.parent.name), f"{path.name}: {error}")
+                damaged.append((int(path.parent.parent.name), f"{path.name}: {error}"))
+        meet("metrics looked at")
+        for step, reason in damaged:
+            self._set_aside(step, reason)
 
     def _explained(self, error: Exception) -> OSError:
         text = str(error)

@@ -3,6 +3,8 @@
 import argparse
 import os
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 from fbjax import __version__, verbs
 
@@ -11,6 +13,8 @@ EXAMPLES = {  # in the order in which a newcomer runs them
     "prepare": (
         "fbjax prepare --check products.csv",
         "fbjax prepare --config configs/my_catalogue.py --config.data.train=products.csv",
+        "fbjax prepare --config configs/my_catalogue.py --config.data.train=products.csv "
+        "--beam --beam_options='--direct_num_workers=2'",
     ),
     "train": ("fbjax train --config configs/my_catalogue.py --workdir runs/mine --config.data.train=products.csv",),
     "candidates": (
@@ -39,17 +43,25 @@ EXAMPLES = {  # in the order in which a newcomer runs them
     ),
     "report": ("fbjax report --workdir runs/mine",),
     "bench": ("fbjax bench --config configs/my_catalogue.py --repeats 0 --json",),
+    "plan": (
+        "fbjax plan --config configs/my_catalogue.py",
+        "fbjax plan --config configs/my_catalogue.py --topology v5e:4x4 --per-chip 8 --plot scaling.svg",
+    ),
 }
 USER_ERRORS = (ValueError, OSError, FloatingPointError, ModuleNotFoundError, TypeError)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; the exit status: 0, 1 on bad input (said in one line), 130 when interrupted."""
+    """Runs one command; the exit status: 0, 1 on bad input (said in one line), 130 when interrupted.
+
+    Training that is told to stop saves and exits with 75: see `fbjax.processes`.
+    """
     arguments, rest = _parser().parse_known_args(argv)
     try:
         overrides = _overrides(rest, arguments)
         _quiet_libraries()
         _keep_compilations()
+        _look_for_no_tpu()
         arguments.run(arguments, overrides)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -93,10 +105,24 @@ def _parser() -> argparse.ArgumentParser:
     prepare = verb("prepare", "turn product tables into records, or check a table first")
     prepare.add_argument("--config", help=config_help)
     prepare.add_argument("--check", metavar="TABLE", help="read a table, say what is understood, propose its mapping")
+    prepare.add_argument("--beam", action="store_true", help="by Apache Beam's workers, for huge catalogues")
+    prepare.add_argument(
+        "--beam_options", metavar="FLAGS", help="Beam's own, as --beam_options='--runner=..' (default: on this machine)"
+    )
 
     train = verb("train", "train; run again with the same workdir, it resumes exactly")
     train.add_argument("--config", required=True, help=config_help)
     train.add_argument("--workdir", required=True, help="folder for checkpoints and logs")
+
+    train.add_argument(
+        "--distributed", action="store_true", help="one of many processes that SLURM, a TPU pod or Kubernetes started"
+    )
+    train.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: where process 0 is to be found")
+    train.add_argument("--num_processes", type=int, metavar="N", help="... how many there are")
+    train.add_argument("--process_id", type=int, metavar="I", help="... and which this is, from 0")
+    train.add_argument(
+        "--timeout", type=int, default=300, metavar="SECONDS", help="wait so long for the others (default: %(default)s)"
+    )
 
     candidates = verb("candidates", "make fixed candidate lists: each query's own product and others of its category")
     candidates.add_argument("--config", required=True, help=config_help)
@@ -209,6 +235,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--trace", metavar="DIR", default="", help="write a profile of three steps to this folder")
     bench.add_argument("--json", action="store_true", help="print JSON")
+
+    plan = verb("plan", "compile the train step ahead of time: memory, FLOPs, collectives, step time, scaling")
+    plan.add_argument("--config", required=True, help=config_help)
+    plan.add_argument(
+        "--topology",
+        default="local",
+        metavar="NAME,..",
+        help="TPU slices such as v5e:4x4, v5p:4x4x8, v6e:16x16, which need not be there (the extra tpu); local: the "
+        "devices at hand (default: %(default)s)",
+    )
+    plan.add_argument(
+        "--per-chip",
+        type=int,
+        help="products on each chip, whose number the batch follows (default: the config's batch)",
+    )
+    plan.add_argument("--plot", metavar="FILE", help="draw throughput a chip over chips to this .svg, .png or .pdf")
+    plan.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -240,6 +283,17 @@ def _keep_compilations() -> None:
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(cache, "fbjax", "compiled")
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 * 2**30))  # bytes; the least recently used go first
+
+
+def _look_for_no_tpu() -> None:
+    """Where libtpu is only there to plan with, JAX would ask it for chips at every start, and it prints its regrets.
+
+    A machine with neither a chip of Google's (PCI vendor 1ae0, as JAX looks for them) nor a GPU has CPUs alone.
+    """
+    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
+    if find_spec("libtpu") and not any(vendor.read_text().strip() == "0x1ae0" for vendor in vendors):
+        if not any(Path("/dev").glob("nvidia*")) and not Path("/dev/dxg").exists():
+            os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 if __name__ == "__main__":

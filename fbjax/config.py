@@ -55,7 +55,7 @@ class DataConfig:
     # such data, $TFDS_DATA_DIR or ~/tensorflow_datasets, + /downloads/manual
     manual_dir: str = ""
     columns: Columns = Columns()
-    prepared: str = "prepared"  # folder for prepared records and cached features
+    prepared: str = "prepared"  # folder for prepared records, which may be gs://.., and cached features, which not
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,16 +7,25 @@ from collections.abc import Iterable, Iterator
 from tqdm import tqdm
 
 LINE_EVERY = 20.0  # seconds between plain lines
+_silent = False
+
+
+def silence() -> None:
+    """From now on nothing is said: in a run of many processes one speaks for all."""
+    global _silent
+    _silent = True
 
 
 def say(message: str) -> None:
+    if _silent:
+        return
     tqdm.write(message, file=sys.stderr)
     sys.stderr.flush()
 
 
 def progress(items: Iterable, total: int | None, label: str) -> Iterator:
     """`items` unchanged, with their rate and the time left."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not _silent:
         yield from tqdm(items, total=total, desc=label, file=sys.stderr, dynamic_ncols=True)
         return
     start = last = time.perf_counter()

@@ -12,6 +12,7 @@ from fbjax.data.pipeline import read_texts
 from fbjax.data.source import Source
 from fbjax.features import image_inputs
 from fbjax.mesh import make_mesh
+from fbjax.places import replacing
 from fbjax.towers import Towers, trained_towers
 from fbjax.trained import load_params
 from fbjax.workdir import Run
@@ -50,7 +51,8 @@ def embed(
     begin = time.perf_counter()
     vectors = _vectors(run, towers, run.frozen | params, records, what)
     seconds = time.perf_counter() - begin
-    _write(out, ids=np.asarray(records.ids, str), vectors=vectors, checkpoint_step=step, what=what)
+    with replacing(out) as file:
+        np.savez(file, ids=np.asarray(records.ids, str), vectors=vectors, checkpoint_step=step, what=what)
     _describe(records, vectors, what, step, seconds, say)
     return vectors
 
@@ -79,13 +81,6 @@ def _vectors(run: Run, towers: Towers, variables, records: Records, what: str) -
     return towers.embed_products(
         variables, ids, lambda rows: image_inputs(run, records, rows, towers.batch_size), progress
     )
-
-
-def _write(path: Path, **arrays) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as stream:
-        np.savez(stream, **arrays)
-    partial.rename(path)
 
 
 def _describe(

@@ -19,6 +19,7 @@ from fbjax.data.catalogue import Records
 from fbjax.data.pipeline import read_images
 from fbjax.mesh import padded
 from fbjax.model.patches import PatchNetwork, count_live_dimensions
+from fbjax.places import is_remote
 from fbjax.workdir import Run
 
 LOOKED_AT = 4096  # rows of a file that are checked when it is opened: all of most, a gigabyte of Fashion-Gen's 77
@@ -38,6 +39,8 @@ def cached_features(
     Interrupted, it goes on where it was. Raises OSError before it starts where the disk has no room, ValueError where
     the file is another network's or holds what is no number. Features that the records hold themselves are taken over.
     """
+    if is_remote(folder):
+        raise ValueError(f"patch features are memory-mapped: config.data.prepared {folder} must be a local folder")
     folder = Path(folder)
     path = folder / f"features-{records.name}-{network.fingerprint}.npy"
     shape = (len(records), network.num_patches, network.feature_size)

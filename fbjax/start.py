@@ -1,6 +1,5 @@
 """Where a fresh run's weights come from, a pretrained BERT or another run, and the mistakes of that run's towers."""
 
-import os
 from pathlib import Path
 
 import flax.traverse_util
@@ -17,10 +16,11 @@ from fbjax.data.sampling import Sampler
 from fbjax.embed import split_vectors
 from fbjax.features import image_inputs
 from fbjax.model import pretrained
+from fbjax.places import here, place, replacing
 from fbjax.scoring import Scorer
 from fbjax.towers import trained_towers
 from fbjax.trained import load_params, newest_step
-from fbjax.workdir import MINED, Run, timed
+from fbjax.workdir import MINED, Run
 
 ROWS_AT_ONCE = 1024
 CALIBRATED = 512  # products
@@ -32,8 +32,8 @@ def check_start(run: Run, workdir: str | Path, mesh) -> None:
 
     A run with a checkpoint has started: of it only the mined partners must still be there.
     """
-    config, begun = run.config, any((Path(workdir) / "checkpoints").glob("[0-9]*"))
-    if begun and config.tasks.mined and not (Path(workdir) / MINED).is_file():
+    config, begun = run.config, any((place(workdir) / "checkpoints").glob("[0-9]*"))
+    if begun and config.tasks.mined and not (place(workdir) / MINED).is_file():
         raise FileNotFoundError(f"{workdir} has checkpoints but no {MINED}: its mined partners cannot be drawn again")
     if begun or not config.train.start_from:
         return
@@ -99,20 +99,19 @@ def nearest_mistakes(run: Run, workdir: str | Path, records: Records, mesh) -> n
 
     Found once and kept in the workdir.
     """
-    path = Path(workdir) / MINED
+    path = place(workdir) / MINED
     if not path.is_file():
-        with timed(workdir, "mining"):
-            start, step, params = _newest_of_start(run, mesh)
-            towers = trained_towers(start.config, start.model, start.step_patches, mesh)
-            ids = read_texts(records, np.arange(len(records)), run.vocabulary, start.config.model.text_tokens)
-            texts, images = split_vectors(start, towers, start.frozen | params, records, ids)
-            _, same_text = np.unique(ids, axis=0, return_inverse=True)
-            mined = nearest_apart(texts, images, records.groups, same_text, run.config.tasks.mined_nearest)
-            partial = path.with_suffix(f".{os.getpid()}.partial.npy")
-            np.save(partial, mined)
-            partial.rename(path)
+        start, step, params = _newest_of_start(run, mesh)
+        towers = trained_towers(start.config, start.model, start.step_patches, mesh)
+        ids = read_texts(records, np.arange(len(records)), run.vocabulary, start.config.model.text_tokens)
+        texts, images = split_vectors(start, towers, start.frozen | params, records, ids)
+        _, same_text = np.unique(ids, axis=0, return_inverse=True)
+        mined = nearest_apart(texts, images, records.groups, same_text, run.config.tasks.mined_nearest)
+        with replacing(path) as file:
+            np.save(file, mined)
         say(f"mined: the {mined.shape[1]} nearest mistakes of step {step} of {run.config.train.start_from}")
-    return np.load(path)
+    with here(path) as file:
+        return np.load(file)
 
 
 def _newest_of_start(run: Run, mesh) -> tuple[Run, int, dict]:

@@ -12,7 +12,7 @@ import optax
 from fbjax.adaptive import weighted_gradient
 from fbjax.batch import Batch
 from fbjax.config import Config, TrainConfig
-from fbjax.mesh import by_example, replicated, shardings
+from fbjax.mesh import RULES, by_example, placed, replicated, scattered, shardings, whole
 
 
 @flax.struct.dataclass
@@ -63,15 +63,15 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 def init_state(objective, optimizer: optax.GradientTransformation, config, mesh) -> TrainState:
     """A fresh state, each parameter made where its logical axes put it."""
-    init, arguments, placed = _initialiser(objective, optimizer, config, mesh)
-    return jax.jit(lambda *args: nn.unbox(init(*args)), out_shardings=placed)(*arguments)
+    init, arguments, where = _initialiser(objective, optimizer, config, mesh)
+    return jax.jit(lambda *args: nn.unbox(init(*args)), out_shardings=where)(*arguments)
 
 
 def abstract_state(objective, optimizer: optax.GradientTransformation, config, mesh) -> TrainState:
     """Shapes, dtypes and shardings of that state, nothing allocated: what a checkpoint is restored into."""
-    init, arguments, placed = _initialiser(objective, optimizer, config, mesh)
+    init, arguments, where = _initialiser(objective, optimizer, config, mesh)
     shapes = nn.unbox(jax.eval_shape(init, *arguments))
-    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, placed)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
 
 
 def _initialiser(objective, optimizer, config, mesh):
@@ -83,7 +83,7 @@ def _initialiser(objective, optimizer, config, mesh):
         features = jnp.ones((1, patches.num_patches, patches.feature_size))
         params = {"fashionbert": model.init(key, ids, ids > 0, features)["params"]}
         if config.patches.trainable:
-            params["patches"] = patch_params
+            params["patches"] = whole(patch_params)
         held = jnp.zeros(len(objective.tasks)) if config.adaptive.every > 1 else None
         return TrainState(jnp.int32(0), params, optimizer.init(params), held)
 
@@ -95,40 +95,50 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
     """``step(state, frozen, batch) -> (state, metrics)``, jitted, the state donated and placed as `state` is.
 
     The random key is ``fold_in(train.seed, step)``. Metrics are scalars: per task loss, weight, the weight that
-    `estimate` would give, and gradient norm.
+    `estimate` would give, and gradient norm; and the text pieces of the batch, padding left out.
     """
+
+    where = placed(state)
+    shards = scattered(mesh, state.params)
+
+    def scatter(gradient):
+        """K gradients in shards: added up across devices in one place each, weighed there, and gathered once."""
+        return jax.lax.with_sharding_constraint(gradient, shards)
 
     def step(state: TrainState, frozen: Any, batch: Batch):
         key_masks, key_dropout = jax.random.split(jax.random.fold_in(jax.random.key(config.train.seed), state.step))
         examples = objective.prepare(batch, key_masks)
         micro_batches = _split(examples, config.train.micro_batches)
         keys = jax.random.split(key_dropout, config.train.micro_batches)
-        weighted = weighted_gradient(
-            lambda micro_batch: objective.branches(frozen, *micro_batch),
-            (micro_batches, keys),
-            state.params,
-            config.adaptive,
-            objective.shared,
-            state.step,
-            state.task_weights,
-        )
-        updates, opt_state = optimizer.update(weighted.gradient, state.opt_state, state.params)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(RULES):
+            weighted = weighted_gradient(
+                lambda micro_batch: objective.branches(frozen, *micro_batch),
+                (micro_batches, keys),
+                state.params,
+                config.adaptive,
+                objective.shared,
+                state.step,
+                state.task_weights,
+                scatter,
+            )
+        gradient = jax.lax.with_sharding_constraint(weighted.gradient, where.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": weighted.weights @ weighted.losses, "gradient_norm": optax.tree.norm(weighted.gradient)}
+        metrics = {"loss": weighted.weights @ weighted.losses, "gradient_norm": optax.tree.norm(gradient)}
         for i, task in enumerate(objective.tasks):
             metrics[f"{task}/loss"] = weighted.losses[i]
             metrics[f"{task}/weight"] = weighted.weights[i]
             metrics[f"{task}/estimated_weight"] = weighted.estimated[i]
             metrics[f"{task}/gradient_norm"] = weighted.gradient_norms[i]
+        metrics["text_pieces"] = batch.text_mask.sum()
         held = None if state.task_weights is None else weighted.weights
         return TrainState(state.step + 1, params, opt_state, held), metrics | weighted.metrics
 
-    placed = jax.tree.map(lambda x: x.sharding, state)
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(placed, replicated(mesh), by_example(mesh)),
-        out_shardings=(placed, replicated(mesh)),
+        in_shardings=(where, replicated(mesh), by_example(mesh)),
+        out_shardings=(where, replicated(mesh)),
     )
 
 

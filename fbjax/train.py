@@ -5,10 +5,12 @@ is the only transfer to the device; metrics come back at log steps only.
 """
 
 import contextlib
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from fbjax import workdir as workdirs
 from fbjax.batch import batch_shapes
@@ -21,25 +23,39 @@ from fbjax.data.sampling import Partners, Sampler
 from fbjax.data.source import Source
 from fbjax.evaluation.evaluate import ValidationSample
 from fbjax.features import describe, features_of
+from fbjax.flops import step_work
+from fbjax.goodput import CHECKPOINT, COMPILE
 from fbjax.log import Log
-from fbjax.mesh import check_batch_size, make_mesh, put_batch, replicated
+from fbjax.mesh import Share, check_fit, make_mesh, put_batch, replicated
 from fbjax.objectives.pretraining import Pretraining
+from fbjax.processes import Preempted, is_first, preemption
 from fbjax.scoring import matcher
 from fbjax.start import calibrated, check_start, nearest_mistakes, starting_params
 from fbjax.step import TrainState, abstract_state, compiled, init_state, make_optimizer, make_step
+from fbjax.telemetry import Telemetry
 
 
-def train(config: Config, workdir: str | Path) -> TrainState:
-    """Trains `config` in `workdir`, resuming from its newest readable checkpoint; the state after the last step."""
+def train(config: Config, workdir: str | Path, begun: float | None = None) -> TrainState:
+    """Trains `config` in `workdir`, resuming from its newest readable checkpoint; the state after the last step.
+
+    `begun`: Unix time at which the command began, which its time counts from; default: now.
+    """
+    begun = begun or time.time()
     mesh = make_mesh(config.mesh)
-    check_batch_size(config.train, mesh)
+    check_fit(config, mesh)
     run = workdirs.begin(config, workdir, say)
+    with Telemetry(workdir, begun, writes=is_first()) as telemetry:
+        return _train(run, workdir, mesh, telemetry)
+
+
+def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Telemetry) -> TrainState:
+    config = run.config
     check_start(run, workdir, mesh)
-    with workdirs.timed(workdir, "records"):
+    with telemetry.spent("records"):
         splits = prepare(Source.from_config(config), run.vocabulary, config.data.prepared, progress)
     records, validation = splits["train"], splits["validation"]
     workdirs.check_data(workdir, records.digest)
-    with workdirs.timed(workdir, "patch features"):
+    with telemetry.spent("patch features"):
         features = features_of(run, records)
     describe_run(run, records, features)
 
@@ -49,7 +65,9 @@ def train(config: Config, workdir: str | Path) -> TrainState:
     frozen = jax.device_put(run.frozen, replicated(mesh))
     scorer = matcher(config, run.model, run.step_patches, mesh)
     sample = ValidationSample(run, validation, scorer, config.train.evaluate_products)
-    sampler = Sampler.of(config, records, nearest_mistakes(run, workdir, records, mesh) if config.tasks.mined else None)
+    with telemetry.spent("mining"):
+        mined = nearest_mistakes(run, workdir, records, mesh) if config.tasks.mined else None
+    sampler = Sampler.of(config, records, mined)
 
     with Checkpoints(workdir, config.train.keep_last, say) as checkpoints, contextlib.ExitStack() as stack:
         # 1. an interrupted run continues where its newest readable checkpoint stands
@@ -67,30 +85,40 @@ def train(config: Config, workdir: str | Path) -> TrainState:
             state = state.replace(params=params)
 
         # the data position is the step: nothing else has to be restored
-        process = (jax.process_index(), jax.process_count())
+        share = Share.of(mesh, config.train.batch_size)
         batches = train_batches(
-            records, sampler, run.vocabulary, config, start=start, features=features, process=process
+            records, sampler, run.vocabulary, config, start=start, features=features, share=share.rows
         )
         stack.enter_context(contextlib.closing(batches))
-        log = stack.enter_context(contextlib.closing(Log(workdir, config, start)))
+        log = stack.enter_context(contextlib.closing(Log(workdir, config, start, telemetry)))
 
         if start < config.train.num_steps:
             used = sampler.text_tokens_used(config.train.num_steps)
             say(f"compiling the step for texts of {', '.join(map(str, used))} tokens ..")
-            shapes = (batch_shapes(config, run.step_patches, length) for length in used)
-            train_step = compiled(make_step(objective, optimizer, config, mesh, shape), shape, frozen, shapes)
+            shapes = [batch_shapes(config, run.step_patches, length) for length in used]
+            log.work = step_work(objective, shape.params, frozen, shapes)
+            with telemetry.spent(COMPILE):
+                train_step = compiled(make_step(objective, optimizer, config, mesh, shape), shape, frozen, shapes)
+        stopped = stack.enter_context(preemption())
         for step in range(start, config.train.num_steps + 1):
             last = step == config.train.num_steps
-            if step > start and (last or step % config.train.save_every == 0):
+            stop = stopped(step) and not last
+            if step > start and (last or stop or step % config.train.save_every == 0):
                 log.flush(step)
-                metrics = log.evaluate(step, sample, {**frozen, **state.params}, must=last)
-                checkpoints.save(step, state, metrics)
+                metrics = None if stop else log.evaluate(step, sample, {**frozen, **state.params}, must=last)
+                with telemetry.spent(CHECKPOINT):
+                    checkpoints.save(step, state, metrics)
+                    if last or stop:
+                        checkpoints.wait()
+            if stop:
+                say(f"stopped at step {step} of {config.train.num_steps}, which is saved: run again to go on")
+                raise Preempted
             if last:
                 break
             with log.waiting():
-                batch = put_batch(next(batches), mesh)
+                batch = put_batch(next(batches), mesh, share)
             state, metrics = train_step(state, frozen, batch)
-            log.add(step + 1, metrics)
+            log.add(step + 1, metrics, batch.ids.shape[1])
     log.summary()
     say(f"trained to step {config.train.num_steps}; next: fbjax evaluate --workdir {workdir}")
     return state

@@ -1,7 +1,9 @@
 """What each verb of the command does with its flags; imports what it needs when it runs."""
 
+import functools
 import json
 import shutil
+import time
 from pathlib import Path
 
 
@@ -22,6 +24,8 @@ def prepare(arguments, overrides) -> None:
 
     if not arguments.config and (overrides or not arguments.check):
         raise ValueError("prepare needs --config FILE, or --check TABLE")
+    if arguments.beam_options is not None and not arguments.beam:
+        raise ValueError(f"--beam_options {arguments.beam_options} goes with --beam")
     config = configs.load(arguments.config, overrides) if arguments.config else None
     if arguments.check:
         from fbjax.data.check import check
@@ -33,9 +37,14 @@ def prepare(arguments, overrides) -> None:
     from fbjax.data.source import Source
     from fbjax.workdir import make_vocabulary
 
+    builder = None
+    if arguments.beam:
+        from fbjax.data.beam import BeamBuilder, parse_options
+
+        builder = functools.partial(BeamBuilder, options=parse_options(arguments.beam_options or ""))
     source, vocabulary = Source.from_config(config), make_vocabulary(config, say)
     verb = "reusing" if is_prepared(source, vocabulary, config.data.prepared) else "prepared"
-    records = prepare(source, vocabulary, config.data.prepared, progress)
+    records = prepare(source, vocabulary, config.data.prepared, progress, builder)
     report = read_report(records["train"])
     for split, count in report["splits"].items():
         print(
@@ -43,14 +52,21 @@ def prepare(arguments, overrides) -> None:
         )
     for reason, count in report["skipped"].items():
         print(f"skipped: {count:,} {reason}")
-    print(f"{verb}: {Path(records['train'].files[0]).parent}")
+    print(f"{verb}: {records['train'].home}")
 
 
 def train(arguments, overrides) -> None:
+    begun = time.time()  # what is imported now takes seconds of the run
     from fbjax import config as configs
-    from fbjax.train import train
+    from fbjax.processes import joined
 
-    train(configs.load(arguments.config, overrides), arguments.workdir)
+    config = configs.load(arguments.config, overrides)
+    with joined(
+        arguments.distributed, arguments.coordinator, arguments.num_processes, arguments.process_id, arguments.timeout
+    ):
+        from fbjax.train import train
+
+        train(config, arguments.workdir, begun)
 
 
 def candidates(arguments, overrides) -> None:
@@ -234,6 +250,28 @@ def bench(arguments, overrides) -> None:
     figures = bench(config, arguments.repeats, say, arguments.compare, arguments.trace)
     for line in [json.dumps(figures, indent=2)] if arguments.json else table(figures):
         print(line)
+
+
+def plan(arguments, overrides) -> None:
+    from fbjax import config as configs
+    from fbjax.console import say
+    from fbjax.planning.plan import plan
+    from fbjax.planning.report import check_plot, plot, table
+
+    if arguments.plot:
+        _check_out("--plot", arguments.plot)
+        check_plot(arguments.plot)
+    if arguments.per_chip is not None and arguments.per_chip < 1:
+        raise ValueError(f"--per-chip {arguments.per_chip}: give a number of products, at least 1")
+    config = configs.load(arguments.config, overrides)
+    figures = plan(config, list(_names(arguments.topology)), arguments.per_chip, say)
+    for line in [json.dumps(figures, indent=2)] if arguments.json else table(figures):
+        print(line)
+    if arguments.plot and figures["scaling"]:
+        plot(figures, arguments.plot)
+        say(f"plot: {arguments.plot}")
+    elif arguments.plot:
+        say(f"nothing to draw in {arguments.plot}: no step that fits a chip of known speed")
 
 
 def _names(listed: str) -> tuple[str, ...]:

@@ -7,13 +7,12 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import json
 import os
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fbjax import config as configs
+from fbjax import places
 from fbjax.config import Config
 from fbjax.data import table
 from fbjax.data.vocabulary import Vocabulary
@@ -21,9 +20,10 @@ from fbjax.model import pretrained
 from fbjax.model.fashionbert import FashionBert, build_model
 from fbjax.model.networks.files import write_npz
 from fbjax.model.patches import PatchNetwork, build_patch_network
+from fbjax.processes import is_first, meet
 
 CONFIG, VOCABULARY, PATCH_WEIGHTS, DATA = "config.json", "tokenizer.json", "patches.npz", "data.sha256"
-TIMES, MINED = "times.jsonl", "mined.npy"
+MINED = "mined.npy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +43,15 @@ class Run:
     @classmethod
     def open(cls, workdir: str | Path, config: Config | None = None) -> "Run":
         """The run that training left in `workdir`; with a `config` of the same run, built and computed as that says."""
-        workdir = Path(workdir)
+        workdir = places.place(workdir)
         if not (workdir / CONFIG).is_file():
             raise FileNotFoundError(f"{workdir} is no workdir: it has no {CONFIG} (fbjax train makes one)")
         config = config or configs.from_json((workdir / CONFIG).read_text())
-        weights = workdir / PATCH_WEIGHTS
-        return cls.build(config, Vocabulary.load(workdir / VOCABULARY), weights if weights.is_file() else None)
+        weights, vocabulary = workdir / PATCH_WEIGHTS, Vocabulary.load(workdir / VOCABULARY)
+        if not weights.is_file():
+            return cls.build(config, vocabulary, None)
+        with places.here(weights) as file:
+            return cls.build(config, vocabulary, file)
 
     @classmethod
     def open_alike(cls, workdir: str | Path, run: "Run") -> "Run":
@@ -79,7 +82,7 @@ def begin(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Ru
 
     Raises ValueError with the differences where the workdir holds another config, OSError where it cannot be written.
     """
-    workdir = Path(workdir)
+    workdir = places.place(workdir)
     _check_writable(workdir)
     if (workdir / CONFIG).is_file() and any((workdir / "checkpoints").glob("[0-9]*")):
         differences = configs.difference((workdir / CONFIG).read_text(), config)
@@ -95,53 +98,35 @@ def begin(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Ru
     if config.model.pretrained:
         pretrained.check_fit(pretrained.find(config.model.pretrained), config.model, vocabulary.rows)
     run = Run.build(config, vocabulary, None)
+    meet("workdir")  # that all have looked for checkpoints before one is written
+    if is_first():
+        _write(run, workdir)
+    meet("workdir begun")
+    return run
+
+
+def _write(run: Run, workdir: Path) -> None:
     for name in (DATA, MINED):  # what a run that never saved left behind
         (workdir / name).unlink(missing_ok=True)
     run.vocabulary.save(workdir / VOCABULARY)
     if run.patches.params:
-        write_npz(workdir / PATCH_WEIGHTS, run.patches.params["network"])
-    partial = workdir / (CONFIG + ".partial")
-    partial.write_text(configs.to_json(config))
-    partial.rename(workdir / CONFIG)  # last: a workdir with a config has the rest
-    return run
+        with places.replacing(workdir / PATCH_WEIGHTS) as file:
+            write_npz(file, run.patches.params["network"])
+    with places.replacing(workdir / CONFIG) as file:  # last: a workdir with a config has the rest
+        file.write_text(configs.to_json(run.config))
 
 
 def check_data(workdir: str | Path, digest: str) -> None:
     """Raises ValueError where the run in `workdir` began on other products than those of `digest`."""
-    path = Path(workdir) / DATA
-    if not path.is_file():
+    path = places.place(workdir) / DATA
+    if is_first() and not path.is_file():
         path.write_text(digest)
-    elif path.read_text() != digest:
+    meet("data noted")
+    if path.read_text() != digest:
         raise ValueError(
             f"the training table is not the one that the run in {workdir} began on: its order of products could not be "
             "continued (use the old table, or another --workdir)"
         )
-
-
-def note_time(workdir: str | Path, stage: str, seconds: float) -> None:
-    """Adds a line to what a run has cost so far; a full disk costs the line, not the run."""
-    with contextlib.suppress(OSError), open(Path(workdir) / TIMES, "a") as stream:
-        stream.write(json.dumps({"stage": stage, "seconds": round(seconds, 1)}) + "\n")
-
-
-@contextlib.contextmanager
-def timed(workdir: str | Path, stage: str):
-    """Notes the time of a block, finished or not."""
-    begin = time.perf_counter()
-    try:
-        yield
-    finally:
-        note_time(workdir, stage, time.perf_counter() - begin)
-
-
-def read_times(workdir: str | Path) -> dict[str, float]:
-    """{stage: seconds} of a run, summed over its restarts."""
-    path, times = Path(workdir) / TIMES, {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):  # a kill may have cut the line
-            noted = json.loads(line)
-            times[noted["stage"]] = times.get(noted["stage"], 0.0) + noted["seconds"]
-    return times
 
 
 def make_vocabulary(config: Config, say: Callable[[str], None]) -> Vocabulary:
@@ -169,34 +154,43 @@ def _from_catalogue(
     """What `make` makes of the training table's texts, kept among the prepared files under table and `recipe`."""
     files = table.find_files(config.data.train, config.data.manual_dir)
     table.check_columns(files, config.data.columns)
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    stats = [(file.name, *places.size_and_time(file)) for file in files]
     key = hashlib.sha256(repr((stats, config.data.columns.text, recipe)).encode()).hexdigest()[:12]
-    path = Path(config.data.prepared) / f"vocabulary-{key}.json"
+    path = places.place(config.data.prepared) / f"vocabulary-{key}.json"
     if not path.is_file():
-        texts = table.read_texts(files, config.data.columns)
-        first = next(texts, None)
-        if first is None:
-            columns = ", ".join(map(repr, config.data.columns.text))
-            raise ValueError(
-                f"{config.data.train} has no text in {columns} to make model.vocabulary {config.model.vocabulary!r} of "
-                "(map columns that have some in config.data.columns.text)"
-            )
-        say(doing)
-        vocabulary = make(itertools.chain([first], texts))
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        vocabulary.save(partial)
-        partial.rename(path)
+        with places.lock(path.with_suffix(".lock")):  # two processes may want it at once: the second finds it made
+            if not path.is_file():
+                say(doing)
+                vocabulary = make(_texts(config, files))
+                with places.replacing(path) as file:
+                    vocabulary.save(file)
     return Vocabulary.load(path)
 
 
+def _texts(config: Config, files: list[Path]) -> Iterable[str]:
+    texts = table.read_texts(files, config.data.columns)
+    first = next(texts, None)
+    if first is None:
+        columns = ", ".join(map(repr, config.data.columns.text))
+        raise ValueError(
+            f"{config.data.train} has no text in {columns} to make model.vocabulary {config.model.vocabulary!r} of "
+            "(map columns that have some in config.data.columns.text)"
+        )
+    return itertools.chain([first], texts)
+
+
 def _check_writable(workdir: Path) -> None:
+    if places.is_remote(workdir) and not str(workdir).startswith("gs://"):
+        raise ValueError(f"workdir {workdir}: TensorBoard writes to folders and gs:// only (use one of those)")
     probe = workdir / f".probe-{os.getpid()}"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"x" * 4096)
     except OSError as error:
-        raise OSError(error.errno, f"cannot write to workdir {workdir}: {error.strerror}") from None
+        raise OSError(error.errno, f"cannot write to workdir {workdir}: {error.strerror or error}") from None
+    except Exception as error:  # of a store's client
+        raise OSError(f"cannot write to workdir {workdir}: {error}") from None
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):
             probe.unlink()

@@ -32,11 +32,12 @@ def trains_on_one_device():
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 2 MiB."""
+def small_disk(tmp_path, request):
+    """A file system of 2 MiB, or of what a test asks for."""
+    size = getattr(request, "param", "size=2m")
     folder = tmp_path / "small"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], capture_output=True).returncode:
         pytest.skip("mounting a small file system needs root")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)

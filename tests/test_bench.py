@@ -122,6 +122,7 @@ def test_towers_alone_are_timed_in_training_and_score_no_pair():
     assert not any(line.startswith("score") for line in table(figures))
 
 
+@pytest.mark.slow
 def test_without_repeats_memory_alone_is_planned_and_tensorflow_never_imported(tmp_path):
     (tmp_path / "c.py").write_text(CONFIG_FILE.format(train="none.csv", validation="", prepared=""))
     code = (

@@ -32,6 +32,7 @@ RESULTS = {  # a pattern that shows on stdout, or a file that is there afterward
     "embed": ["vectors.npz", "images.npz", r"vectors: images.npz"],
     "report": ["runs/mine/report.html"],
     "bench": [r'"memory"'],
+    "plan": [r"local: 8 x cpu", r"v5e:4x4: 16 x TPU v5 lite", r"\d ms, [\d.]+ if all overlaps"],
 }
 
 

@@ -8,11 +8,13 @@ import shutil
 import pytest
 
 from fbjax.data.table import Product
+from fbjax.goodput import split
 from fbjax.pages import report
 from fbjax.pages.page import percent
 from fbjax.pages.ranking import write_ranking
 from fbjax.pages.report import write_report
 from fbjax.rank import Ranking
+from fbjax.telemetry import read_events
 from fbjax.train import train
 from tests.runs import tiny_config
 from tests.tables import encode, make_products, write_parquet
@@ -87,6 +89,9 @@ def test_a_report_is_one_file_with_the_figures_of_the_run(run):
     assert "72 products (48 train, 24 validation)" in page.text
     assert "undecodable image" in page.text and "skipped.jsonl" in page.text
     assert "adaptive.method is 'fixed': set once" in page.text
+    found = split(read_events(run))
+    assert f"{spaced(percent(found.goodput))} went to steps that counted" in page.text and "0 to 8" in page.text
+    assert "Utilisation (%)" in page.text and "a matrix product in float32" in page.text
     assert len([tag for tag, _ in page.elements if tag == "svg"]) > 6  # charts, and what scores rest on
 
 
@@ -113,10 +118,11 @@ def test_a_run_that_was_stopped_is_reported_as_far_as_it_got(run, tmp_path, caps
     stopped = shutil.copytree(run, tmp_path / "stopped")
     shutil.rmtree(stopped / "checkpoints" / "8")
     shutil.rmtree(stopped / "tensorboard")
-    for name in ("evaluation.json", "times.jsonl", "report.html"):
+    for name in ("evaluation.json", "telemetry.jsonl", "report.html"):
         (stopped / name).unlink()
     page = Page(write_report(stopped, num_queries=4))
     assert "has got to step 4 of 8" in page.text and "no curves" in page.text
+    assert "no account of its time" in page.text
     assert "checkpoint 4 has not been evaluated yet" in capsys.readouterr().err
     shutil.rmtree(stopped / "checkpoints" / "4")
     with pytest.raises(FileNotFoundError, match="no checkpoint in .*stopped"):

@@ -20,8 +20,13 @@ import pytest
 from fbjax import config as configs
 from fbjax.checkpoint import Checkpoints
 from fbjax.cli import main
+from fbjax.goodput import LOST, split
+from fbjax.mesh import make_mesh
+from fbjax.telemetry import read_events
 from fbjax.train import train
-from fbjax.workdir import begin
+from fbjax.trained import load_params
+from fbjax.workdir import Run, begin
+from tests import store
 from tests.runs import tiny_config, write_config
 from tests.tables import make_products, write_parquet
 
@@ -145,6 +150,28 @@ def test_a_workdir_that_cannot_be_written_is_an_error_before_any_work(tmp_path, 
     assert not (tmp_path / "prepared").exists()
 
 
+def test_a_run_may_lie_in_a_store(finished, tmp_path, monkeypatch):
+    _, config, state = finished
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bucket").mkdir()
+    store.install(monkeypatch, tmp_path)
+    assert same(train(config, "gs://bucket/run"), state)
+    assert [path.name for path in tmp_path.iterdir()] == ["bucket"]  # nothing went to a folder named gs:
+    step, params = load_params(Run.open("gs://bucket/run"), "gs://bucket/run", make_mesh(config.mesh), 12)
+    assert step == 12 and same(params, state.params)
+    assert [list(event)[0] for event in read_events("gs://bucket/run")[:2]] == ["began", "at"]
+    assert read_events("gs://bucket/run")[-1] == {"ended": "done"}
+
+
+def test_a_store_that_cannot_hold_a_run_is_an_error_before_any_work(finished, monkeypatch):
+    _, config, _ = finished
+    with pytest.raises(ValueError, match="workdir s3://bucket/run: TensorBoard writes to folders and gs:// only"):
+        train(config, "s3://bucket/run")
+    monkeypatch.setattr("fbjax.checkpoint.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"google-cloud-storage: pip install 'fbjax\[gcs\]'"):
+        Checkpoints("gs://bucket/run")
+
+
 def test_a_run_that_never_saved_can_begin_anew_with_another_config(tmp_path):
     with pytest.raises(FileNotFoundError, match="no table at"):
         train(tiny_config(tmp_path, "data.validation=nowhere.csv"), tmp_path / "run")
@@ -259,8 +286,9 @@ def test_killed_at_ten_random_points_the_run_ends_bit_identical(tmp_path):
     whole = start(config, tmp_path / "whole", *settings)
     assert (whole.communicate()[1], whole.returncode)[1] == 0
 
-    chance = random.Random(0)
+    chance, up = random.Random(0), 0.0
     for _ in range(10):
+        begun = time.time()
         process = start(config, tmp_path / "killed", *settings)
         limit, first = chance.randint(2, 40), None
         for line in process.stderr:
@@ -271,8 +299,15 @@ def test_killed_at_ten_random_points_the_run_ends_bit_identical(tmp_path):
                     process.send_signal(signal.SIGKILL)
                     break
         assert process.wait() == -signal.SIGKILL
+        up += time.time() - begun
     process = start(config, tmp_path / "killed", *settings)
     assert (process.communicate()[1], process.returncode)[1] == 0
+    found = split(read_events(tmp_path / "killed"))
+    assert [attempt.ended for attempt in found.attempts] == [""] * 10 + ["done"]
+    # Python starts before a command's first line, and a kill comes after its last event: together 1 s each time
+    assert up - 10 * 3 < sum(attempt.wall for attempt in found.attempts[:-1]) < up
+    assert found.wall == pytest.approx(sum(found.seconds.values()))
+    assert found.seconds[LOST] > 0 and 0 < found.goodput < 1
     states = []
     for name in ("whole", "killed"):
         folder = tmp_path / name / "checkpoints" / "600"
@@ -291,3 +326,12 @@ def test_a_full_disk_is_a_clear_error_and_loses_no_checkpoint(tmp_path, small_di
     assert process.returncode == 1 and "no space left" in said.lower(), said
     shutil.copytree(small_disk / "run", tmp_path / "rescued")
     assert int(train(tiny_config(tmp_path, *settings), tmp_path / "rescued").step) == 40
+
+
+@pytest.mark.parametrize("small_disk", ["nr_inodes=3"], indirect=True)  # itself, the run, checkpoints/: no more
+def test_no_room_for_a_folder_is_said_at_once_and_leaves_nobody_waiting(small_disk):
+    before = set(threading.enumerate())
+    with Checkpoints(small_disk / "run", keep_last=1) as checkpoints, pytest.raises(OSError, match="no space left"):
+        checkpoints.save(1, {"a": np.ones(3)})
+        checkpoints.wait()
+    assert not [thread for thread in set(threading.enumerate()) - before if not thread.daemon]

@@ -37,7 +37,7 @@ from fbjax.bench.subject import (
 )
 from fbjax.bench.timing import matmul, matmul_flops, peak_share, take_turns
 from fbjax.config import AdaptiveConfig, Config
-from fbjax.mesh import check_batch_size, make_mesh, put_batch
+from fbjax.mesh import check_fit, make_mesh, put_batch
 from fbjax.model.patches import build_patch_network
 
 BASE = "fixed"
@@ -61,7 +61,7 @@ def bench(config: Config, repeats: int, say: Callable[[str], None], compare: str
     """
     if compare not in ("", "torch"):
         raise ValueError(f"nothing to compare with is called {compare!r} (use torch)")
-    check_batch_size(config.train, make_mesh(config.mesh))
+    check_fit(config, make_mesh(config.mesh))
     subject = prepare(config, build_patch_network(config.patches))
     comparison = None
     if compare and repeats:

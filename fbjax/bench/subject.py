@@ -1,7 +1,7 @@
 """A config made ready to be timed: model, compiled steps, synthetic batches, and the FLOPs that they need."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,15 +56,19 @@ class Subject:
         return prepare(replace(self.config, patches=patches), self.network)
 
 
-def prepare(config: Config, network: PatchNetwork) -> Subject:
-    """Fixed weights become equal ones where the config has them for another number of tasks."""
+def prepare(config: Config, network: PatchNetwork, devices: Sequence[jax.Device] | None = None) -> Subject:
+    """`config` on `devices`, by default all of them.
+
+    Fixed weights become equal ones where the config has them for another number of tasks.
+    """
     num_tasks = len(config.tasks.names)
     if len(config.adaptive.fixed) != num_tasks:
         config = replace(config, adaptive=replace(config.adaptive, fixed=(1 / num_tasks,) * num_tasks))
     patches = network.precomputed() if config.patches.cached else network
     size = vocabulary_size(config)
     objective = Pretraining(build_model(config.model, size, network), patches, config.tasks, min(MASK_ID, size - 1))
-    return Subject(config, make_mesh(config.mesh), network, patches, objective, make_optimizer(config.train))
+    mesh = make_mesh(config.mesh, devices)
+    return Subject(config, mesh, network, patches, objective, make_optimizer(config.train))
 
 
 def vocabulary_size(config: Config) -> int:

@@ -10,26 +10,24 @@ import contextlib
 import dataclasses
 import hashlib
 import io
-import itertools
 import json
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from filelock import FileLock
 
 from fbjax.data import fashiongen, table
+from fbjax.data.examples import INDEXED, RecordWriter, encode_rows, features_of, index_entry
 from fbjax.data.rows import column_names, count_rows, listed
 from fbjax.data.source import Source
 from fbjax.data.vocabulary import Vocabulary
+from fbjax.places import lock, place, remove_tree, replacing
 
 REPORT, SKIPPED = "report.json", "skipped.jsonl"
-TOKENIZE_AT_ONCE = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +52,15 @@ class Records:
         content = (self.ids.tolist(), self.groups.tolist(), self.categories.tolist(), self.num_pieces.tolist())
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
+    @property
+    def home(self) -> Path:
+        """The folder of records, index and report."""
+        return place(self.files[0]).parent
+
     def open(self) -> Callable[[Sequence[int]], list[bytes]]:
         """A reader of serialized records by row."""
+        if self.files[0].startswith("s3://"):
+            raise ValueError(f"{self.home}: ArrayRecord reads no s3://; copy the folder here, or mount it")
         source = ArrayRecordDataSource(self.files)
         return lambda rows: source.__getitems__([int(row) for row in rows])
 
@@ -72,22 +77,24 @@ class Records:
         return np.array([place[identity] for identity in ids], np.int64)
 
 
-def prepare(source: Source, vocabulary: Vocabulary, folder: str | Path, progress: Callable) -> dict[str, Records]:
+def prepare(
+    source: Source, vocabulary: Vocabulary, folder: str | Path, progress: Callable, by: Callable | None = None
+) -> dict[str, Records]:
     """The prepared splits of `source`, made in `folder` unless they lie there already.
 
-    `progress(iterable, total, label)` wraps the rows while they are read. Raises ValueError on a missing column or
-    where nothing is usable.
+    `progress(iterable, total, label)` wraps the rows while they are read. `by` makes another builder of the same
+    arguments (`beam.BeamBuilder`). Raises ValueError on a missing column or where nothing is usable.
     """
     source.check(vocabulary)
-    folder, name = Path(folder), _name(source, vocabulary)
+    folder, name = place(folder), _name(source, vocabulary)
 
     def builder() -> CatalogueBuilder:
-        with _quiet_tfds():
-            return CatalogueBuilder(source, vocabulary, progress, config=name, data_dir=str(folder))
+        with quiet_tfds():
+            return (by or CatalogueBuilder)(source, vocabulary, progress, config=name, data_dir=str(folder))
 
     if not is_prepared(source, vocabulary, folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{name}.lock"):  # two runs may want them at once: the second finds them made
+        with lock(folder / f"{name}.lock"):  # two runs may want them at once: the second finds them made
             if not is_prepared(source, vocabulary, folder):
                 builder().make()
     made = builder()
@@ -97,7 +104,7 @@ def prepare(source: Source, vocabulary: Vocabulary, folder: str | Path, progress
 def is_prepared(source: Source, vocabulary: Vocabulary, folder: str | Path) -> bool:
     """Whether `prepare` would find its records made."""
     version = str(CatalogueBuilder.VERSION)
-    return (Path(folder) / CatalogueBuilder.name / _name(source, vocabulary) / version / REPORT).is_file()
+    return (place(folder) / CatalogueBuilder.name / _name(source, vocabulary) / version / REPORT).is_file()
 
 
 def _name(source: Source, vocabulary: Vocabulary) -> str:
@@ -106,7 +113,7 @@ def _name(source: Source, vocabulary: Vocabulary) -> str:
 
 def read_report(records: Records) -> dict:
     """{"splits": {split: count}, "skipped": {reason: count}, ...} of the preparation that made `records`."""
-    return json.loads((Path(records.files[0]).parent / REPORT).read_text())
+    return json.loads((records.home / REPORT).read_text())
 
 
 class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
@@ -128,89 +135,49 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _info(self) -> tfds.core.DatasetInfo:
-        pieces = tfds.features.Tensor(shape=(None,), dtype=np.int32)
-        image = {"image": tfds.features.Image(shape=(None, None, 3))}
-        if shape := self._source.features:
-            raw = tfds.features.Encoding.BYTES
-            image = {"features": tfds.features.Tensor(shape=shape, dtype=np.float16, encoding=raw)}
         return tfds.core.DatasetInfo(
             builder=self,
             description="A product catalogue as FashionBERT reads it.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "id": tfds.features.Text(),
-                    "group": tfds.features.Text(),
-                    "category": tfds.features.Text(),
-                    "text": tfds.features.Text(),
-                    "pieces": pieces,
-                    "word_ids": pieces,
-                }
-                | image
-            ),
+            features=features_of(self._source.features),
             disable_shuffling=True,  # row numbers are the index of everything else
         )
 
     def _split_generators(self, dl_manager):
         files = self._source.files()
-        if self._source.holdout:
-            files["validation"] = files["train"]
-        return {split: self._generate_examples(split, files[split]) for split in files}
+        return {
+            split: self._generate_examples(split, files.get(split, files.get("train")))
+            for split in self._source.split_names
+        }
 
     def _generate_examples(self, split: str, files: list[Path]) -> Iterator[tuple[int, dict]]:
-        source = self._source
+        source, index = self._source, self._index[split]
         wanted = lambda group: self._split_of(group, split) == split  # noqa: E731
         rows = source.products(files, self._vocabulary, wanted)
         total = None if source.features else count_rows(files)
-        products = self._usable(split, self._progress(rows, total, f"preparing {split}"))
-        key = -1
-        while batch := list(itertools.islice(products, TOKENIZE_AT_ONCE)):
-            for example in self._examples(split, batch):
-                key += 1
-                yield key, example
-        if key < 0:
+        rows = self._progress(rows, total, f"preparing {split}")
+        for _, example in encode_rows(enumerate(rows), self._vocabulary):
+            if isinstance(example, table.Skipped):
+                self._skip(split, example)
+                continue
+            key = len(index["ids"])
+            self._enter(split, index_entry(example))
+            yield key, example
+        if not index["ids"]:
             raise ValueError(self._nothing_usable(split, files))
 
-    def _usable(self, split: str, rows: Iterable) -> Iterator[table.Product]:
-        for row in rows:
-            if isinstance(row, table.Product):
-                yield row
-            elif not (self._source.holdout and row.reason == table.OTHER_SPLIT):
-                self._skip(split, row)
-
-    def _examples(self, split: str, products: list[table.Product]) -> Iterator[dict]:
-        index = self._index[split]
-        ready_made = self._source.features is not None
-        if ready_made:
-            encoded = [(product.pieces, product.word_ids) for product in products]
-        else:
-            encoded = self._vocabulary.pieces([product.text for product in products])
-        for product, (pieces, word_ids) in zip(products, encoded, strict=True):
-            if not pieces:
-                self._skip(split, table.Skipped(product.where, product.id, "empty text", product.group))
-                continue
-            index["ids"].append(product.id)
-            index["groups"].append(product.group)
-            index["categories"].append(product.category)
-            index["num_pieces"].append(len(pieces))
-            yield {
-                "id": product.id,
-                "group": product.group,
-                "category": product.category,
-                "text": product.text,
-                "pieces": np.array(pieces, np.int32),
-                "word_ids": np.array(word_ids, np.int32),
-            } | ({"features": product.features} if ready_made else {"image": io.BytesIO(product.image)})
+    def _enter(self, split: str, entry: tuple) -> None:
+        for name, value in zip(INDEXED, entry, strict=True):
+            self._index[split][name].append(value)
 
     def _split_of(self, group: str, split: str) -> str:
         """The one split a group belongs to: by its hash when held out, else the first split that it appears in."""
         if self._source.holdout:
-            share = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) / 2**64
-            return "validation" if share < self._source.holdout else "train"
+            return "validation" if self._source.held_out(group) else "train"
         return self._group_split.setdefault(group, split)
 
     def _skip(self, split: str, skipped: table.Skipped) -> None:
-        if self._source.holdout and split != "train" and not skipped.group:
-            return  # both splits read these rows, and the other has counted it
+        if self._source.holdout and (skipped.reason == table.OTHER_SPLIT or split != "train" and not skipped.group):
+            return  # both splits read these rows, and the other counts it
         self._skipped.append((split, skipped))
 
     def _nothing_usable(self, split: str, files: list[Path]) -> str:
@@ -228,32 +195,39 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
 
     @property
     def home(self) -> Path:
-        return Path(self.data_dir)
+        return place(self.data_dir)
+
+    def _example_writer(self) -> RecordWriter:
+        return RecordWriter()
 
     def make(self) -> None:
         """Records, then their index; what an unfinished preparation has left goes first."""
         for leftover in (self.home, *self.home.parent.glob("incomplete.*")):
-            shutil.rmtree(leftover, ignore_errors=True)
+            remove_tree(leftover)
         begin = time.perf_counter()
-        with _quiet_tfds():
-            self.download_and_prepare()
+        self._generate()
         self._write_index(self.home, time.perf_counter() - begin)
+
+    def _generate(self) -> None:
+        with quiet_tfds():
+            self.download_and_prepare()
 
     def _write_index(self, home: Path, seconds: float) -> None:
         """Index files, what was skipped, and the report, which marks the preparation as finished."""
         for split, columns in self._index.items():
             category_names, categories = np.unique(columns["categories"], return_inverse=True)
+            index = io.BytesIO()
             np.savez(
-                home / f"index-{split}.npz",
+                index,
                 ids=np.array(columns["ids"]),
                 groups=np.unique(columns["groups"], return_inverse=True)[1].astype(np.int32),
                 categories=categories.astype(np.int32),
                 category_names=category_names,
                 num_pieces=np.array(columns["num_pieces"], np.int32),
             )
-        with open(home / SKIPPED, "w") as stream:
-            for split, skipped in self._skipped:
-                stream.write(json.dumps({"split": split, **dataclasses.asdict(skipped)}) + "\n")
+            (home / f"index-{split}.npz").write_bytes(index.getvalue())
+        lines = (json.dumps({"split": split, **dataclasses.asdict(skipped)}) for split, skipped in self._skipped)
+        (home / SKIPPED).write_text("".join(f"{line}\n" for line in lines))
         categories = {split: collections.Counter(columns["categories"]) for split, columns in self._index.items()}
         report = {
             "splits": {split: len(columns["ids"]) for split, columns in self._index.items()},
@@ -262,13 +236,12 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
             "skipped": dict(collections.Counter(skipped.reason for _, skipped in self._skipped).most_common()),
             "seconds": round(seconds, 1),
         }
-        partial = home / (REPORT + ".partial")
-        partial.write_text(json.dumps(report, indent=2))
-        partial.rename(home / REPORT)
+        with replacing(home / REPORT) as file:
+            file.write_text(json.dumps(report, indent=2))
 
 
 def _open_records(builder: CatalogueBuilder, split: str) -> Records:
-    with np.load(builder.home / f"index-{split}.npz") as index:
+    with np.load(io.BytesIO((builder.home / f"index-{split}.npz").read_bytes())) as index:
         arrays = {name: index[name] for name in index.files}
     return Records(
         **arrays,
@@ -279,7 +252,7 @@ def _open_records(builder: CatalogueBuilder, split: str) -> Records:
 
 
 @contextlib.contextmanager
-def _quiet_tfds():
+def quiet_tfds():
     """TFDS's own bars, logs and prints off; ours are shown."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)

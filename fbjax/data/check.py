@@ -15,6 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from fbjax import places
 from fbjax.config import Columns, Config
 from fbjax.data import fashiongen, roles, rows, table
 from fbjax.data.roles import Column, shorten
@@ -84,7 +85,7 @@ def understand(files: list[Path], config: Config | None = None) -> TableCheck:
     """Everything that is said of `files`, by the mapping of `config` or by one proposed."""
     data = (config or DEFAULTS).data
     forms = [_form(file) for file in files]
-    root = Path(data.image_root or files[0].parent)
+    root = places.place(data.image_root or files[0].parent)
     columns, num_rows = _describe_columns(files, root, [] if config else roles.folders_beside(root))
     mapping, warnings = _mapping(columns, config)
     image = next((c for c in columns if (c.name,) == mapping["image"]), None)
@@ -112,7 +113,7 @@ def as_columns(mapping: dict[str, tuple[str, ...]]) -> Columns:
 
 def _form(file: Path) -> tuple[str, str]:
     """(name and form, a word of warning or "")."""
-    size = f"{file.name}, {file.stat().st_size / 1e6:.1f} MB"
+    size = f"{file.name}, {places.size_and_time(file)[0] / 1e6:.1f} MB"
     if file.suffix.lower() == ".parquet":
         return f"{size}: Parquet", ""
     if file.suffix.lower() == fashiongen.SUFFIX:
@@ -201,7 +202,7 @@ def _look(files: list[Path], found: TableCheck) -> Pictures:
         if isinstance(product, table.Skipped):
             continue
         tried += 1
-        root, cell = Path(found.image_root or file.parent), row.get(columns.image)
+        root, cell = places.place(found.image_root or file.parent), row.get(columns.image)
         opened = table.with_image(product, cell, root, found.image_size)
         if isinstance(opened, table.Skipped):
             _note(skips, opened, cell)

@@ -32,34 +32,33 @@ def train_batches(
     *,
     start: int,
     features: np.ndarray | None = None,
-    process: tuple[int, int] = (0, 1),
+    share: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Batches of host arrays for steps start, start + 1, .. num_steps - 1, each padded to `sampler.text_tokens`.
 
-    `features` [N, P, C]: cached patch features to send in place of images. `process`: (index, count); each process gets
-    its consecutive share of every global batch.
+    `features` [N, P, C]: cached patch features to send in place of images. `share` [b]: which rows of each global batch
+    this process feeds, by default all.
     """
     read = records.open()
     mismatched = config.tasks.mismatched
-    rank, num_processes = process
-    share = sampler.batch_size // num_processes
+    share = np.arange(sampler.batch_size) if share is None else share
     size = config.patches.image_size
 
     def look_up(step):
         rows, partners = sampler.batch(int(step))
         num_tokens = sampler.text_tokens(rows)
-        rows, partners = (x[rank * share : (rank + 1) * share] for x in (rows, partners))
+        rows, partners = rows[share], partners[share]
         return (
-            np.full(share, num_tokens, np.int32),
+            np.full(len(share), num_tokens, np.int32),
             rows,
             partners,
             np.array(read(rows), object),
-            np.array(read(partners) if mismatched and features is None else [b""] * share, object),
+            np.array(read(partners) if mismatched and features is None else [b""] * len(share), object),
         )
 
     def fetch(step):
         types = [tf.int32, tf.int64, tf.int64, tf.string, tf.string]
-        return tuple(tf.ensure_shape(x, [share]) for x in tf.numpy_function(look_up, [step], types))
+        return tuple(tf.ensure_shape(x, [len(share)]) for x in tf.numpy_function(look_up, [step], types))
 
     def parse(num_tokens, row, partner, own, other):
         example = _deserialize(records, own)
@@ -73,7 +72,7 @@ def train_batches(
         return row, ids, word_ids, *(_gather(features, rows) for rows in rows_of_images)
 
     dataset = tf.data.Dataset.range(start, config.train.num_steps).map(fetch, num_parallel_calls=2)
-    dataset = dataset.unbatch().map(parse, num_parallel_calls=tf.data.AUTOTUNE).batch(share, drop_remainder=True)
+    dataset = dataset.unbatch().map(parse, num_parallel_calls=tf.data.AUTOTUNE).batch(len(share), drop_remainder=True)
     if features is not None:
         dataset = dataset.map(add_features, num_parallel_calls=2)
     for row, ids, word_ids, image, *partner in dataset.prefetch(PREFETCH).as_numpy_iterator():

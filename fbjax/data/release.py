@@ -14,6 +14,7 @@ memory (100 rows of 131,072 features of 9 digits, half of them 0). Arrow splits 
 
 import dataclasses
 import hashlib
+import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -22,7 +23,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from fbjax.data.table import OTHER_SPLIT, Product, Skipped, clean_name, clean_text
+from fbjax import places
+from fbjax.data.table import DUPLICATE, OTHER_SPLIT, Product, Skipped, clean_name, clean_text
 from fbjax.data.vocabulary import PAD_ID, Vocabulary
 
 _MASKED_LM = ("masked_lm_positions", "masked_lm_ids", "masked_lm_weights")
@@ -123,27 +125,38 @@ class Reader:
         for file in files:
             layout = self.layout(file)
             for where, line in _lines(file):
-                try:
-                    found = self._product(where, self._cells(line, layout), wanted, seen)
-                except _Malformed as problem:
-                    found = Skipped(where, problem.id, str(problem))
+                found, cells = self.describe(where, line, layout)
+                if isinstance(found, FeatureProduct):
+                    if found.id in seen:
+                        found = Skipped(where, found.id, DUPLICATE)
+                    elif not wanted(found.group):
+                        found = Skipped(where, found.id, OTHER_SPLIT, found.group)
+                    else:
+                        found = self.with_features(found, cells)
+                    seen.add(found.id)
                 yield found
 
-    def _product(self, where: str, cells: dict, wanted: Callable[[str], bool], seen: set[str]):
-        pieces, (text_id, *_) = self._pieces(cells), _names(cells)
+    def describe(self, where: str, line: str, layout: Layout) -> tuple[FeatureProduct | Skipped, dict | None]:
+        """All of a true pair's product but its features, and the cells that hold them; or why there is none."""
+        try:
+            cells = self._cells(line, layout)
+            pieces, (text_id, *_) = self._pieces(cells), _names(cells)
+        except _Malformed as problem:
+            return Skipped(where, problem.id, str(problem)), None
         identity = text_id or where
         if not cells[LABEL][0]:
-            return Skipped(where, identity, MISMATCHED)
-        if identity in seen:
-            return Skipped(where, identity, "duplicate id")
-        seen.add(identity)
+            return Skipped(where, identity, MISMATCHED), None
         group = text_id or hashlib.sha256(repr(pieces).encode()).hexdigest()[:16]
-        if not wanted(group):
-            return Skipped(where, identity, OTHER_SPLIT, group)
         words, word_ids = _words([self._rows[piece] for piece in pieces])
-        features = self._features(cells).astype(np.float16)  # last: it is nearly all of the work
         text = clean_text(cells.get("prod_desc")) or " ".join(words)
-        return FeatureProduct(identity, text, ALL, group, b"", where, pieces, word_ids, features)
+        return FeatureProduct(identity, text, ALL, group, b"", where, pieces, word_ids, np.empty(0)), cells
+
+    def with_features(self, product: FeatureProduct, cells: dict) -> FeatureProduct | Skipped:
+        """`product` with the features in its `cells`, or why there are none: nearly all of the work."""
+        try:
+            return dataclasses.replace(product, features=self._features(cells).astype(np.float16))
+        except _Malformed as problem:
+            return Skipped(product.where, problem.id, str(problem), product.group)
 
     def _cells(self, line: str, layout: Layout) -> dict:
         """A line's cells by name, arrays as int32 but for the features, which stay text; `_Malformed` where unlike."""
@@ -218,7 +231,7 @@ class _Malformed(ValueError):
 
 def _lines(file: str | Path) -> Iterator[tuple[str, str]]:
     """("eval.tsv line 7", the line) of every line that is not blank."""
-    with open(file, encoding="utf-8", errors="replace", newline="\n") as stream:
+    with io.TextIOWrapper(places.open_binary(file), "utf-8", "replace", newline="\n") as stream:
         for number, line in enumerate(stream, start=1):
             if line.strip():
                 yield f"{Path(file).name} line {number}", line.rstrip("\r\n")

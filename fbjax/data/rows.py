@@ -7,6 +7,7 @@ import codecs
 import collections
 import csv
 import dataclasses
+import io
 import itertools
 import json
 import random
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 
+from fbjax import places
 from fbjax.data import fashiongen
 
 MAX_LINES = 1000  # of a CSV row: beyond, a quote was never closed
@@ -99,6 +101,17 @@ def read_rows(file: Path, names: set[str] | None = None) -> Iterator[dict | str]
             yield dict(zip(header, row, strict=False)) if fits else "malformed row"
 
 
+def group_lengths(file: Path) -> list[int]:
+    """Rows of each row group of a Parquet file."""
+    metadata = _open_parquet(file).metadata
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+def read_group(file: Path, group: int, names: set[str]) -> Iterator[dict]:
+    """The rows of one row group of a Parquet file, as `read_rows` gives them."""
+    return _parquet_rows(_open_parquet(file), file, names, [group])
+
+
 def sample_rows(files: list[Path], names: set[str], num: int, total: int) -> Iterator[tuple[Path, int, dict | str]]:
     """About `num` of `total` rows with their file and number, spread evenly; of Parquet few row groups are touched."""
     place, drawn = 0, _spread(num, total)
@@ -152,7 +165,7 @@ def form_of(file: Path) -> Form:
 
 
 def _encoding(file: Path) -> tuple[str, bool]:
-    with open(file, "rb") as stream:
+    with places.open_binary(file) as stream:
         head = stream.read(4096)
         for magic, what in FOREIGN.items():
             if head.startswith(magic):
@@ -175,7 +188,7 @@ def _encoding(file: Path) -> tuple[str, bool]:
 
 
 def _open_text(file: Path, form: Form):
-    return open(file, encoding=form.encoding, errors="replace", newline="")
+    return io.TextIOWrapper(places.open_binary(file), form.encoding, "replace", newline="")
 
 
 def _csv_cells(lines: Iterator[str], delimiter: str) -> Iterator[list[str] | str]:
@@ -227,8 +240,9 @@ def _json_row(line: str) -> dict | str:
 
 
 def _open_parquet(file: Path) -> pyarrow.parquet.ParquetFile:
+    stored = places.open_binary(file) if places.is_remote(file) else file
     try:
-        return pyarrow.parquet.ParquetFile(file, buffer_size=2**20)  # else a whole row group's images are in memory
+        return pyarrow.parquet.ParquetFile(stored, buffer_size=2**20)  # else a whole row group's images are in memory
     except Exception as error:  # a damaged file makes Arrow raise any of a dozen kinds
         raise _unreadable(file, error) from None
 

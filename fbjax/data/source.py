@@ -4,12 +4,14 @@ Knows how each is read, nothing of how records are kept.
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from fbjax import places
 from fbjax.config import Columns, Config
-from fbjax.data import release, table
+from fbjax.data import parts, release, table
 from fbjax.data.vocabulary import Vocabulary
 
 
@@ -49,6 +51,10 @@ class Source:
     def files(self) -> dict[str, list[Path]]:
         return {split: table.find_files(pattern, self.manual_dir) for split, pattern in self.splits}
 
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        return tuple(split for split, _ in self.splits) + ("validation",) * bool(self.holdout)
+
     def check(self, vocabulary: Vocabulary) -> None:
         """Raises ValueError or FileNotFoundError where a file, or a column of it, is missing."""
         for files in self.files().values():
@@ -66,15 +72,43 @@ class Source:
             return release.Reader(vocabulary, *self.features).products(files, wanted)
         return table.read_products(files, self.columns, self.image_root, self.image_size, wanted)
 
+    def cut(self, file: Path, vocabulary: Vocabulary) -> Iterator[parts.Part]:
+        """`file` in stretches that can be read apart."""
+        if self.features:
+            return parts.cut_release(file, release.Reader(vocabulary, *self.features).layout(file))
+        return parts.cut_table(file, table.mapped_columns(self.columns), self.columns.image)
+
+    def described(
+        self, part: parts.Part, vocabulary: Vocabulary, images: bool = True
+    ) -> Iterator[tuple[int, table.Product | table.Skipped, Callable[[], table.Product | table.Skipped]]]:
+        """(number, the product but for its image, or why there is none, what gives it its image) of each row.
+
+        Without `images` the last is not to be called, and images are not read.
+        """
+        if self.features:
+            reader = release.Reader(vocabulary, *self.features)
+            for number, line in parts.read_lines(part):
+                found, cells = reader.describe(f"{part.file.name} line {number}", line, part.layout)
+                yield number, found, functools.partial(reader.with_features, found, cells)
+            return
+        root, image = places.place(self.image_root or part.file.parent), self.columns.image
+        names = {name for name in table.mapped_columns(self.columns) if images or name != image}
+        for number, row in parts.read_rows(part, names):
+            found = table.describe(row, self.columns, f"{part.file.name} row {number}")
+            cell = row.get(image) if isinstance(row, dict) else None
+            yield number, found, functools.partial(table.with_image, found, cell, root, self.image_size)
+
+    def held_out(self, group: str) -> bool:
+        """Whether `group` is of the share that is cut off "train": by its hash, whatever else the table holds."""
+        return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) / 2**64 < self.holdout
+
     def fingerprint(self, vocabulary: Vocabulary) -> str:
         """Changes with any setting, the vocabulary, and any table's name, size or time of change.
 
         Image files outside the tables are not looked at: delete the prepared folder where they changed.
         """
         stats = [
-            (split, file.name, file.stat().st_size, file.stat().st_mtime_ns)
-            for split, files in self.files().items()
-            for file in files
+            (split, file.name, *places.size_and_time(file)) for split, files in self.files().items() for file in files
         ]
         settings = (stats, dataclasses.astuple(self.columns), self.image_root, self.image_size, self.holdout)
         settings += (self.features,) if self.features else ()

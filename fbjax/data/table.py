@@ -5,7 +5,6 @@ yielded as `Skipped`.
 """
 
 import dataclasses
-import glob
 import re
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -13,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from fbjax import places
 from fbjax.config import Columns
 from fbjax.data import fashiongen
 from fbjax.data.images import encode_array, normalise_image
 from fbjax.data.rows import column_names, listed, read_rows
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", fashiongen.SUFFIX)
-OTHER_SPLIT = "group is in another split"
+OTHER_SPLIT, DUPLICATE = "group is in another split", "duplicate id"
 MAX_NAME = 500  # characters of an id, a category, a group: a longer one is a cell that swallowed others
 MAX_IMAGE_BYTES = 2**28
 NOTHING = frozenset(("nan", "NaN", "null", "NULL", "None", "<NA>", "N/A", "#N/A"))  # how programs spell a missing value
@@ -47,7 +47,7 @@ def find_files(pattern: str, manual_dir: str = "") -> list[Path]:
     """The table files that a path or glob names, sorted; the one in `manual_dir` of "fashiongen:train" and its like."""
     if fashiongen.is_named(pattern):
         return [fashiongen.find(pattern, manual_dir)]
-    files = [Path(pattern)] if Path(pattern).is_file() else [Path(name) for name in sorted(glob.glob(str(pattern)))]
+    files = places.find(pattern)
     if not files:
         raise FileNotFoundError(f"no table at {str(pattern)!r}: set config.data.train (or --data) to a file or a glob")
     wrong = [str(file) for file in files if file.suffix.lower() not in SUFFIXES]
@@ -87,7 +87,7 @@ def read_products(
     for described, cell, folder in describe_rows(files, columns):
         if isinstance(described, Product):
             if wanted(described.group):
-                described = with_image(described, cell, Path(image_root or folder), max_side)
+                described = with_image(described, cell, places.place(image_root or folder), max_side)
             else:
                 described = Skipped(described.where, described.id, OTHER_SPLIT, described.group)
         yield described
@@ -105,7 +105,7 @@ def describe_rows(
             described = describe(row, columns, f"{file.name} row {number}")
             if isinstance(described, Product):
                 if described.id in seen:
-                    described = Skipped(described.where, described.id, "duplicate id")
+                    described = Skipped(described.where, described.id, DUPLICATE)
                 seen.add(described.id)
             yield described, row.get(columns.image) if isinstance(row, dict) else None, file.parent
 
@@ -187,7 +187,7 @@ def image_bytes(cell, root: Path) -> bytes:
     elif is_url(name):
         raise ValueError("image is a URL: it is not fetched")
     path = _image_path(name, root)
-    if path.stat().st_size > MAX_IMAGE_BYTES:
+    if places.size_and_time(path)[0] > MAX_IMAGE_BYTES:
         raise ValueError(f"image file of more than {MAX_IMAGE_BYTES // 2**20} MiB")
     encoded = path.read_bytes()
     if not encoded:

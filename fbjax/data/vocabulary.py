@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 
+from fbjax.places import place
+
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD_ID = 0
 MAX_LETTERS = 1000  # of a trained vocabulary, the most frequent
@@ -94,10 +96,10 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | Path) -> "Vocabulary":
-        return cls(Tokenizer.from_file(str(path)), str(path))
+        return cls(Tokenizer.from_str(place(path).read_text(encoding="utf-8")), str(path))
 
     def save(self, path: str | Path) -> None:
-        self._tokenizer.save(str(path), pretty=False)
+        place(path).write_text(self._tokenizer.to_str(pretty=False), encoding="utf-8")
 
     @property
     def fingerprint(self) -> str:

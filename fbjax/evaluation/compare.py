@@ -12,6 +12,7 @@ import numpy as np
 from fbjax.evaluation import metrics
 from fbjax.evaluation.candidates import DIRECTIONS
 from fbjax.evaluation.stored import read_evaluation
+from fbjax.places import place
 
 # In a resample of Q queries, those d in which two runs differ, all one way, are all missing with a chance of e^-d: for
 # less than 4 of them that is more than 2.5 %, and the interval holds 0.
@@ -54,7 +55,7 @@ def _compare_ranks(before: np.ndarray, ranks: np.ndarray) -> dict:
 def _read(workdir: str | Path) -> dict:
     evaluation = read_evaluation(workdir)
     if evaluation is None:
-        if not Path(workdir).is_dir():
+        if not place(workdir).is_dir():
             raise FileNotFoundError(f"no workdir {workdir}")
         raise FileNotFoundError(
             f"{workdir} has no evaluation over lists yet: "

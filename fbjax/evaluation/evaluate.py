@@ -21,9 +21,10 @@ from fbjax.evaluation.stored import write_evaluation
 from fbjax.features import image_inputs
 from fbjax.mesh import make_mesh
 from fbjax.scoring import Scorer, matcher
+from fbjax.telemetry import note
 from fbjax.towers import Towers
 from fbjax.trained import load_params, newest_step
-from fbjax.workdir import Run, note_time
+from fbjax.workdir import Run
 
 RERANKED = 20  # of the nearest, where FashionBERT can
 
@@ -80,7 +81,7 @@ def evaluate(
         )
     if score.num_pairs:
         figures["pairs_per_second"] = score.num_pairs / score.seconds
-        note_time(workdir, "evaluation", score.seconds)
+        note(workdir, "evaluation", score.seconds)
     return figures
 
 

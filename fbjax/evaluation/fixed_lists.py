@@ -17,6 +17,7 @@ import numpy as np
 
 from fbjax import __version__
 from fbjax.evaluation.candidates import DIRECTIONS, CandidateList
+from fbjax.places import replacing
 
 SMALL = ("exclude", "fill", "short")
 
@@ -130,19 +131,15 @@ def write_lists(path: str | Path, lists: list[CandidateList], record: dict) -> b
         raise ValueError(f"{path} is there and holds something else: give another --out, or delete it first")
     beside = record_path(path)
     if not same:
-        _write(path, content)
-    _write(beside, (json.dumps(record, indent=2) + "\n").encode())
+        with replacing(path) as file:
+            file.write_bytes(content)
+    with replacing(beside) as file:
+        file.write_text(json.dumps(record, indent=2) + "\n")
     return not same
 
 
 def record_path(path: str | Path) -> Path:
     return Path(f"{path}.json")
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.rename(path)
 
 
 def report(record: dict, say: Callable[[str], None]) -> None:

@@ -6,19 +6,20 @@ Read by reports and comparisons, which answer at once: it imports neither models
 import json
 from pathlib import Path
 
+from fbjax.places import place, replacing
+
 EVALUATION = "evaluation.json"
 
 
 def read_evaluation(workdir: str | Path) -> dict | None:
     """The last evaluation of a run over lists, or None: {"data", "candidates": their paths or None, "figures",
     "rankings": those of `fbjax.evaluation.protocols.list_figures`}."""
-    path = Path(workdir) / EVALUATION
+    path = place(workdir) / EVALUATION
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 def write_evaluation(workdir: str | Path, content: dict) -> None:
     """In one rename: a kill leaves the evaluation before."""
-    path = Path(workdir) / EVALUATION
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
-    partial.rename(path)
+    path = place(workdir) / EVALUATION
+    with replacing(path) as file:
+        file.write_text(json.dumps(content))

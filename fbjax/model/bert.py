@@ -213,7 +213,13 @@ class Layer(nn.Module):
         rows = layer_norm("attention_norm")(rows + drop(attended, deterministic))
         hidden = gelu(dense(self.shape, self.shape.mlp_width, ("embed", "mlp"), name="mlp_in")(rows))
         hidden = dense(self.shape, self.shape.width, ("mlp", "embed"), name="mlp_out")(hidden)
-        return layer_norm("mlp_norm")(rows + drop(hidden, deterministic))
+        return by_example(layer_norm("mlp_norm")(rows + drop(hidden, deterministic)))
+
+
+def by_example(x: jax.Array) -> jax.Array:
+    """`x` [B, L, D] with examples shared out to the devices, where a step is made for a mesh; left to itself XLA would
+    rather cut up D, as the weights of a mesh with ``fsdp`` are."""
+    return nn.with_logical_constraint(x, ("batch", None, None))
 
 
 class Encoder(nn.Module):
@@ -235,7 +241,7 @@ class Encoder(nn.Module):
         kinds: jax.Array | None = None,
     ) -> jax.Array:
         kinds = kinds if self.shape.gated else None
-        layer = _rematerialised(self.shape.remat)
+        layer, x = _rematerialised(self.shape.remat), by_example(x)
         for i in range(self.shape.num_layers):
             last = i == self.shape.num_layers - 1
             x = layer(self.shape, name=f"layer_{i}")(x, mask, positions if last else None, deterministic, kinds)

@@ -150,17 +150,49 @@ def build_patch_network(config, weights_path: str | Path | None = None) -> Patch
     """The network that a `PatchConfig` describes, its weights read from `weights_path` (default: the config's path)."""
     if config.ready_made:
         return _ready_made(*config.ready_made)
-    if config.network not in NETWORKS:
-        raise ValueError(f"unknown patch network {config.network!r}; known: {', '.join(NETWORKS)}, features")
-    kind = NETWORKS[config.network]
-    _check_sizes(config, kind)
+    kind = _kind(config)
     if kind.needs_weights:
         network, weights = _load(config.network, weights_path or config.weights)
     else:
         cell = config.patch_size if config.geometry == "grid" else config.enlarge_to
         network, weights = kind.build({}, cell), {}
-    tree = flax.traverse_util.unflatten_dict({name: jnp.asarray(array) for name, array in weights.items()}, sep="/")
-    params = {"network": tree} if weights else {}
+    geometry = (config.network, config.geometry, config.image_size, config.patch_size, config.enlarge_to)
+    geometry += ("whole image",) * config.whole_image
+    digest = hashlib.sha256(repr(geometry).encode())
+    for name in sorted(weights):
+        digest.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())
+    arrays = {name: jnp.asarray(array) for name, array in weights.items()}
+    return _around(config, network, arrays, digest.hexdigest())
+
+
+def outline_patch_network(config) -> PatchNetwork:
+    """The same with shapes for parameters, and no file read: to trace and to compile, not to run."""
+    if config.ready_made or not _kind(config).needs_weights:
+        return build_patch_network(config)
+    kind = _kind(config)
+    try:
+        network = kind.build({}, 0)
+    except KeyError:
+        if Path(config.weights).is_file():
+            return build_patch_network(config)
+        raise ValueError(
+            f"how wide {config.network!r} is stands in its weights alone: set config.patches.weights to {FORMATS}"
+        ) from None
+    shapes = _shapes(network, kind.smallest)
+    outline = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    return _around(config, network, outline, "outline")
+
+
+def _kind(config) -> NetworkKind:
+    if config.network not in NETWORKS:
+        raise ValueError(f"unknown patch network {config.network!r}; known: {', '.join(NETWORKS)}, features")
+    _check_sizes(config, NETWORKS[config.network])
+    return NETWORKS[config.network]
+
+
+def _around(config, network: nn.Module, arrays: dict[str, Any], digest: str) -> PatchNetwork:
+    """`network` with its parameters, or their shapes, in the config's geometry."""
+    tree = flax.traverse_util.unflatten_dict(arrays, sep="/")
 
     def apply(params, images):
         return extract(lambda x: network.apply({"params": params.get("network", {})}, x), config, images)
@@ -170,18 +202,13 @@ def build_patch_network(config, weights_path: str | Path | None = None) -> Patch
     _, cells, _, feature_size = jax.eval_shape(network.apply, {"params": tree}, seen).shape
     if config.geometry == "grid":
         _check_cells(config, cells)
-    geometry = (config.network, config.geometry, config.image_size, config.patch_size, config.enlarge_to)
-    geometry += ("whole image",) * config.whole_image
-    digest = hashlib.sha256(repr(geometry).encode())
-    for name in sorted(weights):
-        digest.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())
     return PatchNetwork(
         apply=apply,
-        params=params,
+        params={"network": tree} if arrays else {},
         num_patches=(config.image_size // config.patch_size) ** 2 + config.whole_image,
         feature_size=feature_size,
         whole_image=config.whole_image,
-        fingerprint=f"{config.network}-{config.geometry}-{config.image_size}-{digest.hexdigest()[:12]}",
+        fingerprint=f"{config.network}-{config.geometry}-{config.image_size}-{digest[:12]}",
     )
 
 

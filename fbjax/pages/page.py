@@ -13,6 +13,7 @@ from PIL import Image
 from fbjax import __version__
 from fbjax.console import duration
 from fbjax.data.images import encode_array, normalise_image
+from fbjax.places import place, replacing
 
 HEIGHT = 160  # pixels of a picture at most, and at most twice as wide
 SHORT = 150  # letters of a text
@@ -20,13 +21,12 @@ SHORT = 150  # letters of a text
 
 def write_page(path: str | Path, template: str, **values) -> Path:
     """Fills in `template` and writes it to `path`, whole or not at all."""
-    path = Path(path)
+    path = place(path)
     today = datetime.date.today()
     values |= {"version": __version__, "today": f"{today.day} {today:%B %Y}"}
     text = _environment().get_template(template).render(values)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(path)
+    with replacing(path) as file:
+        file.write_text(text, encoding="utf-8")
     return path
 
 

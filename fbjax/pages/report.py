@@ -2,13 +2,10 @@
 
 import dataclasses
 import math
-import os
-import platform
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from fbjax.api import Model
@@ -23,9 +20,11 @@ from fbjax.evaluation.protocols import NUM_OTHERS
 from fbjax.evaluation.stored import read_evaluation
 from fbjax.explain import explain
 from fbjax.log import read_curves
-from fbjax.pages import charts, examples
+from fbjax.pages import charts, costs, examples
 from fbjax.pages.page import percent, write_page
-from fbjax.workdir import Run, read_times
+from fbjax.places import place
+from fbjax.telemetry import read_events
+from fbjax.workdir import Run
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 SHOWN_RANKS = (1, 5, 10)
@@ -44,7 +43,7 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
 
     A best checkpoint that has not been evaluated is evaluated first, with `num_queries` queries a direction.
     """
-    workdir = Path(workdir)
+    workdir = place(workdir)
     run = Run.open(workdir)
     with Checkpoints(workdir) as checkpoints:
         newest, best = max(checkpoints.steps(), default=None), checkpoints.best_step()
@@ -95,8 +94,8 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
         weak=examples.WEAK,
         seen_together=run.config.patches.geometry == "grid",
         panels=list(_panels(run, curves, best)),
-        cost=_cost(run.config, curves, read_times(workdir), prepared.get("seconds")),
-        skipped={"reasons": prepared["skipped"], "file": Path(splits["train"].files[0]).parent / SKIPPED},
+        cost=costs.cost(run.config, newest, read_events(workdir), prepared.get("seconds")),
+        skipped={"reasons": prepared["skipped"], "file": splits["train"].home / SKIPPED},
         settings=list(_differing(dataclasses.asdict(run.config), dataclasses.asdict(Config()))),
         config=list(_flat(dataclasses.asdict(run.config))),
         commands=_commands(workdir, products),
@@ -221,37 +220,6 @@ def _easy(config: Config) -> str:
     if not tasks.easy_steps or tasks.easy_start <= tasks.easy_end:
         return ""
     return f" Mismatched pairs grow harder until step {tasks.easy_steps:,}."
-
-
-def _cost(config: Config, curves: Curves, times: dict[str, float], preparing: float | None) -> dict:
-    """Stages and their seconds, steps, speed, and the machine as it is now."""
-    steps, rates = curves.get("pairs_per_second", (np.array([0]), np.array([])))
-    rate = float(np.median(rates)) if len(rates) else None
-    stages = {"preparing the records, once": preparing} if preparing is not None else {}
-    named = (("opening the records" if stage == "records" else stage, seconds) for stage, seconds in times.items())
-    stages |= {stage: seconds for stage, seconds in named if seconds >= 0.5}
-    training, estimated = times.get("training"), False
-    if training is None and rate:  # a run from before times were noted
-        training, estimated = 2 * config.train.batch_size * int(steps[-1]) / rate, True
-        stages["training, estimated from its logged speed"] = training
-    pairs = 2 * config.train.batch_size
-    machine = _machine()
-    return {"stages": stages, "steps": int(steps[-1]), "rate": rate, "pairs": pairs, "machine": machine} | {
-        "training": training,
-        "estimated": estimated,
-    }
-
-
-def _machine() -> str:
-    """The processor, its cores, and the accelerator where there is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    processor = next(named, platform.processor() or platform.machine())
-    machine = f"{processor}, {cores} cores"
-    device = jax.devices()[0]
-    return machine if device.platform == "cpu" else f"{jax.device_count()} x {device.device_kind}; {machine}"
 
 
 def _flat(values: dict, prefix: str = "") -> Iterator[tuple[str, str]]:

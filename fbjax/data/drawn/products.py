@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from fbjax.data.drawn import garments
+from fbjax.places import replacing
 
 VERSION = 4  # of pictures and wording: another one is drawn anew
 MIN_PRODUCTS = 100
@@ -222,9 +223,8 @@ def write_catalogue(folder: str | Path, num_products: int, seed: int, progress: 
     schema = pa.schema([(name, pa.string()) for name in _FIELDS] + [("image", image)])
     schema = schema.with_metadata(_provenance(num_products, seed))
     for split, file in files.items():
-        partial = file.with_name(file.name + ".partial")
-        pyarrow.parquet.write_table(pa.Table.from_pylist(rows[split], schema), partial)
-        partial.rename(file)
+        with replacing(file) as partial:
+            pyarrow.parquet.write_table(pa.Table.from_pylist(rows[split], schema), partial)
     return files
 
 
