@@ -162,9 +162,9 @@ class FashionBert(nn.Module):
         MiniLM's sentences are means too; the paper does not say.
         """
         if text is None:
-            text, text_mask = jnp.zeros((len(image), 0, image.shape[-1])), jnp.zeros((len(image), 0), bool)
+            text, text_mask = image[:, :0], jnp.zeros((image.shape[0], 0), bool)
         if image is None:
-            image = jnp.zeros((len(text), 0, text.shape[-1]))
+            image = text[:, :0]
         hidden = self.encode(text, text_mask, image, deterministic=deterministic)
         mask = jnp.concatenate([text_mask, jnp.ones(image.shape[:2], bool)], axis=1)
         return _mean(hidden, mask)

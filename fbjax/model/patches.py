@@ -89,7 +89,7 @@ def extract(network: Callable[[jax.Array], jax.Array], config, images: jax.Array
     side = images.shape[1] // config.patch_size
     feature_map = network(images) if config.geometry == "grid" or config.whole_image else None
     if config.geometry == "grid":
-        patches = average_cells(feature_map, side).reshape(len(images), side * side, -1)
+        patches = average_cells(feature_map, side).reshape(images.shape[0], side * side, -1)
     else:
         patches = isolated_features(network, images, config.patch_size, config.enlarge_to)
     if not config.whole_image:
