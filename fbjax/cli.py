@@ -41,6 +41,7 @@ EXAMPLES = {  # in the order in which a newcomer runs them
         "fbjax embed --workdir runs/mine --out vectors.npz",
         "fbjax embed --workdir runs/mine --data products.csv --what image --out images.npz",
     ),
+    "export": ("fbjax export --workdir runs/mine --format hf --out exported/hf",),
     "report": ("fbjax report --workdir runs/mine",),
     "bench": ("fbjax bench --config configs/my_catalogue.py --repeats 0 --json",),
     "plan": (
@@ -217,6 +218,18 @@ def _parser() -> argparse.ArgumentParser:
         "--what", choices=["product", "text", "image"], default="product", help="(default: %(default)s, both together)"
     )
     embed.add_argument("--step", type=int, help="which checkpoint (default: the best by validation AUC)")
+
+    export = verb("export", "write a run in a format that others load, proved equal to the live model")
+    export.add_argument("--workdir", required=True, help="folder of a trained run")
+    export.add_argument(
+        "--format",
+        required=True,
+        choices=["hf", "stablehlo", "onnx"],
+        help="hf: PyTorch, a Hugging Face folder; stablehlo: JAX alone; onnx: onnxruntime and others",
+    )
+    export.add_argument("--out", required=True, metavar="DIR", help="a folder that is empty or not there yet")
+    export.add_argument("--data", help="prove it on this product table too (default: the run's validation split)")
+    export.add_argument("--step", type=int, help="which checkpoint (default: the best by validation AUC)")
 
     report = verb("report", "draw a run: curves, figures, rankings with pictures, on one HTML page")
     report.add_argument("--workdir", required=True, help="folder of a trained run")

@@ -233,6 +233,16 @@ def embed(arguments, overrides) -> None:
     print(f"vectors: {arguments.out}")
 
 
+def export(arguments, overrides) -> None:
+    from fbjax.console import say
+    from fbjax.exporting.package import export
+
+    content = export(
+        arguments.workdir, arguments.format, arguments.out, step=arguments.step, data=arguments.data, say=say
+    )
+    print(f"exported: step {content['step']} as {arguments.format}, {', '.join(content['functions'])}: {arguments.out}")
+
+
 def report(arguments, overrides) -> None:
     from fbjax.pages.report import write_report
 

@@ -1,1 +1,1 @@
-"""A trained run in formats of other runtimes, each proved equal to the live model."""
+"""Trained runs in formats that others run, each proved equal to the live model, and the way back."""
