@@ -3,11 +3,24 @@
 from pathlib import Path
 
 from fbjax import __version__
+from fbjax.config import Config
 from fbjax.evaluation import metrics
 from fbjax.evaluation.stored import read_evaluation
 from fbjax.exporting.subject import Subject
 from fbjax.workdir import Run
 
+SHOWN = (
+    "num_layers",
+    "width",
+    "num_heads",
+    "mlp_width",
+    "text_tokens",
+    "network",
+    "geometry",
+    "image_size",
+    "patch_size",
+)
+HIDDEN = ("pretrained", "vocabulary", "weights", "attention", "remat", "text_bucket", "cached")
 READS = {"tia": "whether a text and an image match", "itc": "vectors of texts, images and products, for a search index"}
 READS |= {"mlm": "hidden text pieces", "mpm": "hidden patches"}
 
@@ -78,16 +91,17 @@ def _file(path: str) -> str:
 
 
 def _configuration(run: Run) -> str:
-    sections = {"model": run.config.model, "patches": run.config.patches, "tasks": run.config.tasks}
-    hidden = ("pretrained", "vocabulary", "weights", "attention", "remat", "text_bucket", "cached")
-    rows = [
-        f"| `{section}.{name}` | {', '.join(map(str, value)) if isinstance(value, tuple) else value} |"
-        for section, values in sections.items()
-        for name, value in vars(values).items()
-        if name not in hidden
-    ]
+    """The sizes, and whatever else is not as fbjax leaves it."""
+    defaults, rows = Config(), []
+    for section in ("model", "patches", "tasks"):
+        for name, value in vars(getattr(run.config, section)).items():
+            if name in SHOWN or (name not in HIDDEN and value != getattr(getattr(defaults, section), name)):
+                rows.append(f"| `{section}.{name}` | {', '.join(value) if isinstance(value, tuple) else value} |")
     train = run.config.train
-    rows.append(f"| `train` | {train.num_steps:,} steps of {train.batch_size}, learning rate {train.learning_rate:g} |")
+    rows.append(
+        f"| training | {train.num_steps:,} steps of {train.batch_size}, learning rate {train.learning_rate:g} |"
+    )
+    rows.append(f"| image tokens | {run.patches.num_patches} of {run.patches.feature_size} numbers |")
     return "\n".join(["| | |", "|---|---|", *rows])
 
 
@@ -118,10 +132,10 @@ def _figures(subject: Subject) -> str:
 def _intended(run: Run) -> str:
     uses = []
     if "tia" in run.config.tasks.names:
-        uses.append("deciding whether a product text and an image belong together, and ordering a few candidates")
+        uses.append("telling whether a product text and an image belong together, ordering candidates")
     if "itc" in run.config.tasks.names:
         uses.append("searching a catalogue by vectors")
-    return f"On catalogues like the one it was trained on: {', and '.join(uses)}. A start for training on others."
+    return f"On catalogues like the one it was trained on: {'; '.join(uses)}. A start for training on others."
 
 
 def _limits(run: Run) -> str:

@@ -31,12 +31,13 @@ LEAVES = {"kernel": "weight", "scale": "weight", "depthwise_kernel": "weight"}
 
 def write(subject: Subject, folder: Path) -> None:
     """config.json, model.safetensors, the tokenizer's files, the PyTorch code and the model card."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     run = subject.run
     if run.config.patches.network not in CARRIED:
         raise ValueError(f"--format hf has no PyTorch form of patches.network {run.config.patches.network!r}")
-    save_file(to_torch(subject.params, run.config.model.num_layers), folder / WEIGHTS, metadata={"format": "pt"})
+    arrays = to_torch(subject.params, run.config.model.num_layers)
+    (folder / WEIGHTS).write_bytes(save(arrays, metadata={"format": "pt"}))  # its save_file leaves the file private
     _write_json(folder / CONFIG, describe(run, subject.step))
     for name in CODE:
         shutil.copyfile(HUB / name, folder / name)
@@ -126,7 +127,7 @@ def from_torch(arrays: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]
         elif not np.isfinite(array).all():
             problems.append(f"{theirs} holds NaN or infinity")
         else:
-            found[name] = np.transpose(array, np.argsort(axes)).copy()
+            found[name] = from_torch_axes(name, array)
     problems += [f"unexpected {name} {arrays[name].shape}" for name in sorted(arrays.keys() - known)]
     if problems:
         more = [f"... and {len(problems) - 20} more"] * (len(problems) > 20)
@@ -156,12 +157,17 @@ def _dotted(name: str) -> str:
 
 def _axes(name: str, ndim: int) -> tuple[int, ...]:
     """PyTorch's order of a parameter's axes: kernels [in, out] as [out, in], HWIO as OIHW, depthwise HWC1 as C1HW."""
-    leaf = name.rsplit("/", 1)[1]
+    leaf = name.split("/")[-1]
     if leaf == "depthwise_kernel":
         return (2, 3, 0, 1)
     if leaf == "kernel":
         return {2: (1, 0), 4: (3, 2, 0, 1)}[ndim]
     return tuple(range(ndim))
+
+
+def from_torch_axes(name: str, array: np.ndarray) -> np.ndarray:
+    """A parameter in our order of axes; `name` is ours."""
+    return np.transpose(array, np.argsort(_axes(name, array.ndim))).copy()
 
 
 def load(folder: str | Path) -> "TorchModel":
