@@ -243,6 +243,14 @@ def export(arguments, overrides) -> None:
     print(f"exported: step {content['step']} as {arguments.format}, {', '.join(content['functions'])}: {arguments.out}")
 
 
+def import_(arguments, overrides) -> None:
+    from fbjax.console import say
+    from fbjax.exporting.importing import bring_in
+
+    bring_in(arguments.source, arguments.workdir, say)
+    print(f"imported: {arguments.workdir}; next: fbjax evaluate --workdir {arguments.workdir}")
+
+
 def report(arguments, overrides) -> None:
     from fbjax.pages.report import write_report
 

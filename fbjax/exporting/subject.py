@@ -39,12 +39,16 @@ class Subject:
         """What the live model makes of `arrays`, by output."""
         function = self.functions[name]
         with jax.default_matmul_precision("highest"):  # a GPU or TPU would round factors to fewer bits
-            found = self._jitted[name](self.params, *(arrays[given.name] for given in function.inputs))
+            found = self._jitted[name](self._on_device, *(arrays[given.name] for given in function.inputs))
         return dict(zip(function.outputs, map(np.asarray, found), strict=True))
 
     @cached_property
     def _jitted(self) -> dict:
         return {name: jax.jit(function.call) for name, function in self.functions.items()}
+
+    @cached_property
+    def _on_device(self) -> dict:
+        return jax.device_put(self.params)
 
 
 def one_device() -> jax.sharding.Mesh:
