@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
+import jax.export
 import jax.numpy as jnp
 
 from fbjax.data.vocabulary import PAD_ID
@@ -70,6 +71,17 @@ def heads(run: Run) -> dict[str, Function]:
     return {name: Function(name, both[name], inputs, ("logits",)) for name in both if name in run.config.tasks.names}
 
 
+def abstract_inputs(function: Function, longest: int) -> list[jax.ShapeDtypeStruct]:
+    """The inputs of `function` with symbols for batch and length, this at most `longest`."""
+    axes = {axis for given in function.inputs for axis in given.shape if isinstance(axis, str)}
+    scope = jax.export.SymbolicScope([f"{LENGTH} <= {longest}"] if LENGTH in axes else [])
+    symbols = {axis: jax.export.symbolic_shape(axis, scope=scope)[0] for axis in axes}
+    return [
+        jax.ShapeDtypeStruct([symbols.get(axis, axis) for axis in given.shape], given.dtype)
+        for given in function.inputs
+    ]
+
+
 class _Parts:
     """The run's model and patch network, in float32, as functions of parameters and arrays."""
 
@@ -99,7 +111,7 @@ class _Parts:
 
         Enlarged patches of one image at a time, as many fit into memory however large the batch is.
         """
-        apply = partial(self._patches.apply, params["patches"])
+        apply = partial(self._patches.apply, params.get("patches", {}))
         return apply(images) if self._at_once else jax.lax.map(lambda image: apply(image[None])[0], images)
 
     def match(self, params, ids: jax.Array, features: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import jax
+
 from fbjax import __version__
 from fbjax.console import progress
 from fbjax.exporting import manifest
@@ -59,6 +61,7 @@ def describe(subject: Subject, form: str) -> dict:
     return {
         "format": form,
         "fbjax": __version__,
+        "jax": jax.__version__,
         "step": subject.step,
         "tokenizer": VOCABULARY,
         "text_tokens": config.model.text_tokens,
