@@ -3,7 +3,9 @@
 Converted by jax2onnx, checked by ONNX, run by onnxruntime. The only file that knows these three.
 """
 
+import contextlib
 import hashlib
+import io
 import logging
 import mmap
 from collections.abc import Iterator
@@ -42,7 +44,8 @@ def write(subject: Subject, folder: Path) -> None:
 
 def convert(function: Function, params: dict, longest: int) -> onnx.ModelProto:
     """`function` with `params` inside it."""
-    with jax.default_matmul_precision("highest"), nn.intercept_methods(_as_one_node):
+    quiet = contextlib.redirect_stdout(io.StringIO())  # jax2onnx prints every flax.linen.Conv that it meets
+    with quiet, jax.default_matmul_precision("highest"), nn.intercept_methods(_as_one_node):
         model = to_onnx(
             lambda *arrays: function.call(params, *arrays),
             abstract_inputs(function, longest),
