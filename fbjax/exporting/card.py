@@ -58,7 +58,7 @@ def _use(run: Run) -> str:
         "from transformers import AutoModel, AutoTokenizer",
         "",
         "model = AutoModel.from_pretrained(DIR, trust_remote_code=True).eval()",
-        "tokenizer = AutoTokenizer.from_pretrained(DIR)",
+        "tokenizer = AutoTokenizer.from_pretrained(DIR, trust_remote_code=True)",
         'ids = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").input_ids',
     ]
     pixels = f"images: uint8 [B, {size}, {size}, 3], RGB, each resized without keeping its aspect ratio"

@@ -14,10 +14,12 @@ import flax.traverse_util
 import numpy as np
 
 from fbjax import config as configs
+from fbjax.config import PatchConfig
 from fbjax.exporting import card
 from fbjax.exporting.subject import Subject
 from fbjax.model.bert import NORM_EPSILON
 from fbjax.model.fashionbert import NUM_TEXT_SEGMENTS
+from fbjax.model.patches import PatchNetwork
 from fbjax.model.pretrained import parameter_names
 from fbjax.workdir import Run
 
@@ -71,20 +73,18 @@ def describe(run: Run, step: int) -> dict:
         "match_reads": model.tia_reads,
         "cross_attention": model.cross_attention,
         "tasks": list(config.tasks.names),
-        "patches": {
-            "network": patches.network,
-            "geometry": patches.geometry,
-            "image_size": patches.image_size,
-            "patch_size": patches.patch_size,
-            "enlarge_to": patches.enlarge_to,
-            "whole_image": patches.whole_image,
-            "trainable": patches.trainable,
-            "num_patches": run.patches.num_patches,
-            "feature_size": run.patches.feature_size,
-        }
-        | ({"alpha": run.patches.feature_size / 1024} if patches.network == "mobilenet_v1" else {}),
+        "patches": describe_patches(patches, run.patches),
         "fbjax": {"layout": LAYOUT, "step": step, "config": json.loads(configs.to_json(config))},
     }
+
+
+def describe_patches(patches: PatchConfig, network: PatchNetwork) -> dict:
+    """The section of config.json that says how an image becomes features."""
+    told = ("network", "geometry", "image_size", "patch_size", "enlarge_to", "whole_image", "trainable")
+    sizes = {"num_patches": network.num_patches, "feature_size": network.feature_size}
+    if patches.network == "mobilenet_v1":
+        sizes["alpha"] = network.feature_size / 1024
+    return {name: getattr(patches, name) for name in told} | sizes
 
 
 def write_tokenizer(run: Run, folder: Path) -> None:

@@ -37,6 +37,9 @@ class Subject:
 
     def call(self, name: str, **arrays: np.ndarray) -> dict[str, np.ndarray]:
         """What the live model makes of `arrays`, by output."""
+        if "images" in arrays and name != "features":  # the patch network compiles once, not once a function
+            features = self.call("features", images=arrays.pop("images"))
+            return self.call(f"{name}_features", **arrays, **features)
         function = self.functions[name]
         with jax.default_matmul_precision("highest"):  # a GPU or TPU would round factors to fewer bits
             found = self._jitted[name](self._on_device, *(arrays[given.name] for given in function.inputs))
