@@ -14,7 +14,7 @@ AT_ONCE = 2**22  # bytes
 
 def write(folder: Path, content: dict) -> None:
     """`content` with "manifest_version" before it and "files", ``{path: {"sha256", "bytes"}}``, after it."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / FILE)
     listed = {
         path.relative_to(folder).as_posix(): {"sha256": digest(path), "bytes": path.stat().st_size} for path in files
     }

@@ -48,9 +48,10 @@ def export(
         module.write(subject, folder)
         subject.run.vocabulary.save(folder / VOCABULARY)
         say(f"written: {sum(path.stat().st_size for path in folder.rglob('*')) / 2**20:,.1f} MiB; proving it ..")
-        real = RealInputs.of(subject, data, progress)
-        proof = prove(subject, module.load(folder), real, say)
-        content = describe(subject, form) | {"proof": proof}
+        content = describe(subject, form)
+        manifest.write(folder, content)  # as its user finds it, it is loaded
+        proof = prove(subject, module.load(folder), RealInputs.of(subject, data, progress), say)
+        content |= {"proof": proof}
         manifest.write(folder, content)
     return content
 
