@@ -1,6 +1,7 @@
 """Exports to PyTorch: equal to the live model for every config, whole or not there, and back bit by bit."""
 
 import json
+import re
 import shutil
 
 import flax.traverse_util
@@ -131,6 +132,25 @@ def test_auto_model_gives_the_live_model_s_scores_and_vectors(workdir, exported)
     assert everything.loss.item() == pytest.approx(np.logaddexp(0, -score * [1, -1, 1]).mean(), abs=1e-5)
     assert everything.mlm_logits.shape == (3, ids.shape[1], live.run.vocabulary.size)
     assert everything.mpm_logits.shape == features.shape
+
+
+def test_the_examples_of_the_documentation_run(workdir, exported, tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (CONFIGS.parent / "docs" / "export.md").read_text(), re.DOTALL)
+    examples = [block for block in blocks if "transformers" in block or "save_pretrained" in block]
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "hf").symlink_to(exported)
+    for name, image in zip(("a.png", "b.png"), random_images(64), strict=False):
+        (tmp_path / name).write_bytes(encode_png(image))
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    for example in examples:
+        exec(compile(example, "docs/export.md", "exec"), found)
+    live = fbjax.load(workdir)
+    np.testing.assert_allclose(found["scores"], live.score(found["texts"], found["images"]), atol=1e-4)
+    np.testing.assert_allclose(found["everything"].match_logits, found["logits"], atol=1e-4)
+    bring_in(tmp_path / "theirs", tmp_path / "back", silent)
+    before, after = parameters(workdir), parameters(tmp_path / "back")
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before | after)
 
 
 def encode_png(image):
