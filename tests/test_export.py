@@ -298,6 +298,15 @@ def without_tokenizer(copied):
     (copied / huggingface.VOCABULARY).unlink()
 
 
+def with_another_tokenizer(copied):
+    path = copied / huggingface.VOCABULARY
+    content = json.loads(path.read_text())
+    rows = content["model"]["vocab"]
+    one, other = list(rows)[40:42]
+    rows[one], rows[other] = rows[other], rows[one]
+    path.write_text(json.dumps(content))
+
+
 def of_a_bert(copied):
     (copied / huggingface.CONFIG).write_text(json.dumps({"model_type": "bert"}))
 
@@ -325,6 +334,7 @@ def reshaped(copied):
     [
         (truncated, ["model.safetensors is not a safetensors file"]),
         (without_tokenizer, ["has no tokenizer.json", "copy it"]),
+        (with_another_tokenizer, ["tokenizer.json has other pieces", "copy it"]),
         (of_a_bert, ["type 'bert', not the 'fashionbert'", "config.model.pretrained"]),
         (edited(fbjax={"layout": 9}), ["layout 9", "reads 1"]),
         (edited(match_reads="cls"), ["match_reads is 'cls', expected 'modalities'"]),

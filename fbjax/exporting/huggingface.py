@@ -5,6 +5,7 @@ numbers in PyTorch's order of axes, so that they come back bit by bit.
 """
 
 import contextlib
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import numpy as np
 
 from fbjax import config as configs
 from fbjax.config import PatchConfig
+from fbjax.data.vocabulary import Vocabulary
 from fbjax.exporting import card
 from fbjax.exporting.subject import Subject
 from fbjax.model.bert import NORM_EPSILON
@@ -74,8 +76,18 @@ def describe(run: Run, step: int) -> dict:
         "cross_attention": model.cross_attention,
         "tasks": list(config.tasks.names),
         "patches": describe_patches(patches, run.patches),
-        "fbjax": {"layout": LAYOUT, "step": step, "config": json.loads(configs.to_json(config))},
+        "fbjax": {
+            "layout": LAYOUT,
+            "step": step,
+            "pieces": digest_of_pieces(run.vocabulary),
+            "config": json.loads(configs.to_json(config)),
+        },
     }
+
+
+def digest_of_pieces(vocabulary: Vocabulary) -> str:
+    """SHA-256 of the pieces in the order of their rows: however a tokenizer's file is written, the same."""
+    return hashlib.sha256("\n".join(vocabulary.rows).encode()).hexdigest()
 
 
 def describe_patches(patches: PatchConfig, network: PatchNetwork) -> dict:

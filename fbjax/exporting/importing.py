@@ -34,7 +34,7 @@ def bring_in(folder: str | Path, workdir: str | Path, say: Callable[[str], None]
     check_fresh("--workdir", workdir)
     described = _read_config(folder)
     config = configs.from_json(json.dumps(described["fbjax"]["config"]))
-    vocabulary, arrays = _read_vocabulary(folder), _read_weights(folder)
+    vocabulary, arrays = _read_vocabulary(folder, described["fbjax"]["pieces"]), _read_weights(folder)
     with fresh_folder("--workdir", workdir) as partial:
         patches = patch_parameters(arrays)
         if patches:
@@ -93,16 +93,19 @@ def _read_config(folder: Path) -> dict:
     return described
 
 
-def _read_vocabulary(folder: Path) -> Vocabulary:
-    path = folder / VOCABULARY
+def _read_vocabulary(folder: Path, pieces: str) -> Vocabulary:
+    path, remedy = folder / VOCABULARY, "copy it there from the folder that was exported"
     if not path.is_file():
-        raise FileNotFoundError(f"--from {folder} has no {VOCABULARY}: copy it there from the folder that was exported")
+        raise FileNotFoundError(f"--from {folder} has no {VOCABULARY}: {remedy}")
     try:
-        return Vocabulary.load(path)
+        vocabulary = Vocabulary.load(path)
     except ValueError:
         raise
     except Exception as error:  # tokenizers raises nothing narrower
-        raise ValueError(f"{path} is no tokenizer: {error} (copy it from the folder that was exported)") from None
+        raise ValueError(f"{path} is no tokenizer, {error}: {remedy}") from None
+    if huggingface.digest_of_pieces(vocabulary) != pieces:
+        raise ValueError(f"{path} has other pieces than the model was trained with: {remedy}")
+    return vocabulary
 
 
 def _read_weights(folder: Path) -> dict[str, np.ndarray]:

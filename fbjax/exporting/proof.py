@@ -16,7 +16,7 @@ TOLERANCE = 1e-4
 SEED = 0
 RANDOM = ((1, None), (3, 9))  # (batch, text length); None: as long as a text may be
 PAIRS, BATCH_SIZE = 256, 16  # real ones, of which a function takes so many at a time ...
-SECONDS = 60.0  # ... and no further batch after this: a deep network on enlarged patches takes minutes for one
+SECONDS = 300.0  # ... and no further batch after this: a deep network on enlarged patches takes minutes for one
 
 
 class ProofFailed(ValueError):
