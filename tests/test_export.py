@@ -1,6 +1,7 @@
 """Exports to PyTorch: equal to the live model for every config, whole or not there, and back bit by bit."""
 
 import json
+import re
 import shutil
 
 import flax.traverse_util
@@ -133,6 +134,25 @@ def test_auto_model_gives_the_live_model_s_scores_and_vectors(workdir, exported)
     assert everything.mpm_logits.shape == features.shape
 
 
+def test_the_examples_of_the_documentation_run(workdir, exported, tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (CONFIGS.parent / "docs" / "export.md").read_text(), re.DOTALL)
+    examples = [block for block in blocks if "transformers" in block or "save_pretrained" in block]
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "hf").symlink_to(exported)
+    for name, image in zip(("a.png", "b.png"), random_images(64), strict=False):
+        (tmp_path / name).write_bytes(encode_png(image))
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    for example in examples:
+        exec(compile(example, "docs/export.md", "exec"), found)
+    live = fbjax.load(workdir)
+    np.testing.assert_allclose(found["scores"], live.score(found["texts"], found["images"]), atol=1e-4)
+    np.testing.assert_allclose(found["everything"].match_logits, found["logits"], atol=1e-4)
+    bring_in(tmp_path / "theirs", tmp_path / "back", silent)
+    before, after = parameters(workdir), parameters(tmp_path / "back")
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before | after)
+
+
 def encode_png(image):
     from PIL import Image
 
@@ -148,14 +168,16 @@ def test_bert_model_gives_the_text_backbone(exported):
     ids = torch.tensor([[2, 9, 8, 7, 3], [2, 6, 3, 0, 0]])
     with torch.inference_mode():
         hidden = model.bert.encoder(model.bert.embeddings(ids), ids != 0, None)
+        pooled = torch.tanh(model.bert.pooler["dense"](hidden[:, 0]))
         expected = bert.eval()(ids, attention_mask=(ids != 0).long())
     np.testing.assert_allclose(hidden[ids != 0], expected.last_hidden_state[ids != 0], atol=1e-5)
-    np.testing.assert_allclose(torch.tanh(model.bert.pooler["dense"](hidden[:, 0])), expected.pooler_output, atol=1e-5)
+    np.testing.assert_allclose(pooled, expected.pooler_output, atol=1e-5)
 
 
 def test_a_checkpoint_of_eight_devices_is_exported_like_one_of_a_single(folder, tmp_path):
-    single = tiny("my_catalogue", folder)
-    sharded = tiny("my_catalogue", folder, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+    """Both in float32, whatever their matrices were multiplied in."""
+    single = tiny("my_catalogue", folder, model__dtype="bfloat16")
+    sharded = tiny("my_catalogue", folder, model__dtype="bfloat16", mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
     mesh = make_mesh(MeshConfig(2, 2, 2))
     for name, config, where in (("one", single, None), ("eight", sharded, mesh)):
         export(write_untrained(config, tmp_path / name, where), "hf", tmp_path / f"hf-{name}", say=silent)
@@ -166,7 +188,7 @@ def test_a_checkpoint_of_eight_devices_is_exported_like_one_of_a_single(folder, 
 def test_trained_exported_trained_on_in_pytorch_and_back(tmp_path, capsys, trains_on_one_device):
     from fbjax.train import train
 
-    config = tiny_config(tmp_path, "train.num_steps=4", "train.save_every=4", "model.dtype=bfloat16")
+    config = tiny_config(tmp_path, "train.num_steps=4", "train.save_every=4")
     train(config, tmp_path / "run")
     content = export(tmp_path / "run", "hf", tmp_path / "hf", say=silent)
     assert content["proof"]["real"]["match"]["examples"] == 24

@@ -27,7 +27,10 @@ ONLY_IN = {  # import -> the files or folders that may have it
     "resvg_py": ("data/drawn/",),
     "ml_collections": ("config.py",),
     "sklearn": ("evaluation/baseline.py", "evaluation/probe.py"),
-    "torch": ("model/networks/files.py", "model/pretrained.py", "bench/rival.py", "bench/contest.py"),
+    "torch": (
+        *("model/networks/files.py", "model/pretrained.py", "bench/rival.py", "bench/contest.py"),
+        *("exporting/hub/", "exporting/huggingface.py"),
+    ),
 }
 LAYERS = {  # a room -> what it must not know
     "model/": (
@@ -45,6 +48,8 @@ LAYERS = {  # a room -> what it must not know
     "evaluation/metrics.py": ("jax", "fbjax."),
     "evaluation.py": ("jax", "fbjax."),
     "legacy.py": ("jax", "fbjax.data", "fbjax.model", "fbjax.evaluation"),
+    "exporting/hub/": ("jax", "flax", "numpy", "fbjax."),  # it goes where fbjax is not
+    "exporting/manifest.py": ("jax", "flax", "numpy", "fbjax."),
     "compare.py": ("jax", "fbjax.data", "fbjax.model", "fbjax.evaluation"),  # it answers at once
 }
 

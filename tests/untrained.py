@@ -77,7 +77,7 @@ def randomised(tree, seed: int = 0):
 
 
 def write_untrained(config: Config, workdir: Path, mesh=None) -> Path:
-    """The workdir of a run of `config` with a checkpoint of `STEP`, as the devices of `mesh` write it, by default one."""
+    """A run's workdir with a checkpoint of `STEP`, as the devices of `mesh` write it (default: one)."""
     size = int(config.model.vocabulary.removeprefix("train:"))
     vocabulary = Vocabulary.train([f"{p['title']} {p['caption']}" for p in make_products(48)], size)
     run = Run.build(config, vocabulary, None)

@@ -31,13 +31,16 @@ def prove(subject: Subject, exported, real: "RealInputs | str", say: Callable[[s
     """
     found = {"tolerance": TOLERANCE, "seed": SEED, "random": {}, "real": {}}
     for name, function in subject.functions.items():
-        found["random"][name] = _compare(subject, exported, function, random_inputs(subject.run, function))
+        inputs = {"random": random_inputs(subject.run, function)}
         if not isinstance(real, str):
-            found["real"][name] = _compare(subject, exported, function, real.batches(function))
+            inputs["real"] = real.batches(function)
+        for kind, batches in inputs.items():
+            figures = found[kind][name] = _compare(subject, exported, function, batches)
+            worst = max(figures[output] for output in function.outputs)
+            say(f"{name}: within {worst:.1e} of the live model on {figures['examples']} {kind} examples")
     if isinstance(real, str):
         found["real"] = None
         say(f"proved on random inputs alone: {real}")
-    _report(found, say)
     return found
 
 
@@ -142,10 +145,3 @@ class RealInputs:
 
     def _at(self, start: int) -> np.ndarray:
         return self.rows[start : start + BATCH_SIZE]
-
-
-def _report(found: dict, say: Callable[[str], None]) -> None:
-    for kind in ("random", "real"):
-        for name, figures in (found[kind] or {}).items():
-            worst = max(value for output, value in figures.items() if output != "examples")
-            say(f"{name}: within {worst:.1e} of the live model on {figures['examples']} {kind} examples")
