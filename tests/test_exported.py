@@ -165,7 +165,18 @@ for ask, wanted in ((lambda: model.embed_text(["red"]), "tokenizers"), (lambda: 
 
 def test_an_export_needs_jax_and_numpy_alone(exports, live, tmp_path):
     installed = ("flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "torch", "transformers", "tokenizers")
-    blocked = {*installed, "PIL", "safetensors", "etils", "ml_collections", "absl", "onnx", "onnxruntime", "pyarrow"}
+    blocked = {
+        *installed,
+        "flatbuffers",
+        "PIL",
+        "safetensors",
+        "etils",
+        "ml_collections",
+        "absl",
+        "onnx",
+        "onnxruntime",
+        "pyarrow",
+    }
     ids = np.array([live.encode_text(text) for text in TEXTS])
     images = np.stack([live.read_image(image) for image in IMAGES])
     np.savez(tmp_path / "in.npz", ids=ids, images=images)
