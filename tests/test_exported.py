@@ -17,10 +17,12 @@ import fbjax
 from fbjax.config import TaskConfig
 from fbjax.data.images import normalise_image, read_pixels
 from fbjax.data.pipeline import decode_image
-from fbjax.exporting import manifest
+from fbjax.exporting import manifest, stablehlo
+from fbjax.exporting import onnx as onnx_format
 from fbjax.exporting.functions import functions
-from fbjax.exporting.onnx import OnnxModels
-from fbjax.exporting.package import export
+from fbjax.exporting.package import describe, export
+from fbjax.exporting.proof import prove
+from fbjax.exporting.subject import Subject
 from fbjax.workdir import Run
 from tests.tables import encode, make_products
 from tests.untrained import CONFIGS, tiny, write_untrained
@@ -73,15 +75,21 @@ def copied(exports, tmp_path):
     return shutil.copytree(exports["stablehlo"], tmp_path / "copied")
 
 
-@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
-def test_every_config_is_exported(name, form, folder):
-    out = folder / f"{form}-{name}"
-    if not (folder / name).exists():
-        write_untrained(tiny(name, folder), folder / name)
-    content = export(folder / name, form, out, say=silent)
-    assert content["functions"].keys() == content["proof"]["random"].keys() > {"features"}
-    shutil.rmtree(out)
+def test_every_config_is_exported(name, folder):
+    """By the function that has all of a run in it; all of them, and the command itself, are tested on one run."""
+    subject = Subject.open(write_untrained(tiny(name, folder), folder / name), None, with_heads=False)
+    whole = "match" if "match" in subject.functions else "embed_product"
+    subject = dataclasses.replace(subject, functions={whole: subject.functions[whole]})
+    for form, module in (("stablehlo", stablehlo), ("onnx", onnx_format)):
+        (out := folder / f"{form}-{name}").mkdir()
+        module.write(subject, out)
+        subject.run.vocabulary.save(out / "tokenizer.json")
+        manifest.write(out, describe(subject, form))
+        proof = prove(subject, module.load(out), "of random ones alone", silent)
+        assert proof["random"].keys() == {whole}
+        shutil.rmtree(out)
+    shutil.rmtree(folder / name)
 
 
 def test_strings_and_pictures_give_the_live_model_s_figures(live, loaded):
@@ -132,7 +140,7 @@ def test_the_onnx_models_share_their_weights_and_name_their_axes(exports):
 
 
 def test_onnx_takes_any_batch_and_length(exports, live):
-    runtime, rng = OnnxModels(exports["onnx"]), np.random.default_rng(0)
+    runtime, rng = onnx_format.load(exports["onnx"]), np.random.default_rng(0)
     ids = np.array([live.encode_text(text) for text in TEXTS])
     longest = int((ids != 0).sum(axis=1).max())
     features = rng.standard_normal((len(ids), live.run.patches.num_patches, live.run.patches.feature_size), np.float32)
