@@ -4,6 +4,7 @@ What the folder's manifest says is all that is known here: no model, no framewor
 tokenizers besides, and pictures Pillow; who has piece ids, and pixels or features, needs neither.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 from fbjax.exporting import manifest
 
 FORMAT = "stablehlo"
-WEIGHTS, SUFFIX = "weights.npz", ".stablehlo"
+WEIGHTS, PROGRAMS, SUFFIX = "weights.npz", "programs.json", ".stablehlo"
 ROWS, BUCKET = 32, 16  # strings and pictures go in batches of so many, texts padded to a multiple: few programs compile
 AT_ONCE = 512  # pairs whose features are held
 
@@ -131,13 +132,45 @@ class Exported:
 
     def _read_program(self, name: str) -> jax.export.Exported:
         path = self._folder / f"{name}{SUFFIX}"
+        artifact = path.read_bytes()
         try:
-            return jax.export.deserialize(bytearray(path.read_bytes()))
+            if _has_flatbuffers():
+                return jax.export.deserialize(bytearray(artifact))
+            return self._rebuilt(name, artifact)
         except Exception as error:  # whatever an older or newer serialization makes of it
+            reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
             raise ValueError(
                 f"{path} was exported by jax {self.manifest['jax']}, which jax {jax.__version__} cannot read: use that "
-                f"version, or export again ({str(error).splitlines()[0][:100] if str(error) else type(error).__name__})"
+                f"version, export again, or install flatbuffers ({reason})"
             ) from None
+
+    def _rebuilt(self, name: str, artifact: bytes) -> jax.export.Exported:
+        """What `jax.export.deserialize` gives, for which JAX wants flatbuffers without requiring it."""
+        program = json.loads((self._folder / PROGRAMS).read_text(encoding="utf-8"))[name]
+        function, scope = self.functions[name], jax.export.SymbolicScope()
+
+        def described(shape, dtype):
+            shape = jax.export.symbolic_shape(",".join(map(str, shape)) + ",", scope=scope)
+            return jax.core.ShapedArray(shape, np.dtype(dtype))
+
+        params = {name: jax.core.ShapedArray(array.shape, array.dtype) for name, array in self._params.items()}
+        inputs = (params, *(described(given["shape"], given["dtype"]) for given in function["inputs"]))
+        outputs = tuple(described(shape, "float32") for shape in program["outputs"])
+        (in_avals, in_tree), (out_avals, out_tree) = map(jax.tree.flatten, ((inputs, {}), outputs))
+        start, length = program["module"]
+        known = {
+            "fun_name": name,
+            **{"in_tree": in_tree, "in_avals": tuple(in_avals), "in_shardings_hlo": (None,) * len(in_avals)},
+            **{"out_tree": out_tree, "out_avals": tuple(out_avals), "out_shardings_hlo": (None,) * len(out_avals)},
+            **{"_in_named_shardings": (None,) * len(in_avals), "_out_named_shardings": (None,) * len(out_avals)},
+            **{"_has_named_shardings": True, "nr_devices": 1, "platforms": tuple(program["platforms"])},
+            **{"ordered_effects": (), "unordered_effects": (), "disabled_safety_checks": ()},
+            "mlir_module_serialized": artifact[start : start + length],
+            "calling_convention_version": program["calling_convention"],
+            "module_kept_var_idx": tuple(program["kept"]),
+            **{"uses_global_constants": True, "_get_vjp": None},
+        }
+        return jax.export.Exported(**known)
 
     def _checked(self, name: str, given: dict, array: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
         """`array` as the input `given` of `name`; `sizes` are those that batch and length have in inputs before it."""
@@ -154,6 +187,14 @@ class Exported:
                 f"with one batch for all and length at most {self.manifest['text_tokens']}"
             )
         return array.astype(given["dtype"], copy=False)
+
+
+def _has_flatbuffers() -> bool:
+    try:
+        import flatbuffers  # noqa: F401
+    except ModuleNotFoundError:
+        return False
+    return True
 
 
 def _parts(count: int, size: int) -> Iterator[slice]:

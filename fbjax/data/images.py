@@ -98,8 +98,8 @@ def encoded(image) -> bytes:
 def read_pixels(image, size: int) -> np.ndarray:
     """uint8 [S, S, 3] of what `encoded` takes, as the pipelines decode and resize it, without TensorFlow.
 
-    Of a JPEG, Pillow's decoder and TensorFlow's make values that may be a few levels apart; of all else the same, but
-    for what lies halfway between two levels.
+    The same values, but for what lies halfway between two levels; of a JPEG up to 4 apart, since TensorFlow takes
+    libjpeg's fast integer DCT and Pillow its accurate one.
     """
     try:
         plain = normalise_image(encoded(image), size)
