@@ -57,7 +57,10 @@ def folder(tmp_path_factory, trains_on_one_device):
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("verb", EXAMPLES)
+COMPILING = ("bench", "plan")
+
+
+@pytest.mark.parametrize("verb", [pytest.param(v, marks=[pytest.mark.slow] * (v in COMPILING)) for v in EXAMPLES])
 def test_every_example_in_the_help_runs(verb, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit) as exit_:

@@ -68,7 +68,13 @@ def parameters(workdir):
     return flax.traverse_util.flatten_dict(params, sep="/")
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(path.stem, marks=[pytest.mark.slow] * path.stem.startswith("fashiongen"))  # large patch networks
+        for path in sorted(CONFIGS.glob("*.py"))
+    ],
+)
 def test_every_config_is_exported_to_pytorch(name, folder):
     config = tiny(name, folder)
     content = export(write_untrained(config, folder / name), "hf", folder / f"hf-{name}", say=silent)

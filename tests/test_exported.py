@@ -79,9 +79,7 @@ QUICK = ("my_catalogue", "quickstart")
 EVERY = sorted(path.stem for path in CONFIGS.glob("*.py"))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in EVERY]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in EVERY])
 def test_every_config_is_exported(name, folder):
     """By the function that has all of a run in it; all of them, and the command itself, are tested on one run."""
     subject = Subject.open(write_untrained(tiny(name, folder), folder / name), None, with_heads=False)
