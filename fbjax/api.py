@@ -1,16 +1,19 @@
-"""The trained model for notebooks and services: texts are strings; images are paths, encoded bytes or PIL images."""
+"""The trained model for notebooks and services.
+
+Texts are strings; images are paths, encoded bytes, PIL images or arrays of pixels [H, W, 3] (uint8, or fractions up to
+1). Lists may be of any length and are computed in batches. The same call gives the same figures, to the last bit on the
+same devices; a model may be used by several threads at once.
+"""
 
 import dataclasses
-import io
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from fbjax.data.images import normalise_image, to_rgb
+from fbjax.data.images import encoded, is_image, normalise_image
 from fbjax.data.pipeline import decode_image
 from fbjax.data.table import clean_text
 from fbjax.data.vocabulary import PAD_ID
@@ -53,9 +56,9 @@ class Model:
         """(place in `candidates`, score), best first: one text against images, or one image against texts."""
         candidates = _listed(candidates, "candidates")
         places = np.arange(len(candidates))
-        if _is_image(query):
+        if is_image(query):
             scores = self._score(candidates, [query], np.stack([places, np.zeros_like(places)], axis=1))
-        elif candidates and not any(map(_is_image, candidates)):
+        elif candidates and not any(map(is_image, candidates)):
             raise ValueError("neither the query nor a candidate is an image: is a path wrong?")
         else:
             scores = self._score([query], candidates, np.stack([np.zeros_like(places), places], axis=1))
@@ -67,7 +70,8 @@ class Model:
 
     def embed_image(self, images: Sequence) -> np.ndarray:
         """Vectors [N, E] of images, as `embed_text` gives them of texts."""
-        batches = self._read_batches(_listed(images, "images"), np.arange(len(images)), self._towers.batch_size)
+        images = _listed(images, "images")
+        batches = self._read_batches(images, np.arange(len(images)), self._towers.batch_size)
         return self._towers.embed_images(self.variables, batches)
 
     def embed_product(self, texts: Sequence[str], images: Sequence) -> np.ndarray:
@@ -117,7 +121,7 @@ class Model:
         if self.run.config.patches.ready_made:
             raise ValueError("this run reads ready-made features (patches.network 'features'): it takes no picture")
         try:
-            return decode_image(normalise_image(_encoded(image), size), size)
+            return decode_image(normalise_image(encoded(image), size), size)
         except ValueError as error:
             raise ValueError(f"{image if isinstance(image, str | Path) else 'image'}: {error}") from None
 
@@ -126,24 +130,3 @@ def _listed(values, name: str) -> list:
     if isinstance(values, str | bytes):
         raise TypeError(f"{name} is one {type(values).__name__}: put it into a list")
     return list(values)
-
-
-def _is_image(value) -> bool:
-    """A path to a file, bytes or a PIL image; every other string is a text."""
-    if isinstance(value, str):
-        return len(value) < 4096 and "\n" not in value and Path(value).is_file()
-    return isinstance(value, bytes | Path | Image.Image)
-
-
-def _encoded(image) -> bytes:
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, Image.Image):
-        out = io.BytesIO()
-        to_rgb(image).save(out, format="PNG")
-        return out.getvalue()
-    if isinstance(image, str | Path):
-        if not Path(image).is_file():
-            raise FileNotFoundError(f"no image file {image}")
-        return Path(image).read_bytes()
-    raise TypeError(f"an image is a path, encoded bytes or a PIL image, not {type(image).__name__}")

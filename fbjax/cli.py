@@ -41,6 +41,8 @@ EXAMPLES = {  # in the order in which a newcomer runs them
         "fbjax embed --workdir runs/mine --out vectors.npz",
         "fbjax embed --workdir runs/mine --data products.csv --what image --out images.npz",
     ),
+    "export": ("fbjax export --workdir runs/mine --format hf --out exported",),
+    "import": ("fbjax import --from exported --workdir runs/back",),
     "report": ("fbjax report --workdir runs/mine",),
     "bench": ("fbjax bench --config configs/my_catalogue.py --repeats 0 --json",),
     "plan": (
@@ -89,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog="\n  ".join(["examples:", *EXAMPLES[name]]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(run=getattr(verbs, name), verb=name)
+        sub.set_defaults(run=getattr(verbs, {"import": "import_"}.get(name, name)), verb=name)
         return sub
 
     protocol_help = "which figures, of candidates, matching, draws, legacy, full (default: %(default)s)"
@@ -217,6 +219,22 @@ def _parser() -> argparse.ArgumentParser:
         "--what", choices=["product", "text", "image"], default="product", help="(default: %(default)s, both together)"
     )
     embed.add_argument("--step", type=int, help="which checkpoint (default: the best by validation AUC)")
+
+    export = verb("export", "write a run in a format that others load, proved equal to the live model")
+    export.add_argument("--workdir", required=True, help="folder of a trained run")
+    export.add_argument(
+        "--format",
+        required=True,
+        choices=["hf", "stablehlo", "onnx"],
+        help="hf: PyTorch, a Hugging Face folder; stablehlo: JAX alone; onnx: onnxruntime and others",
+    )
+    export.add_argument("--out", required=True, metavar="DIR", help="a folder that is empty or not there yet")
+    export.add_argument("--data", help="prove it on this product table too (default: the run's validation split)")
+    export.add_argument("--step", type=int, help="which checkpoint (default: the best by validation AUC)")
+
+    import_ = verb("import", "take a folder of export --format hf back, trained on in PyTorch or not")
+    import_.add_argument("--from", required=True, dest="source", metavar="DIR", help="the Hugging Face folder")
+    import_.add_argument("--workdir", required=True, help="a folder that is empty or not there yet")
 
     report = verb("report", "draw a run: curves, figures, rankings with pictures, on one HTML page")
     report.add_argument("--workdir", required=True, help="folder of a trained run")

@@ -233,6 +233,24 @@ def embed(arguments, overrides) -> None:
     print(f"vectors: {arguments.out}")
 
 
+def export(arguments, overrides) -> None:
+    from fbjax.console import say
+    from fbjax.exporting.package import export
+
+    content = export(
+        arguments.workdir, arguments.format, arguments.out, step=arguments.step, data=arguments.data, say=say
+    )
+    print(f"exported: step {content['step']} as {arguments.format}, {', '.join(content['functions'])}: {arguments.out}")
+
+
+def import_(arguments, overrides) -> None:
+    from fbjax.console import say
+    from fbjax.exporting.importing import bring_in
+
+    bring_in(arguments.source, arguments.workdir, say)
+    print(f"imported: {arguments.workdir}; next: fbjax evaluate --workdir {arguments.workdir}")
+
+
 def report(arguments, overrides) -> None:
     from fbjax.pages.report import write_report
 

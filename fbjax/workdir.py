@@ -100,12 +100,13 @@ def begin(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Ru
     run = Run.build(config, vocabulary, None)
     meet("workdir")  # that all have looked for checkpoints before one is written
     if is_first():
-        _write(run, workdir)
+        write_run(run, workdir)
     meet("workdir begun")
     return run
 
 
-def _write(run: Run, workdir: Path) -> None:
+def write_run(run: Run, workdir: Path) -> None:
+    """What `Run.open` opens: vocabulary, patch weights and config."""
     for name in (DATA, MINED):  # what a run that never saved left behind
         (workdir / name).unlink(missing_ok=True)
     run.vocabulary.save(workdir / VOCABULARY)

@@ -30,6 +30,8 @@ RESULTS = {  # a pattern that shows on stdout, or a file that is there afterward
     "legacy": ["legacy.json", r"legacy: 3 keys of 2 queries"],
     "rank": ["ranking.html", r"best \d+ of \d+ products"],
     "embed": ["vectors.npz", "images.npz", r"vectors: images.npz"],
+    "export": ["exported/model.safetensors", r"exported: step \d+ as hf"],
+    "import": ["runs/back/checkpoints/0", r"imported: runs/back"],
     "report": ["runs/mine/report.html"],
     "bench": [r'"memory"'],
     "plan": [r"local: 8 x cpu", r"v5e:4x4: 16 x TPU v5 lite", r"\d ms, [\d.]+ if all overlaps"],
@@ -55,7 +57,10 @@ def folder(tmp_path_factory, trains_on_one_device):
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("verb", EXAMPLES)
+COMPILING = ("bench", "plan")
+
+
+@pytest.mark.parametrize("verb", [pytest.param(v, marks=[pytest.mark.slow] * (v in COMPILING)) for v in EXAMPLES])
 def test_every_example_in_the_help_runs(verb, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit) as exit_:

@@ -246,7 +246,7 @@ def assert_same_step(one, other):
     "changes",
     [
         {"train.micro_batches": 4},
-        {"train.micro_batches": 4, "adaptive.every": 2},
+        pytest.param({"train.micro_batches": 4, "adaptive.every": 2}, marks=pytest.mark.slow),
         {"model.remat": "layers"},
         {"model.remat": "dots"},
     ],

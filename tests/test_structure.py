@@ -26,8 +26,14 @@ ONLY_IN = {  # import -> the files or folders that may have it
     "markupsafe": ("pages/",),
     "resvg_py": ("data/drawn/",),
     "ml_collections": ("config.py",),
+    "jax2onnx": ("exporting/onnx.py",),
+    "onnx": ("exporting/onnx.py",),
+    "onnxruntime": ("exporting/onnx.py",),
     "sklearn": ("evaluation/baseline.py", "evaluation/probe.py"),
-    "torch": ("model/networks/files.py", "model/pretrained.py", "bench/rival.py", "bench/contest.py"),
+    "torch": (
+        *("model/networks/files.py", "model/pretrained.py", "bench/rival.py", "bench/contest.py"),
+        *("exporting/hub/", "exporting/huggingface.py"),
+    ),
 }
 LAYERS = {  # a room -> what it must not know
     "model/": (
@@ -45,6 +51,11 @@ LAYERS = {  # a room -> what it must not know
     "evaluation/metrics.py": ("jax", "fbjax."),
     "evaluation.py": ("jax", "fbjax."),
     "legacy.py": ("jax", "fbjax.data", "fbjax.model", "fbjax.evaluation"),
+    "exporting/hub/": ("jax", "flax", "numpy", "fbjax."),  # it goes where fbjax is not
+    "exporting/functions.py": ("fbjax.exporting",),
+    "exported.py": ("flax", "fbjax.model", "fbjax.config", "fbjax.workdir", "fbjax.exporting.package"),  # jax and NumPy
+    "resize.py": ("jax", "fbjax."),
+    "exporting/manifest.py": ("jax", "flax", "numpy", "fbjax."),
     "compare.py": ("jax", "fbjax.data", "fbjax.model", "fbjax.evaluation"),  # it answers at once
 }
 

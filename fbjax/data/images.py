@@ -1,9 +1,12 @@
 """Whatever a shop calls an image becomes JPEG or PNG, RGB and upright; knows nothing of tables."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from fbjax import resize
 
 STORED_AS_IS = ("JPEG", "PNG")
 MAX_PIXELS = 100_000_000  # by the header, before anything is decoded: 300 MB of RGB
@@ -66,6 +69,48 @@ def encode_array(pixels: np.ndarray) -> bytes:
     out = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(out, "PNG", compress_level=FAST)
     return out.getvalue()
+
+
+def is_image(value) -> bool:
+    """What `encoded` takes, a string if it is a path to a file: every other string is a text."""
+    if isinstance(value, str):
+        return len(value) < 4096 and "\n" not in value and Path(value).is_file()
+    return isinstance(value, bytes | Path | Image.Image | np.ndarray)
+
+
+def encoded(image) -> bytes:
+    """The encoded bytes of a path, bytes, PIL image or array of pixels [H, W, 3]; nothing is lost of the last two."""
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, Image.Image):
+        out = io.BytesIO()
+        to_rgb(image).save(out, format="PNG")
+        return out.getvalue()
+    if isinstance(image, np.ndarray):
+        return encode_array(image)
+    if isinstance(image, str | Path):
+        if not Path(image).is_file():
+            raise FileNotFoundError(f"no image file {image}")
+        return Path(image).read_bytes()
+    raise TypeError(f"an image is a path, encoded bytes, a PIL image or an array of pixels, not {type(image).__name__}")
+
+
+def read_pixels(image, size: int) -> np.ndarray:
+    """uint8 [S, S, 3] of what `encoded` takes, as the pipelines decode and resize it, without TensorFlow.
+
+    The same values, but for what lies halfway between two levels; of a JPEG up to 4 apart, since TensorFlow takes
+    libjpeg's fast integer DCT and Pillow its accurate one.
+    """
+    try:
+        plain = normalise_image(encoded(image), size)
+    except ValueError as error:
+        raise ValueError(f"{image if isinstance(image, str | Path) else 'image'}: {error}") from None
+    with Image.open(io.BytesIO(plain)) as opened:
+        pixels = np.asarray(opened.convert("RGB"), np.float32)
+    if pixels.shape[:2] != (size, size):
+        rows, columns = (resize.weights(old, size) for old in pixels.shape[:2])
+        pixels = np.einsum("rh,cw,hwk->rck", rows, columns, pixels, optimize=True)
+    return pixels.round().clip(0, 255).astype(np.uint8)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -131,10 +131,10 @@ class FashionBert(nn.Module):
         deterministic: bool = True,
     ) -> jax.Array:
         """``text [B, T, D], text_mask [B, T], image [B, P, D] -> [B, L, D]``, or `positions` [B, R] of it."""
-        mask = jnp.concatenate([text_mask, jnp.ones(image.shape[:2], bool)], axis=1)
-        is_image = jnp.arange(mask.shape[1]) >= text.shape[1]
+        mask = _whole_mask(text_mask, image)
+        is_image = jax.lax.concatenate([jnp.zeros(text.shape[1], bool), jnp.ones(image.shape[1], bool)], 0)
         kinds = is_image if text.shape[1] and image.shape[1] else None
-        return self.encoder(jnp.concatenate([text, image], axis=1), mask, positions, deterministic, kinds)
+        return self.encoder(jax.lax.concatenate([text, image], 1), mask, positions, deterministic, kinds)
 
     def encode_pair(
         self,
@@ -162,12 +162,11 @@ class FashionBert(nn.Module):
         MiniLM's sentences are means too; the paper does not say.
         """
         if text is None:
-            text, text_mask = jnp.zeros((len(image), 0, image.shape[-1])), jnp.zeros((len(image), 0), bool)
+            text, text_mask = image[:, :0], jnp.zeros((image.shape[0], 0), bool)
         if image is None:
-            image = jnp.zeros((len(text), 0, text.shape[-1]))
+            image = text[:, :0]
         hidden = self.encode(text, text_mask, image, deterministic=deterministic)
-        mask = jnp.concatenate([text_mask, jnp.ones(image.shape[:2], bool)], axis=1)
-        return _mean(hidden, mask)
+        return _mean(hidden, _whole_mask(text_mask, image))
 
     def vector(self, mean: jax.Array) -> jax.Array:
         """Means [..., D] projected to vectors of length 1, [..., E] float32."""
@@ -227,6 +226,14 @@ def build_model(config: ModelConfig, vocabulary_size: int, patches: PatchNetwork
             gate_start=config.gate_start,
         ),
     )
+
+
+def _whole_mask(text_mask: jax.Array, image: jax.Array) -> jax.Array:
+    """``text_mask [B, T], image [B, P, D] -> [B, L]``: every patch takes part.
+
+    By `jax.lax.concatenate`: of jnp's, jax2onnx 0.13 takes the first part's length for that of the whole.
+    """
+    return jax.lax.concatenate([text_mask, jnp.ones(image.shape[:2], bool)], 1)
 
 
 def _mean(hidden: jax.Array, mask: jax.Array) -> jax.Array:

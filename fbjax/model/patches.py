@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fbjax import resize
 from fbjax.model.networks import names
 from fbjax.model.networks.files import FORMATS, read_arrays
 from fbjax.model.networks.inception import InceptionV3
@@ -89,7 +90,7 @@ def extract(network: Callable[[jax.Array], jax.Array], config, images: jax.Array
     side = images.shape[1] // config.patch_size
     feature_map = network(images) if config.geometry == "grid" or config.whole_image else None
     if config.geometry == "grid":
-        patches = average_cells(feature_map, side).reshape(len(images), side * side, -1)
+        patches = average_cells(feature_map, side).reshape(images.shape[0], side * side, -1)
     else:
         patches = isolated_features(network, images, config.patch_size, config.enlarge_to)
     if not config.whole_image:
@@ -104,12 +105,13 @@ def isolated_features(
     b, side = len(images), images.shape[1] // patch_size
     patches = images.reshape(b, side, patch_size, side, patch_size, 3).swapaxes(2, 3)
     at_once = max(n for n in _divisors(side * side) if n == 1 or n * b * enlarge_to**2 <= PIXELS_AT_ONCE)
+    weights = resize.weights(patch_size, enlarge_to)
     turns = patches.reshape(b, -1, at_once, patch_size, patch_size, 3).swapaxes(0, 1)
 
     def features(patches):
         patches = patches.reshape(b * at_once, patch_size, patch_size, 3)
         if enlarge_to != patch_size:
-            patches = jax.image.resize(patches, (len(patches), enlarge_to, enlarge_to, 3), "bilinear")
+            patches = jnp.einsum("rh,cw,bhwk->brck", weights, weights, patches, precision="highest")
         return network(patches).mean(axis=(1, 2)).reshape(b, at_once, -1)
 
     found = features(turns[0])[None] if len(turns) == 1 else jax.lax.map(features, turns)

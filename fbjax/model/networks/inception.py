@@ -20,10 +20,10 @@ class Mixed(nn.Module):
         return jax.nn.relu(ConvNorm(channels, size, EPSILON, stride, padded=stride == 1, name=name)(x))
 
     def pooled(self, x: jax.Array, channels: int) -> jax.Array:
-        return self.conv(nn.avg_pool(x, (3, 3), (1, 1), "SAME"), "branch_pool", channels)
+        return self.conv(nn.avg_pool(x, window_shape=(3, 3), strides=(1, 1), padding="SAME"), "branch_pool", channels)
 
     def shrunk(self, x: jax.Array) -> jax.Array:
-        return nn.max_pool(x, (3, 3), (2, 2), "VALID")
+        return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
 
 
 class Mixed5(Mixed):
@@ -108,9 +108,9 @@ class InceptionV3(nn.Module):
 
         x = conv(images / 127.5 - 1.0, "Conv2d_1a_3x3", 32, 3, 2)
         x = conv(conv(x, "Conv2d_2a_3x3", 32, 3), "Conv2d_2b_3x3", 64, 3, padded=True)
-        x = nn.max_pool(x, (3, 3), (2, 2), "VALID")
+        x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
         x = conv(conv(x, "Conv2d_3b_1x1", 80, 1), "Conv2d_4a_3x3", 192, 3)
-        x = nn.max_pool(x, (3, 3), (2, 2), "VALID")
+        x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
         for name, pool in (("Mixed_5b", 32), ("Mixed_5c", 64), ("Mixed_5d", 64)):
             x = Mixed5(pool, name=name)(x)
         x = Mixed6a(name="Mixed_6a")(x)

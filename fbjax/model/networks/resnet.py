@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fbjax.model.networks.layers import ConvNorm
@@ -64,7 +65,8 @@ class ResNet(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         x = self.prepare(images)
         x = jax.nn.relu(ConvNorm(self.stem, 7, self.epsilon, 2, name="stem")(x))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # nothing here is below 0, so that no maximum changes
+        x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
         for stage, depth in enumerate(self.depths):
             for block in range(depth):
                 halves = stage > 0 and block == 0

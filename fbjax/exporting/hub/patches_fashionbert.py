@@ -1,0 +1,329 @@
+"""Patch networks: ``images [B, S, S, 3] in 0..255 -> features [B, P, C]``, P patches of each image, row by row.
+
+A network is a module ``[N, 3, H, W] in 0..255 -> feature map [N, C, h, w]``; batch normalisation has its stored
+moments, which nothing trains.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+PATCHES_AT_ONCE_PIXELS = 2**22  # of enlarged patches that go through a network together
+CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR in 0..255
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB in 0..1
+MOBILENET_STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
+MOBILENET_CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
+
+
+class PatchExtractor(nn.Module):
+    """Cuts images around its `network`; `patches` is the configuration's section of that name.
+
+    geometry "isolated": each patch alone, enlarged, through the network, average-pooled. "grid": the cells of one
+    pass's feature map, averaged where a patch touches several. whole_image: before them the mean of the whole map.
+    """
+
+    def __init__(self, patches: dict):
+        super().__init__()
+        self.geometry, self.whole_image = patches["geometry"], patches["whole_image"]
+        self.patch_size, self.enlarge_to = patches["patch_size"], patches["enlarge_to"]
+        self.network = build_network(patches)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images = images.to(torch.float32).permute(0, 3, 1, 2)
+        side = images.shape[2] // self.patch_size
+        feature_map = self.network(images) if self.geometry == "grid" or self.whole_image else None
+        if self.geometry == "grid":
+            patches = average_cells(feature_map, side).flatten(2).transpose(1, 2)
+        else:
+            patches = self._isolated(images, side)
+        if not self.whole_image:
+            return patches
+        return torch.cat([feature_map.mean(dim=(2, 3))[:, None], patches], dim=1)
+
+    def _isolated(self, images: torch.Tensor, side: int) -> torch.Tensor:
+        size = self.patch_size
+        patches = images.reshape(len(images), 3, side, size, side, size).permute(0, 2, 4, 1, 3, 5)
+        patches = patches.reshape(-1, 3, size, size)
+        at_once = max(1, PATCHES_AT_ONCE_PIXELS // self.enlarge_to**2)
+        pooled = [self._pooled(part) for part in patches.split(at_once)]
+        return torch.cat(pooled).reshape(len(images), side * side, -1)
+
+    def _pooled(self, patches: torch.Tensor) -> torch.Tensor:
+        if self.enlarge_to != self.patch_size:
+            size = (self.enlarge_to, self.enlarge_to)
+            patches = F.interpolate(patches, size, mode="bilinear", align_corners=False, antialias=True)
+        return self.network(patches).mean(dim=(2, 3))
+
+
+def average_cells(feature_map: torch.Tensor, side: int) -> torch.Tensor:
+    """``[B, C, h, w] -> [B, C, side, side]``: each patch the mean of the cells that it touches."""
+    for axis in (2, 3):
+        size = feature_map.shape[axis]
+        bounds = [(i * size // side, -(-(i + 1) * size // side)) for i in range(side)]
+        parts = [feature_map.narrow(axis, start, end - start).mean(dim=axis) for start, end in bounds]
+        feature_map = torch.stack(parts, dim=axis)
+    return feature_map
+
+
+def build_network(patches: dict) -> nn.Module:
+    name = patches["network"]
+    if name == "pixels":
+        return Pixels(patches["patch_size"] if patches["geometry"] == "grid" else patches["enlarge_to"])
+    if name == "mobilenet_v1":
+        return MobileNetV1(patches["alpha"])
+    if name == "resnet50":
+        return ResNet((3, 4, 6, 3))
+    if name == "resnet50_v1":
+        return ResNet((3, 4, 6, 3), caffe=True, strided=0, epsilon=1.001e-5)
+    if name == "resnext101_32x8d":
+        return ResNet((3, 4, 23, 3), bottleneck=256, groups=32)
+    if name == "inception_v3":
+        return InceptionV3()
+    raise ValueError(f"unknown patch network {name!r}")
+
+
+class Pixels(nn.Module):
+    """The pixels of each cell themselves, in [-1, 1]."""
+
+    def __init__(self, cell: int):
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        n, _, height, width = images.shape
+        rows, columns = height // self.cell, width // self.cell
+        cells = images.reshape(n, 3, rows, self.cell, columns, self.cell).permute(0, 3, 5, 1, 2, 4)
+        return cells.reshape(n, -1, rows, columns) / 127.5 - 1.0
+
+
+class InferenceNorm(nn.Module):
+    """``(x - mean) / sqrt(variance + epsilon) * gamma + beta`` over channels, with stored moments."""
+
+    def __init__(self, channels: int, epsilon: float):
+        super().__init__()
+        self.epsilon = epsilon
+        self.gamma, self.beta = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("moving_mean", torch.zeros(channels))
+        self.register_buffer("moving_variance", torch.ones(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self.gamma * torch.rsqrt(self.moving_variance + self.epsilon)
+        return x * scale[:, None, None] + (self.beta - self.moving_mean * scale)[:, None, None]
+
+
+class Conv(nn.Module):
+    """A convolution without bias; `pads`, of every side alike, or "same": TensorFlow's, more after than before."""
+
+    def __init__(self, inputs: int, outputs: int, size, stride: int = 1, pads=(0, 0), groups: int = 1):
+        super().__init__()
+        self.size, self.stride, self.pads, self.groups = size, stride, pads, groups
+        self.weight = nn.Parameter(torch.empty(outputs, inputs // groups, *size).normal_(0, 0.02))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pads = self.pads
+        if pads == "same":
+            rows, columns = (self._same(cells, size) for cells, size in zip(x.shape[2:], self.size, strict=True))
+            x, pads = F.pad(x, (*columns, *rows)), (0, 0)
+        return F.conv2d(x, self.weight, None, self.stride, pads, 1, self.groups)
+
+    def _same(self, cells: int, size: int) -> tuple[int, int]:
+        whole = max((-(-cells // self.stride) - 1) * self.stride + size - cells, 0)
+        return whole // 2, whole - whole // 2
+
+
+class ConvNorm(nn.Module):
+    """A convolution and its norm; `padded`: with as many zeros as leave the map its size at stride 1, else none."""
+
+    def __init__(self, inputs, outputs, size, epsilon, stride=1, padded=True, groups=1):
+        super().__init__()
+        size = (size, size) if isinstance(size, int) else size
+        self.conv = Conv(inputs, outputs, size, stride, tuple((s - 1) // 2 * padded for s in size), groups)
+        self.bn = InferenceNorm(outputs, epsilon)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn(self.conv(x))
+
+
+class MobileNetV1(nn.Module):
+    """RGB in [-1, 1], ReLU6, TensorFlow's padding."""
+
+    def __init__(self, alpha: float):
+        super().__init__()
+        inputs = int(32 * alpha)
+        self.conv1, self.conv1_bn = Conv(3, inputs, (3, 3), 2, "same"), InferenceNorm(inputs, 1e-3)
+        for i, (stride, channels) in enumerate(zip(MOBILENET_STRIDES, MOBILENET_CHANNELS, strict=True), start=1):
+            outputs = int(channels * alpha)
+            setattr(self, f"conv_dw_{i}", Conv(inputs, inputs, (3, 3), stride, "same", inputs))
+            setattr(self, f"conv_dw_{i}_bn", InferenceNorm(inputs, 1e-3))
+            setattr(self, f"conv_pw_{i}", Conv(inputs, outputs, (1, 1)))
+            setattr(self, f"conv_pw_{i}_bn", InferenceNorm(outputs, 1e-3))
+            inputs = outputs
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images / 127.5 - 1.0
+        places = range(1, len(MOBILENET_STRIDES) + 1)
+        for name in ("conv1", *(f"conv_{kind}_{i}" for i in places for kind in ("dw", "pw"))):
+            x = F.relu6(getattr(self, f"{name}_bn")(getattr(self, name)(x)))
+        return x
+
+
+class Bottleneck(nn.Module):
+    """``relu(x + conv1x1(conv3x3(conv1x1(x))))``, `x` through a 1x1 where shapes differ."""
+
+    def __init__(self, inputs, inner, outputs, strides, groups, epsilon):
+        super().__init__()
+        first, second = strides
+        self.conv1 = ConvNorm(inputs, inner, 1, epsilon, first)
+        self.conv2 = ConvNorm(inner, inner, 3, epsilon, second, groups=groups)
+        self.conv3 = ConvNorm(inner, outputs, 1, epsilon)
+        if inputs != outputs or first * second > 1:
+            self.shortcut = ConvNorm(inputs, outputs, 1, epsilon, first * second)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv3(F.relu(self.conv2(F.relu(self.conv1(x)))))
+        return F.relu((self.shortcut(x) if hasattr(self, "shortcut") else x) + y)
+
+
+class ResNet(nn.Module):
+    """`strided`: which convolution of a stage's first block halves the map, the 1x1 or the 3x3; `caffe`: BGR about
+    its mean in place of RGB standardised."""
+
+    def __init__(self, depths, caffe=False, strided=1, epsilon=1e-5, bottleneck=64, groups=1):
+        super().__init__()
+        self.caffe, self.blocks = caffe, []
+        self.stem, inputs = ConvNorm(3, 64, 7, epsilon, 2), 64
+        for stage, depth in enumerate(depths):
+            outputs = 256 * 2**stage
+            for block in range(depth):
+                halves = stage > 0 and block == 0
+                strides = tuple(2 if halves and i == strided else 1 for i in (0, 1))
+                self.blocks.append(f"stage{stage + 1}_block{block + 1}")
+                made = Bottleneck(inputs, bottleneck * 2**stage, outputs, strides, groups, epsilon)
+                setattr(self, self.blocks[-1], made)
+                inputs = outputs
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool2d(F.relu(self.stem(self._prepared(images))), 3, 2, 1)
+        for name in self.blocks:
+            x = getattr(self, name)(x)
+        return x
+
+    def _prepared(self, images: torch.Tensor) -> torch.Tensor:
+        def channels(values):
+            return torch.tensor(values, device=images.device)[:, None, None]
+
+        if self.caffe:
+            return images.flip(1) - channels(CAFFE_MEAN)
+        return (images / 255.0 - channels(IMAGENET_MEAN)) / channels(IMAGENET_DEVIATION)
+
+
+class Mixed(nn.Module):
+    """A block of InceptionV3: `branches` are chains of (name, outputs, size), joined along the channels.
+
+    A chain may end in two names, which stand beside each other. `pool`: channels of the 1x1 behind an average, or None:
+    the map's own, shrunk. Where it is None, the last convolution of each chain halves the map.
+    """
+
+    def __init__(self, inputs: int, branches, pool: int | None):
+        super().__init__()
+        self.chains, self.pool, self.outputs = [], pool, 0
+        for chain in branches:
+            width, names = inputs, []
+            for i, link in enumerate(chain):
+                halves = pool is None and i == len(chain) - 1
+                beside = link if isinstance(link[0], tuple) else (link,)
+                for name, outputs, size in beside:
+                    setattr(self, name, ConvNorm(width, outputs, size, 1e-3, 1 + halves, not halves))
+                names.append([name for name, _, _ in beside])
+                width = sum(outputs for _, outputs, _ in beside)
+            self.chains.append(names)
+            self.outputs += width
+        if pool:
+            self.branch_pool = ConvNorm(inputs, pool, 1, 1e-3)
+        self.outputs += pool or inputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = []
+        for chain in self.chains:
+            y = x
+            for beside in chain:
+                y = torch.cat([F.relu(getattr(self, name)(y)) for name in beside], dim=1)
+            found.append(y)
+        if self.pool:
+            found.append(F.relu(self.branch_pool(F.avg_pool2d(x, 3, 1, 1))))
+        else:
+            found.append(F.max_pool2d(x, 3, 2))
+        return torch.cat(found, dim=1)
+
+
+def mixed5(inputs: int, pool: int) -> Mixed:
+    three = (("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3))
+    five = (("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5))
+    return Mixed(inputs, ((("branch1x1", 64, 1),), five, three), pool)
+
+
+def mixed6a(inputs: int) -> Mixed:
+    double = (("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3))
+    return Mixed(inputs, ((("branch3x3", 384, 3),), double), None)
+
+
+def mixed6(inputs: int, width: int) -> Mixed:
+    wide, tall = (1, 7), (7, 1)
+    once = (("branch7x7_1", width, 1), ("branch7x7_2", width, wide), ("branch7x7_3", 192, tall))
+    sizes = enumerate((1, tall, wide, tall, wide), start=1)
+    twice = tuple((f"branch7x7dbl_{i}", 192 if i == 5 else width, size) for i, size in sizes)
+    return Mixed(inputs, ((("branch1x1", 192, 1),), once, twice), 192)
+
+
+def mixed7a(inputs: int) -> Mixed:
+    three = (("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3))
+    seven = (("branch7x7x3_1", 192, 1), ("branch7x7x3_2", 192, (1, 7)), ("branch7x7x3_3", 192, (7, 1)))
+    return Mixed(inputs, (three, (*seven, ("branch7x7x3_4", 192, 3))), None)
+
+
+def mixed7(inputs: int) -> Mixed:
+    def split(name):
+        return ((f"{name}a", 384, (1, 3)), (f"{name}b", 384, (3, 1)))
+
+    three = (("branch3x3_1", 384, 1), split("branch3x3_2"))
+    double = (("branch3x3dbl_1", 448, 1), ("branch3x3dbl_2", 384, 3), split("branch3x3dbl_3"))
+    return Mixed(inputs, ((("branch1x1", 320, 1),), three, double), 192)
+
+
+class InceptionV3(nn.Module):
+    """RGB in [-1, 1]; what halves the map has no padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.Conv2d_1a_3x3 = ConvNorm(3, 32, 3, 1e-3, 2, False)
+        self.Conv2d_2a_3x3 = ConvNorm(32, 32, 3, 1e-3, 1, False)
+        self.Conv2d_2b_3x3 = ConvNorm(32, 64, 3, 1e-3)
+        self.Conv2d_3b_1x1 = ConvNorm(64, 80, 1, 1e-3, 1, False)
+        self.Conv2d_4a_3x3 = ConvNorm(80, 192, 3, 1e-3, 1, False)
+        inputs, self.blocks = 192, []
+        for name, make in (
+            *(
+                (f"Mixed_5{c}", lambda n, pool=pool: mixed5(n, pool))
+                for c, pool in zip("bcd", (32, 64, 64), strict=True)
+            ),
+            ("Mixed_6a", mixed6a),
+            *((f"Mixed_6{c}", lambda n, w=w: mixed6(n, w)) for c, w in zip("bcde", (128, 160, 160, 192), strict=True)),
+            ("Mixed_7a", mixed7a),
+            ("Mixed_7b", mixed7),
+            ("Mixed_7c", mixed7),
+        ):
+            setattr(self, name, block := make(inputs))
+            self.blocks.append(name)
+            inputs = block.outputs
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images / 127.5 - 1.0
+        for name in ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3"):
+            x = F.relu(getattr(self, name)(x))
+        x = F.max_pool2d(x, 3, 2)
+        for name in ("Conv2d_3b_1x1", "Conv2d_4a_3x3"):
+            x = F.relu(getattr(self, name)(x))
+        x = F.max_pool2d(x, 3, 2)
+        for name in self.blocks:
+            x = getattr(self, name)(x)
+        return x

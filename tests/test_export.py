@@ -1,0 +1,359 @@
+"""Exports to PyTorch: equal to the live model for every config, whole or not there, and back bit by bit."""
+
+import json
+import re
+import shutil
+
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+
+import fbjax
+from fbjax import config as configs
+from fbjax.cli import main
+from fbjax.config import MeshConfig
+from fbjax.exporting import huggingface, manifest
+from fbjax.exporting.importing import bring_in
+from fbjax.exporting.package import export
+from fbjax.exporting.subject import Subject
+from fbjax.mesh import make_mesh
+from fbjax.model.patches import build_patch_network
+from tests.runs import tiny_config
+from tests.untrained import CONFIGS, STEP, tiny, write_untrained, write_weights
+
+torch = pytest.importorskip("torch")
+import transformers  # noqa: E402  (its models need torch)
+
+from fbjax.exporting.hub.patches_fashionbert import PatchExtractor  # noqa: E402
+
+torch.set_num_threads(1)  # on a busy machine its threads wait for each other
+TEXTS = ["A red cotton dress with two pockets.", "blue bag", "A grey hat of wool with a wide brim, and a long strap."]
+
+
+def silent(message):
+    pass
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    yield (folder := tmp_path_factory.mktemp("exports"))
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def workdir(folder):
+    """All four tasks, towers, and all that departs from BERT."""
+    config = tiny("catalogue_ablation", folder, model__cross_attention="gated", model__tia_reads="modalities")
+    return write_untrained(config, folder / "run")
+
+
+@pytest.fixture(scope="module")
+def exported(workdir, folder):
+    export(workdir, "hf", folder / "hf", say=silent)
+    return folder / "hf"
+
+
+@pytest.fixture
+def copied(exported, tmp_path):
+    return shutil.copytree(exported, tmp_path / "copied")
+
+
+def random_images(size, count=3):
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
+
+
+def parameters(workdir):
+    params = Subject.open(workdir, None, with_heads=False).params
+    return flax.traverse_util.flatten_dict(params, sep="/")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(path.stem, marks=[pytest.mark.slow] * path.stem.startswith("fashiongen"))  # large patch networks
+        for path in sorted(CONFIGS.glob("*.py"))
+    ],
+)
+def test_every_config_is_exported_to_pytorch(name, folder):
+    config = tiny(name, folder)
+    content = export(write_untrained(config, folder / name), "hf", folder / f"hf-{name}", say=silent)
+    heads = {"mlm", "mpm"} & set(config.tasks.names)
+    assert heads | {"features"} < set(content["functions"]) and content["step"] == STEP
+    assert ("match" in content["functions"]) == ("tia" in config.tasks.names)
+    assert ("embed_text" in content["functions"]) == ("itc" in config.tasks.names)
+    assert content["proof"]["real"] is None  # its table is not there
+    shutil.rmtree(folder / f"hf-{name}")
+
+
+@pytest.mark.parametrize(
+    "network, changes",
+    [
+        ("resnet50", {"geometry": "grid", "whole_image": True}),
+        ("inception_v3", {"geometry": "isolated", "enlarge_to": 80}),
+        ("mobilenet_v1", {"geometry": "isolated", "enlarge_to": 37, "whole_image": True}),
+        ("pixels", {"geometry": "isolated", "enlarge_to": 20}),  # shrunk
+        ("pixels", {"geometry": "grid"}),
+    ],
+)
+def test_patch_networks_are_the_same_in_pytorch(network, changes, tmp_path):
+    patches = configs.PatchConfig(network=network, image_size=96, patch_size=32, weights=str(tmp_path / "w.npz"))
+    patches = configs.dataclasses.replace(patches, **changes)
+    if network != "pixels":
+        write_weights(patches, tmp_path / "w.npz")
+    live = build_patch_network(patches)
+    described = huggingface.describe_patches(patches, live)
+    extractor = PatchExtractor(described).eval()
+    arrays = huggingface.to_torch({"patches": live.params}, num_layers=0)
+    extractor.load_state_dict({name.removeprefix("patches."): torch.tensor(a) for name, a in arrays.items()})
+    images = random_images(96)
+    expected = np.asarray(jax.jit(live.apply)(live.params, images))
+    with torch.inference_mode():
+        found = extractor(torch.tensor(images)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_auto_model_gives_the_live_model_s_scores_and_vectors(workdir, exported):
+    model = transformers.AutoModel.from_pretrained(exported, trust_remote_code=True).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported, trust_remote_code=True)
+    live = fbjax.load(workdir)
+    ids = tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt").input_ids
+    assert ids.numpy().tolist() == [live.encode_text(text)[: ids.shape[1]].tolist() for text in TEXTS]
+    images = random_images(64)
+    encoded = [encode_png(image) for image in images]
+    with torch.inference_mode():
+        everything = model(ids, images=torch.tensor(images), labels=torch.tensor([1, 0, 1]))
+        features = model.patch_features(torch.tensor(images))
+        score = model.match(ids, features=features)[0].numpy()
+        vectors = (
+            model.embed_text(ids),
+            model.embed_image(features=features),
+            model.embed_product(ids, features=features),
+        )
+    np.testing.assert_allclose(score, live.score(TEXTS, encoded), atol=1e-4)
+    np.testing.assert_allclose(everything.match_score, score, atol=1e-4)
+    expected = live.embed_text(TEXTS), live.embed_image(encoded), live.embed_product(TEXTS, encoded)
+    for found, live_vectors in zip(vectors, expected, strict=True):
+        np.testing.assert_allclose(found, live_vectors, atol=1e-5)
+    assert everything.loss.item() == pytest.approx(np.logaddexp(0, -score * [1, -1, 1]).mean(), abs=1e-5)
+    assert everything.mlm_logits.shape == (3, ids.shape[1], live.run.vocabulary.size)
+    assert everything.mpm_logits.shape == features.shape
+
+
+def test_the_examples_of_the_documentation_run(workdir, exported, tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (CONFIGS.parent / "docs" / "export.md").read_text(), re.DOTALL)
+    examples = [block for block in blocks if "transformers" in block or "save_pretrained" in block]
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "hf").symlink_to(exported)
+    for name, image in zip(("a.png", "b.png"), random_images(64), strict=False):
+        (tmp_path / name).write_bytes(encode_png(image))
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    for example in examples:
+        exec(compile(example, "docs/export.md", "exec"), found)
+    live = fbjax.load(workdir)
+    np.testing.assert_allclose(found["scores"], live.score(found["texts"], found["images"]), atol=1e-4)
+    np.testing.assert_allclose(found["everything"].match_logits, found["logits"], atol=1e-4)
+    bring_in(tmp_path / "theirs", tmp_path / "back", silent)
+    before, after = parameters(workdir), parameters(tmp_path / "back")
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before | after)
+
+
+def encode_png(image):
+    from PIL import Image
+
+    from tests.tables import encode
+
+    return encode(Image.fromarray(image))
+
+
+def test_bert_model_gives_the_text_backbone(exported):
+    bert, loading = transformers.BertModel.from_pretrained(exported, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["mismatched_keys"]
+    model = huggingface.load(exported).model
+    ids = torch.tensor([[2, 9, 8, 7, 3], [2, 6, 3, 0, 0]])
+    with torch.inference_mode():
+        hidden = model.bert.encoder(model.bert.embeddings(ids), ids != 0, None)
+        pooled = torch.tanh(model.bert.pooler["dense"](hidden[:, 0]))
+        expected = bert.eval()(ids, attention_mask=(ids != 0).long())
+    np.testing.assert_allclose(hidden[ids != 0], expected.last_hidden_state[ids != 0], atol=1e-5)
+    np.testing.assert_allclose(pooled, expected.pooler_output, atol=1e-5)
+
+
+def test_a_checkpoint_of_eight_devices_is_exported_like_one_of_a_single(folder, tmp_path):
+    """Both in float32, whatever their matrices were multiplied in."""
+    single = tiny("my_catalogue", folder, model__dtype="bfloat16")
+    sharded = tiny("my_catalogue", folder, model__dtype="bfloat16", mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    for name, config, where in (("one", single, None), ("eight", sharded, mesh)):
+        export(write_untrained(config, tmp_path / name, where), "hf", tmp_path / f"hf-{name}", say=silent)
+    weights = [(tmp_path / f"hf-{name}" / huggingface.WEIGHTS).read_bytes() for name in ("one", "eight")]
+    assert weights[0] == weights[1]
+
+
+def test_trained_exported_trained_on_in_pytorch_and_back(tmp_path, capsys, trains_on_one_device):
+    from fbjax.train import train
+
+    config = tiny_config(tmp_path, "train.num_steps=4", "train.save_every=4")
+    train(config, tmp_path / "run")
+    content = export(tmp_path / "run", "hf", tmp_path / "hf", say=silent)
+    assert content["proof"]["real"]["match"]["examples"] == 24
+    model = transformers.AutoModel.from_pretrained(tmp_path / "hf", trust_remote_code=True).train()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf", trust_remote_code=True)
+    ids = tokenizer(TEXTS, padding=True, return_tensors="pt").input_ids
+    trained = [*model.tia.parameters(), *model.bert.encoder.layer[1].output.dense.parameters()]
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    model(ids, images=torch.tensor(random_images(32)), labels=torch.tensor([1, 0, 1])).loss.backward()
+    optimizer.step()
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "theirs")
+    assert main(["import", "--from", str(tmp_path / "theirs"), "--workdir", str(tmp_path / "back")]) == 0
+    before, after = parameters(tmp_path / "run"), parameters(tmp_path / "back")
+    changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+    touched = {f"{place}/{leaf}" for place in ("tia", "encoder/layer_1/mlp_out") for leaf in ("kernel", "bias")}
+    assert before.keys() == after.keys() and changed == {f"fashionbert/{name}" for name in touched}
+    step = after["fashionbert/tia/bias"] - before["fashionbert/tia/bias"]
+    np.testing.assert_allclose(step, -0.1 * model.tia.bias.grad.numpy(), atol=1e-6)
+    assert main(["evaluate", "--workdir", str(tmp_path / "back"), "--queries", "4"]) == 0
+    assert "checkpoint 0" in capsys.readouterr().out
+    assert int(train(config, tmp_path / "back").step) == 4
+
+
+def test_an_export_that_is_not_the_model_leaves_nothing(workdir, tmp_path, monkeypatch, capsys):
+    real_load = huggingface.load
+
+    def load_other(folder):
+        loaded = real_load(folder)
+        loaded.model.tia.bias.data[1] += 1e-3
+        return loaded
+
+    monkeypatch.setattr(huggingface, "load", load_other)
+    arguments = ["export", "--workdir", str(workdir), "--format", "hf", "--out", str(tmp_path / "hf")]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "match: score differs from the live model's by 1.0e-03, more than 1.0e-04" in error
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(huggingface, "load", interrupt)
+    assert main(arguments) == 130 and list(tmp_path.iterdir()) == []
+
+
+def interrupt(folder):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("small_disk", ["size=64k"], indirect=True)
+def test_a_full_disk_is_one_line_and_leaves_nothing(workdir, small_disk, capsys):
+    assert main(["export", "--workdir", str(workdir), "--format", "hf", "--out", str(small_disk / "hf")]) == 1
+    assert "no space left for" in capsys.readouterr().err.splitlines()[-1]
+    assert list(small_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "out, step, message",
+    [
+        ("full", None, "is not empty"),
+        ("full/file", None, "is a file"),
+        ("no/such/place", None, "no folder"),
+        ("out", 7, "7"),
+    ],
+)
+def test_a_wrong_request_is_said_before_any_work(out, step, message, workdir, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(OSError, match=message):
+        export(workdir, "hf", tmp_path / out, step=step, say=silent)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full"]
+
+
+def test_the_manifest_names_every_file_and_what_is_wrong_with_it(copied):
+    content = manifest.read(copied, "hf")
+    assert set(content["files"]) == {path.name for path in copied.iterdir()} - {manifest.FILE}
+    assert {given["name"] for given in content["functions"]["match"]["inputs"]} == {"ids", "images"}
+    with pytest.raises(ValueError, match="format 'hf', not 'onnx'"):
+        manifest.read(copied, "onnx")
+    weights = (copied / huggingface.WEIGHTS).read_bytes()
+    for damaged, message in ((weights[:-9], "bytes, manifest.json says"), (weights[:-1] + b"?", "SHA-256")):
+        (copied / huggingface.WEIGHTS).write_bytes(damaged)
+        with pytest.raises(ValueError, match=message):
+            manifest.read(copied, "hf")
+    (copied / manifest.FILE).write_text(json.dumps(content | {"manifest_version": 99}))
+    with pytest.raises(ValueError, match="has version 99, this reads 1"):
+        manifest.read(copied, "hf")
+
+
+def test_the_card_says_data_figures_and_licences_and_no_path(exported, folder):
+    card = (exported / "README.md").read_text()
+    for said in (
+        "`nowhere.parquet`",
+        "has not been evaluated",
+        "mobilenet_v1.npz",
+        "licence",
+        "## Limits",
+        "embed_text",
+    ):
+        assert said in card
+    assert str(folder) not in card
+
+
+def truncated(copied):
+    path = copied / huggingface.WEIGHTS
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def without_tokenizer(copied):
+    (copied / huggingface.VOCABULARY).unlink()
+
+
+def with_another_tokenizer(copied):
+    path = copied / huggingface.VOCABULARY
+    content = json.loads(path.read_text())
+    rows = content["model"]["vocab"]
+    one, other = list(rows)[40:42]
+    rows[one], rows[other] = rows[other], rows[one]
+    path.write_text(json.dumps(content))
+
+
+def of_a_bert(copied):
+    (copied / huggingface.CONFIG).write_text(json.dumps({"model_type": "bert"}))
+
+
+def edited(**changes):
+    def edit(copied):
+        path = copied / huggingface.CONFIG
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return edit
+
+
+def reshaped(copied):
+    from safetensors.numpy import load_file, save_file
+
+    arrays = load_file(copied / huggingface.WEIGHTS)
+    arrays["tia.bias"] = np.zeros(3, np.float32)
+    arrays["more"] = arrays.pop("log_scale")
+    arrays["mpm.weight"] = arrays["mpm.weight"] * np.nan
+    save_file(arrays, copied / huggingface.WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "spoil, messages",
+    [
+        (truncated, ["model.safetensors is not a safetensors file"]),
+        (without_tokenizer, ["has no tokenizer.json", "copy it"]),
+        (with_another_tokenizer, ["tokenizer.json has other pieces", "copy it"]),
+        (of_a_bert, ["type 'bert', not the 'fashionbert'", "config.model.pretrained"]),
+        (edited(fbjax={"layout": 9}), ["layout 9", "reads 1"]),
+        (edited(match_reads="cls"), ["match_reads is 'cls', expected 'modalities'"]),
+        (
+            reshaped,
+            ["missing log_scale", "unexpected more", "tia.bias has shape (3,), expected (2,)", "mpm.weight holds NaN"],
+        ),
+    ],
+)
+def test_a_folder_that_cannot_be_taken_back_is_named_and_leaves_nothing(spoil, messages, copied, tmp_path):
+    spoil(copied)
+    with pytest.raises((OSError, ValueError)) as error:
+        bring_in(copied, tmp_path / "back", silent)
+    for message in messages:
+        assert message in str(error.value)
+    assert not (tmp_path / "back").exists() and list(tmp_path.iterdir()) == [copied]

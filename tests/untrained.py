@@ -1,0 +1,92 @@
+"""Runs that nobody has trained: any config at tiny sizes, every parameter random, as training would have left it."""
+
+from pathlib import Path
+
+import flax.traverse_util
+import jax
+import numpy as np
+
+from fbjax import config as configs
+from fbjax.checkpoint import Checkpoints
+from fbjax.config import Config
+from fbjax.data.vocabulary import Vocabulary
+from fbjax.model.networks.files import write_npz
+from fbjax.model.patches import NETWORKS, outline_patch_network
+from fbjax.objectives.pretraining import Pretraining
+from fbjax.step import init_state, make_optimizer
+from fbjax.workdir import Run, write_run
+from tests.runs import make_one_device_mesh, write_mobilenet
+from tests.tables import make_products
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+STEP = 3
+SIZES = {
+    "model.pretrained": "",
+    "model.vocabulary": "train:160",
+    "model.num_layers": 2,
+    "model.width": 32,
+    "model.num_heads": 4,
+    "model.mlp_width": 64,
+    "model.text_tokens": 24,
+    "data.train": "nowhere.parquet",
+    "data.validation": "",
+    "train.start_from": "",
+    "train.batch_size": 8,
+}
+PIXELS = {"patches.image_size": 32, "patches.patch_size": 8, "patches.enlarge_to": 4}
+NETWORK = {"patches.image_size": 64, "patches.patch_size": 32, "patches.enlarge_to": 48}
+
+
+def tiny(name: str, folder: Path, **changes) -> Config:
+    """The project's config `name` at tiny sizes, with ``section__field=value`` changed; weights go to `folder`."""
+    config = configs.load(CONFIGS / f"{name}.py", [f"{key}={value}" for key, value in SIZES.items()])
+    sizes = PIXELS if config.patches.network == "pixels" else NETWORK
+    weights = folder / f"{config.patches.network}.npz"
+    vectors = 16 if config.model.vector_size else 0
+    sizes = sizes | {"patches.weights": weights, "model.vector_size": vectors}
+    sizes |= {key.replace("__", "."): value for key, value in changes.items()}
+    overrides = [f"{key}={value}" for key, value in (SIZES | sizes).items()]
+    config = configs.load(CONFIGS / f"{name}.py", overrides)
+    if config.patches.network in NETWORKS and NETWORKS[config.patches.network].needs_weights and not weights.is_file():
+        write_weights(config.patches, weights)
+    return config
+
+
+def write_weights(patches, path: Path) -> None:
+    """Random weights of a patch network that neither die nor explode."""
+    if patches.network == "mobilenet_v1":
+        return write_mobilenet(path)
+    write_npz(path, randomised(outline_patch_network(patches).params["network"]))
+
+
+def randomised(tree, seed: int = 0):
+    """Arrays of the shapes in `tree`, kernels by their fan-in, everything else about 0 or, if it scales, 1."""
+    rng = np.random.default_rng(seed)
+    flat = flax.traverse_util.flatten_dict(tree, sep="/")
+    made = {}
+    for name, leaf in flat.items():
+        noise = rng.standard_normal(leaf.shape, np.float32)
+        if len(leaf.shape) > 1:
+            made[name] = noise * np.sqrt(2 / np.prod(leaf.shape[:-1])) if len(leaf.shape) > 2 else 0.2 * noise
+        elif name.endswith(("gamma", "moving_variance", "scale")):
+            made[name] = 0.7 + 0.1 * np.tanh(noise)
+        else:
+            made[name] = 0.1 * noise
+        made[name] = np.asarray(made[name], np.float32)
+    return flax.traverse_util.unflatten_dict(made, sep="/")
+
+
+def write_untrained(config: Config, workdir: Path, mesh=None) -> Path:
+    """A run's workdir with a checkpoint of `STEP`, as the devices of `mesh` write it (default: one)."""
+    size = int(config.model.vocabulary.removeprefix("train:"))
+    vocabulary = Vocabulary.train([f"{p['title']} {p['caption']}" for p in make_products(48)], size)
+    run = Run.build(config, vocabulary, None)
+    workdir.mkdir(parents=True)
+    write_run(run, workdir)
+    objective = Pretraining(run.model, run.step_patches, config.tasks, vocabulary.mask_id)
+    state = init_state(objective, make_optimizer(config.train), config, mesh or make_one_device_mesh())
+    params = state.params | {"fashionbert": randomised(state.params["fashionbert"])}
+    params = jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), params, state.params)
+    with Checkpoints(workdir, keep_last=1) as checkpoints:
+        checkpoints.save(STEP, state.replace(params=params))
+    return workdir
