@@ -73,7 +73,8 @@ def test_flops_do_not_depend_on_how_the_step_is_computed():
     assert counts[0] == counts[1] and 3 * first_layer < counts[0] < 9 * first_layer
 
 
-@pytest.mark.parametrize("mask_mismatched", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mask_mismatched", [False, True])
 def test_the_rival_gives_our_losses_and_scores_by_both_its_ways(mask_mismatched, one_thread):
     from fbjax.bench.comparison import Comparison
 

@@ -191,6 +191,7 @@ def test_a_checkpoint_of_eight_devices_is_exported_like_one_of_a_single(folder, 
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_trained_exported_trained_on_in_pytorch_and_back(tmp_path, capsys, trains_on_one_device):
     from fbjax.train import train
 

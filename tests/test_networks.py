@@ -92,6 +92,7 @@ def test_resnet50_from_a_saved_hugging_face_model_gives_its_pooled_features(tmp_
     assert (network.num_patches, network.feature_size) == (4, 2048)
 
 
+@pytest.mark.slow
 def test_resnext101_is_a_reference_in_torch_operations():
     depths, _, groups = RESNEXT101
     state, images = torchvision_resnet(*RESNEXT101), pictures(64)
@@ -161,6 +162,7 @@ def test_a_map_smaller_than_the_kernel_is_convolved_like_any_other(size, stride)
         np.testing.assert_allclose(conv.apply({"params": {"kernel": kernel}}, x), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_patches_taken_in_turns_are_patches_taken_at_once(monkeypatch):
     def network(x):  # a patch's own features, so that a patch in a wrong place shows
         return jnp.stack([x.mean(axis=-1), x[..., 0] * x[..., 1]], axis=-1)

@@ -247,8 +247,7 @@ def assert_same_step(one, other):
     [
         {"train.micro_batches": 4},
         pytest.param({"train.micro_batches": 4, "adaptive.every": 2}, marks=pytest.mark.slow),
-        {"model.remat": "layers"},
-        {"model.remat": "dots"},
+        *(pytest.param({"model.remat": what}, marks=pytest.mark.slow) for what in ("layers", "dots")),
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )

@@ -249,6 +249,7 @@ def test_what_libtpu_says_of_too_little_memory_is_understood(verdict):
     assert memory_error(RuntimeError("INTERNAL: something else")) is None
 
 
+@pytest.mark.slow
 def test_a_plan_for_the_devices_at_hand_counts_parameters_as_they_are_sharded():
     config = replace(tiny(), mesh=MeshConfig(2, 2, 2))
     figures = plan(config, ["local"], None, print)

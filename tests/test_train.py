@@ -123,6 +123,7 @@ def test_resuming_with_another_config_shows_the_difference(finished):
         train(other, folder / "run")
 
 
+@pytest.mark.slow
 def test_training_lowers_the_masked_losses_and_logs_every_task(tmp_path):
     config = tiny_config(tmp_path, "train.num_steps=80", "train.save_every=80", "train.log_every=10",
                          "train.learning_rate=3e-3", "model.hidden_dropout=0.0", "model.attention_dropout=0.0",
@@ -150,6 +151,7 @@ def test_a_workdir_that_cannot_be_written_is_an_error_before_any_work(tmp_path, 
     assert not (tmp_path / "prepared").exists()
 
 
+@pytest.mark.slow
 def test_a_run_may_lie_in_a_store(finished, tmp_path, monkeypatch):
     _, config, state = finished
     monkeypatch.chdir(tmp_path)
@@ -172,6 +174,7 @@ def test_a_store_that_cannot_hold_a_run_is_an_error_before_any_work(finished, mo
         Checkpoints("gs://bucket/run")
 
 
+@pytest.mark.slow
 def test_a_run_that_never_saved_can_begin_anew_with_another_config(tmp_path):
     with pytest.raises(FileNotFoundError, match="no table at"):
         train(tiny_config(tmp_path, "data.validation=nowhere.csv"), tmp_path / "run")
@@ -190,6 +193,7 @@ def test_another_training_table_is_an_error_when_resuming(finished, tmp_path):
         train(other, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing_of_it(tmp_path):
     config = tiny_config(tmp_path, "train.learning_rate=1e30", "train.clip_norm=1e30", "train.save_every=6")
     with pytest.raises(FloatingPointError, match=r"not finite between steps \d+ and \d+: .*mlm/loss"):
