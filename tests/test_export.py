@@ -20,7 +20,7 @@ from fbjax.exporting.subject import Subject
 from fbjax.mesh import make_mesh
 from fbjax.model.patches import build_patch_network
 from tests.runs import tiny_config
-from tests.untrained import CONFIGS, STEP, tiny, write_untrained, write_weights
+from tests.untrained import CONFIGS, STEP, silent, tiny, write_untrained, write_weights
 
 torch = pytest.importorskip("torch")
 import transformers  # noqa: E402  (its models need torch)
@@ -29,10 +29,6 @@ from fbjax.exporting.hub.patches_fashionbert import PatchExtractor  # noqa: E402
 
 torch.set_num_threads(1)  # on a busy machine its threads wait for each other
 TEXTS = ["A red cotton dress with two pockets.", "blue bag", "A grey hat of wool with a wide brim, and a long strap."]
-
-
-def silent(message):
-    pass
 
 
 @pytest.fixture(scope="module")

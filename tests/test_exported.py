@@ -25,17 +25,13 @@ from fbjax.exporting.proof import prove
 from fbjax.exporting.subject import Subject
 from fbjax.workdir import Run
 from tests.tables import encode, make_products
-from tests.untrained import CONFIGS, tiny, write_untrained
+from tests.untrained import CONFIGS, silent, tiny, write_untrained
 
 ROOT = Path(__file__).parent.parent
 FORMATS = ("stablehlo", "onnx")
 PRODUCTS = make_products(9, seed=4)
 TEXTS = [f"{p['title']} {p['caption']}" for p in PRODUCTS]
 IMAGES = [encode(p["image"]) for p in PRODUCTS]  # PNG: of a JPEG two decoders make two pictures
-
-
-def silent(message):
-    pass
 
 
 @pytest.fixture(scope="module")

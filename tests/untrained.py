@@ -37,6 +37,10 @@ PIXELS = {"patches.image_size": 32, "patches.patch_size": 8, "patches.enlarge_to
 NETWORK = {"patches.image_size": 64, "patches.patch_size": 32, "patches.enlarge_to": 48}
 
 
+def silent(message: str) -> None:
+    """What an export says, to nobody."""
+
+
 def tiny(name: str, folder: Path, **changes) -> Config:
     """The project's config `name` at tiny sizes, with ``section__field=value`` changed; weights go to `folder`."""
     config = configs.load(CONFIGS / f"{name}.py", [f"{key}={value}" for key, value in SIZES.items()])
