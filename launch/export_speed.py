@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fbjax.exporting import manifest
-from fbjax.exporting.functions import BATCH, LENGTH, Function
-from fbjax.exporting.package import FORMATS
-from fbjax.exporting.subject import Subject
+from fbjax.export.functions import BATCH, LENGTH, Function
+from fbjax.export.package import FORMATS
+from fbjax.export.source_model import Subject
+from fbjax.exported import manifest
 
 ASKED = ("match", "match_features", "embed_text", "embed_image", "embed_image_features")
 
@@ -46,7 +46,7 @@ def main() -> None:
 def load(folder: str) -> tuple[str, object]:
     """(format, what `call` runs)."""
     form = json.loads((Path(folder) / manifest.FILE).read_text())["format"]
-    return form, importlib.import_module(f"fbjax.exporting.{FORMATS[form][0]}").load(Path(folder))
+    return form, importlib.import_module(f"fbjax.export.{FORMATS[form][0]}").load(Path(folder))
 
 
 def random_arrays(subject: Subject, function: Function, batch: int) -> dict[str, np.ndarray]:

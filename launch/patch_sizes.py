@@ -18,11 +18,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fbjax.config import PatchConfig
-from fbjax.data.rows import count_rows, sample_rows
-from fbjax.data.table import find_files, image_bytes
-from fbjax.model.networks.files import write_npz
-from fbjax.model.patches import NETWORKS, PatchNetwork, build_patch_network, count_live_dimensions
+from fbjax.config.schema import PatchConfig
+from fbjax.data.sources.table_readers import count_rows, sample_rows
+from fbjax.data.sources.tables import find_files, image_bytes
+from fbjax.model.backbones.registry import NETWORKS
+from fbjax.model.patch_features import PatchNetwork, build_patch_network, count_live_dimensions
+from fbjax.model.weights.files import write_npz
 
 IMAGE_SIZE, PATCH_SIZE = 256, 32
 
@@ -37,7 +38,7 @@ def random_weights(name: str, path: Path) -> Path:
 
 def read_images(pattern: str, count: int) -> np.ndarray:
     """uint8 [count, 256, 256, 3], spread over a table's rows."""
-    from fbjax.data.pipeline import decode_image
+    from fbjax.data.batches.pipeline import decode_image
 
     files = find_files(pattern)
     rows = sample_rows(files, {"image"}, count, count_rows(files))

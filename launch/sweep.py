@@ -31,8 +31,8 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
-from fbjax import config as configs
-from fbjax.evaluation.stored import read_evaluation
+from fbjax.config.load import config_to_json, load_config
+from fbjax.runs.stored_evaluation import read_evaluation
 
 ALL = ("tasks.names=mlm,mpm,tia,itc", "adaptive.fixed=0.1,0.1,0.4,0.4")
 JOINT = ("model.cross_attention=joint", "model.gate_start=0.0")
@@ -136,13 +136,13 @@ def taken(shares: queue.Queue):
 def run(workdir: Path, overrides: list[str], arguments, shares: queue.Queue) -> dict:
     """The evaluation of one run, made unless it is there; ValueError where it is one of other settings."""
     asked = workdir / "asked.json"
-    wanted = [configs.to_json(configs.load(arguments.config, overrides)), arguments.lists, arguments.queries]
+    wanted = [config_to_json(load_config(arguments.config, overrides)), arguments.lists, arguments.queries]
     if asked.is_file() and json.loads(asked.read_text()) != wanted:
         raise ValueError(f"{workdir} holds a run of other settings than {', '.join(overrides)}: give another --out")
     if not read_evaluation(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         asked.write_text(json.dumps(wanted))
-        last = configs.load(arguments.config, overrides).train.num_steps
+        last = load_config(arguments.config, overrides).train.num_steps
         flags = [f"--config.{setting}" for setting in overrides]
         with taken(shares) as pinned, open(workdir / "log", "a") as log:
             for command in (
@@ -266,7 +266,7 @@ def main() -> None:
 
     def folder_of(variant: tuple[str, ...]) -> str:
         """One for all variants that come to the same config: a run may stand in several sweeps."""
-        base, changed = (configs.load(arguments.config, overrides_of(v, 0, arguments)) for v in ((), variant))
+        base, changed = (load_config(arguments.config, overrides_of(v, 0, arguments)) for v in ((), variant))
         return "base" if changed == base else "_".join(variant).replace("/", " ")
 
     def measure(folder: str, variant: tuple[str, ...], seed: int) -> dict:

@@ -19,17 +19,17 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fbjax.adaptive import eq6, scale_norms, weighted_gradient
-from fbjax.console import progress
-from fbjax.data.catalogue import prepare
-from fbjax.data.pipeline import train_batches
-from fbjax.data.sampling import Sampler
-from fbjax.data.source import Source
-from fbjax.features import features_of
-from fbjax.mesh import make_mesh, put_batch
-from fbjax.objectives.pretraining import Pretraining
-from fbjax.trained import load_params
-from fbjax.workdir import MINED, Run
+from fbjax.core.console import progress
+from fbjax.data.batches.pipeline import train_batches
+from fbjax.data.batches.sampler import Sampler
+from fbjax.data.records.builder import prepare
+from fbjax.data.records.source import Source
+from fbjax.parallel.mesh import make_mesh, put_batch
+from fbjax.runs.feature_cache import features_of
+from fbjax.runs.run import MINED, Run
+from fbjax.runs.trained import load_params
+from fbjax.tasks.objective import Pretraining
+from fbjax.training.task_weights import eq6, scale_norms, weighted_gradient
 
 EVERY = 16
 

@@ -27,7 +27,7 @@ def trains_on_one_device():
 
     mesh = make_one_device_mesh()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fbjax.train.make_mesh", lambda config: mesh)
+        patch.setattr("fbjax.training.loop.make_mesh", lambda config: mesh)
         yield
 
 

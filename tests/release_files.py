@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fbjax.data.vocabulary import SPECIAL
+from fbjax.data.text.wordpiece import SPECIAL
 
 CLS, SEP, MASK = 2, 3, 4
 PIECES = [*SPECIAL, *"abcdefghijklmnop", "##ing", "##ed"]  # ids 5 to 20 are words, 21 and 22 their endings

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from fbjax.model.networks import names
+from fbjax.model.weights import name_maps
 
 torch.set_num_threads(1)  # on a busy machine its threads wait for each other
 F = torch.nn.functional
@@ -74,7 +74,7 @@ def shapes_of(network, size: int = 96) -> dict[str, tuple[int, ...]]:
 
 def run(network, sources, arrays: dict[str, np.ndarray], images: np.ndarray) -> np.ndarray:
     """The feature map of a network whose weights are a file's arrays."""
-    taken, problems = names.take(arrays, sources, shapes_of(network))
+    taken, problems = name_maps.take(arrays, sources, shapes_of(network))
     assert problems == []
     params = {"params": flax.traverse_util.unflatten_dict(taken, sep="/")}
     return np.asarray(jax.jit(network.apply)(params, images.astype(np.float32)))

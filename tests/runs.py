@@ -6,8 +6,9 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from fbjax import config as configs
-from fbjax.model.patches import MobileNetV1
+from fbjax.config.load import load_config
+from fbjax.config.schema import Config
+from fbjax.model.backbones.mobilenet import MobileNetV1
 from tests.tables import make_products, write_parquet
 
 CONFIG_FILE = """
@@ -38,8 +39,8 @@ def write_config(folder: Path) -> Path:
     return path
 
 
-def tiny_config(folder: Path, *overrides: str) -> configs.Config:
-    return configs.load(write_config(folder) if not (folder / "tiny.py").exists() else folder / "tiny.py", overrides)
+def tiny_config(folder: Path, *overrides: str) -> Config:
+    return load_config(write_config(folder) if not (folder / "tiny.py").exists() else folder / "tiny.py", overrides)
 
 
 def make_one_device_mesh():

@@ -31,7 +31,7 @@ def install(monkeypatch, folder):
     def inside(path: str) -> str:
         return path.replace("gs://", store.root)
 
-    monkeypatch.setattr("fbjax.log.Writer", lambda path: Writer(inside(path)))
+    monkeypatch.setattr("fbjax.monitoring.logger.Writer", lambda path: Writer(inside(path)))
     monkeypatch.setattr(gcs_utils, "get_kvstore_for_gcs", lambda path: {"driver": "file", "path": inside(path)})
     monkeypatch.setattr(gcs_utils, "is_hierarchical_namespace_enabled", lambda path: False)
     monkeypatch.setattr(backend, "tf_backend", store)

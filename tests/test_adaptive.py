@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fbjax.adaptive import eq6, loss_softmax_weights, scale_norms, weighted_gradient
-from fbjax.branches import Branches, Head
-from fbjax.config import AdaptiveConfig
+from fbjax.config.schema import AdaptiveConfig
+from fbjax.tasks.branches import Branches, Head
+from fbjax.training.task_weights import eq6, loss_softmax_weights, scale_norms, weighted_gradient
 
 norms = st.lists(st.floats(0, 2.0**40, width=32, allow_subnormal=False), min_size=3, max_size=3)
 

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.cross_decomposition import CCA
 
-from fbjax.cli import main
-from fbjax.evaluation.baseline import fit_cca, fit_vse, hinge_loss, text_features
+from fbjax.cli.main import main
+from fbjax.evaluation.baselines.cca import fit_cca
+from fbjax.evaluation.baselines.features import text_features
+from fbjax.evaluation.baselines.vse import fit_vse, hinge_loss
 from tests.runs import write_config
 
 

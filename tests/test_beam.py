@@ -10,14 +10,15 @@ import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
 
-from fbjax.cli import main
-from fbjax.config import Columns
-from fbjax.data import beam, fashiongen, parts, release
-from fbjax.data.beam import BeamBuilder, parse_options
-from fbjax.data.catalogue import is_prepared, prepare, read_report
-from fbjax.data.source import Source
-from fbjax.data.vocabulary import Vocabulary
-from fbjax.features import cached_features
+from fbjax.cli.main import main
+from fbjax.config.schema import Columns
+from fbjax.data.records import beam, shards
+from fbjax.data.records.beam import BeamBuilder, parse_options
+from fbjax.data.records.builder import is_prepared, prepare, read_report
+from fbjax.data.records.source import Source
+from fbjax.data.sources import fashiongen, release_features
+from fbjax.data.text.wordpiece import Vocabulary
+from fbjax.runs.feature_cache import cached_features
 from tests import release_files, store
 from tests.tables import encode, make_products, write_csv, write_jsonl, write_parquet
 from tests.test_fashiongen import make_rows
@@ -35,8 +36,8 @@ def product(number, **cells):
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Files are cut, notes written and records sharded as if there were many more."""
-    monkeypatch.setattr(parts, "ROWS_AT_ONCE", 3)
-    monkeypatch.setattr(parts, "LINES_AT_ONCE", 7)
+    monkeypatch.setattr(shards, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(shards, "LINES_AT_ONCE", 7)
     monkeypatch.setattr(beam, "ROWS_A_NOTE", 5)
     monkeypatch.setattr(tfds.download, "DownloadConfig", functools.partial(tfds.download.DownloadConfig, num_shards=3))
 
@@ -87,7 +88,7 @@ def pairs(folder):
     rows[2]["image_feature"][2, 5] = np.nan
     rows[8]["image_feature"][0, 0] = np.nan
     rows.append(rows[0])
-    path = release.write(folder / "train.tsv", rows, release.TRAINING)
+    path = release_features.write(folder / "train.tsv", rows, release_features.TRAINING)
     path.write_text(path.read_text().replace("\n", "\n\n", 3))
     return Source((("train", str(path)),), Columns(), "", 64, 0.4, features=(4, 6))
 
@@ -213,7 +214,7 @@ def test_several_local_workers_are_processes_unless_it_says_otherwise():
 
 def test_without_beam_one_line_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
-    monkeypatch.delitem(sys.modules, "fbjax.data.beam")
+    monkeypatch.delitem(sys.modules, "fbjax.data.records.beam")
     table = ["--config", "configs/my_catalogue.py", "--config.data.train=nowhere.csv"]
     assert main(["prepare", *table, "--beam"]) == 1
     assert capsys.readouterr().err.strip().endswith("pip install 'fbjax[beam]'")

@@ -8,19 +8,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fbjax import config as configs
-from fbjax.bench.bench import bench, table
-from fbjax.bench.subject import padded_lengths, prepare, synthetic_batch, train_flops
-from fbjax.bench.timing import Times, take_turns
-from fbjax.model.patches import build_patch_network
+from fbjax.config.load import freeze
+from fbjax.config.schema import Config
+from fbjax.model.patch_features import build_patch_network
+from fbjax.tools.bench.bench import bench, table
+from fbjax.tools.bench.timing import Times, take_turns
+from fbjax.tools.bench.workload import padded_lengths, prepare, synthetic_batch, train_flops
 from tests.runs import CONFIG_FILE
 
 
-def tiny(**model) -> configs.Config:
+def tiny(**model) -> Config:
     """A config whose tables are not there: bench reads none."""
     space: dict = {}
     exec(CONFIG_FILE.format(train="none.csv", validation="", prepared=""), space)
-    config = configs.freeze(space["get_config"]())
+    config = freeze(space["get_config"]())
     return replace(config, model=replace(config.model, **model))
 
 
@@ -29,7 +30,7 @@ def one_thread(monkeypatch):
     torch = pytest.importorskip("torch")
     set_num_threads = torch.set_num_threads
     monkeypatch.setattr(torch, "set_num_threads", lambda n: set_num_threads(1))
-    from fbjax.bench import contest
+    from fbjax.tools.bench import contest
 
     monkeypatch.setattr(contest, "compiled", lambda function: _raise(RuntimeError("no C++ compiler\nat all")))
 
@@ -76,7 +77,7 @@ def test_flops_do_not_depend_on_how_the_step_is_computed():
 @pytest.mark.slow
 @pytest.mark.parametrize("mask_mismatched", [False, True])
 def test_the_rival_gives_our_losses_and_scores_by_both_its_ways(mask_mismatched, one_thread):
-    from fbjax.bench.comparison import Comparison
+    from fbjax.tools.bench.torch_comparison import Comparison
 
     # tasks and towers beyond the paper's are left out of the comparison
     config = tiny(text_tokens=32, vector_size=8, tia_reads="modalities", cross_attention="gated")
@@ -87,12 +88,12 @@ def test_the_rival_gives_our_losses_and_scores_by_both_its_ways(mask_mismatched,
 
 
 def test_a_rival_that_differs_is_not_compared(one_thread, monkeypatch):
-    from fbjax.bench import comparison, rival
+    from fbjax.tools.bench import torch_comparison, torch_model
 
-    monkeypatch.setattr(rival, "NORM_EPSILON", 1e-3)
+    monkeypatch.setattr(torch_model, "NORM_EPSILON", 1e-3)
     config = tiny()
     with pytest.raises(ValueError, match="not compared"):
-        comparison.Comparison(prepare(config, build_patch_network(config.patches)), print)
+        torch_comparison.Comparison(prepare(config, build_patch_network(config.patches)), print)
 
 
 @pytest.mark.slow
@@ -127,9 +128,9 @@ def test_towers_alone_are_timed_in_training_and_score_no_pair():
 def test_without_repeats_memory_alone_is_planned_and_tensorflow_never_imported(tmp_path):
     (tmp_path / "c.py").write_text(CONFIG_FILE.format(train="none.csv", validation="", prepared=""))
     code = (
-        "import sys; from fbjax.cli import main\n"
+        "import sys; from fbjax.cli.main import main\n"
         "status = main(['bench', '--config', 'c.py', '--repeats', '0', '--json'])\n"
-        "import fbjax.bench.comparison\n"
+        "import fbjax.tools.bench.torch_comparison\n"
         "print(status, [m for m in ('tensorflow', 'tensorflow_datasets') if m in sys.modules])"
     )
     pytest.importorskip("torch")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fbjax.model.bert import Encoder, EncoderShape, attend, gelu
+from fbjax.model.encoder import Encoder, EncoderShape, attend, gelu
 
 SHAPE = EncoderShape(num_layers=2, width=16, num_heads=2, mlp_width=32)
 

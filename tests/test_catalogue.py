@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fbjax.config import Columns, Config
-from fbjax.data.catalogue import prepare, read_report
-from fbjax.data.images import normalise_image
-from fbjax.data.pipeline import read_images, read_texts
-from fbjax.data.source import Source
-from fbjax.data.table import find_files
-from fbjax.data.table import read_texts as read_table_texts
-from fbjax.data.vocabulary import SPECIAL, Vocabulary
-from fbjax.workdir import make_vocabulary
+from fbjax.config.schema import Columns, Config
+from fbjax.data.batches.pipeline import read_images, read_texts
+from fbjax.data.records.builder import prepare, read_report
+from fbjax.data.records.source import Source
+from fbjax.data.sources.images import normalise_image
+from fbjax.data.sources.tables import find_files
+from fbjax.data.sources.tables import read_texts as read_table_texts
+from fbjax.data.text.wordpiece import SPECIAL, Vocabulary
+from fbjax.runs.vocabulary import make_vocabulary
 from tests.tables import COLUMNS, encode, make_products, write_csv, write_jsonl, write_parquet
 
 SIZE = 64  # of the model's images: larger than the tables' are

@@ -13,12 +13,13 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from fbjax import config as configs
-from fbjax.config import Columns, Config
-from fbjax.data.check import as_columns, check, understand
-from fbjax.data.images import normalise_image
-from fbjax.data.rows import column_names, form_of, read_rows, sample_rows
-from fbjax.data.table import Product, Skipped, find_files, image_bytes, read_products
+from fbjax.config.load import load_config
+from fbjax.config.schema import Columns, Config
+from fbjax.data.inspection.check import check
+from fbjax.data.inspection.understand import as_columns, understand
+from fbjax.data.sources.images import normalise_image
+from fbjax.data.sources.table_readers import column_names, form_of, read_rows, sample_rows
+from fbjax.data.sources.tables import Product, Skipped, find_files, image_bytes, read_products
 from tests.tables import COLUMNS, encode, make_products, write_csv, write_jsonl, write_parquet
 
 PRODUCTS = make_products(60)
@@ -64,7 +65,7 @@ def test_the_proposed_mapping_reads_every_row_of_a_table_of_other_names(tmp_path
 def test_the_proposed_flags_are_understood_by_a_config(tmp_path):
     said = lines_of(german(tmp_path))
     flags = [line.strip(" \\").removeprefix("--config.") for line in said.splitlines() if "--config." in line][1:]
-    config = configs.load(Path(__file__).parent.parent / "configs/my_catalogue.py", flags)
+    config = load_config(Path(__file__).parent.parent / "configs/my_catalogue.py", flags)
     assert config.data.columns == Columns("Artikelnummer", ("Bezeichnung",), "Bild", "Warengruppe", "")
     assert config.data.image_root == str(tmp_path / "Bilder")
 
@@ -120,7 +121,9 @@ def test_a_sample_falls_in_step_with_no_rhythm_of_the_table(tmp_path, form, num,
 
 
 def test_checking_needs_no_heavy_import(tmp_path):
-    code = "import sys, fbjax.data.check; print([m for m in ('jax', 'tensorflow', 'flax') if m in sys.modules])"
+    code = (
+        "import sys, fbjax.data.inspection.check; print([m for m in ('jax', 'tensorflow', 'flax') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from fbjax.cli import EXAMPLES, main
-from fbjax.data import release
+from fbjax.cli.main import EXAMPLES, main
+from fbjax.data.sources import release_features
 from tests import release_files
 from tests.runs import CONFIG_FILE
 from tests.tables import encode, make_products, write_csv
@@ -46,7 +46,7 @@ def folder(tmp_path_factory, trains_on_one_device):
     write_csv(folder / "products.csv", products)
     (folder / "photo.jpg").write_bytes(encode(products[0]["image"], "JPEG"))
     lists = release_files.prediction_rows(num_queries=6, num_candidates=4, num_patches=16, feature_size=48)
-    release.write(folder / "eval.tsv", lists, release.PREDICTION)
+    release_features.write(folder / "eval.tsv", lists, release_features.PREDICTION)
     (folder / "scores.tsv").write_text("a\t1\t0.9\na\t0\t0.1\nb\t1\t0.2\nb\t0\t0.3\n")
     (folder / "configs").mkdir()
     template = CONFIG_FILE.format(train="", validation="", prepared="prepared")
@@ -90,7 +90,7 @@ def test_help_answers_in_half_a_second():
     seconds = []
     for _ in range(5):
         begin = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "fbjax.cli", "--help"], check=True, capture_output=True)
+        subprocess.run([sys.executable, "-m", "fbjax.cli.main", "--help"], check=True, capture_output=True)
         seconds.append(time.perf_counter() - begin)
     assert statistics.median(seconds) < 0.5
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from fbjax.cli import main
+from fbjax.cli.main import main
 from fbjax.evaluation.compare import compare, report
-from fbjax.evaluation.stored import EVALUATION
+from fbjax.runs.stored_evaluation import EVALUATION
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fbjax import config as configs
+from fbjax.config.load import load_config
+from fbjax.config.schema import TrainConfig
 from fbjax.model.fashionbert import build_model
-from fbjax.objectives import masking
+from fbjax.tasks import masking
 
 FOLDER = Path(__file__).parent.parent / "configs"
 BOTH = {
@@ -73,17 +74,17 @@ def setting(config, name):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
 def test_every_config_loads(name):
-    configs.load(FOLDER / f"{name}.py")
+    load_config(FOLDER / f"{name}.py")
 
 
 @pytest.mark.parametrize("name, expected", [("fashiongen_paper", PAPER), ("fashiongen_release", RELEASE)])
 def test_the_configs_hold_what_paper_and_release_say(name, expected):
-    config = configs.load(FOLDER / f"{name}.py")
+    config = load_config(FOLDER / f"{name}.py")
     assert {key: setting(config, key) for key in expected} == expected
 
 
 def test_the_release_masks_ten_pieces_at_most_and_five_patches_exactly():
-    config = configs.load(FOLDER / "fashiongen_release.py")
+    config = load_config(FOLDER / "fashiongen_release.py")
     assert masking.num_mlm_slots(config.model.text_tokens, config.tasks.mlm_rate) == 10
     for seed in range(5):
         chosen = masking.choose_patches(jax.random.key(seed), 64, config.tasks.mpm_rate)
@@ -91,13 +92,13 @@ def test_the_release_masks_ten_pieces_at_most_and_five_patches_exactly():
 
 
 def test_the_paper_masks_ten_percent_of_its_patches():
-    config = configs.load(FOLDER / "fashiongen_paper.py")
+    config = load_config(FOLDER / "fashiongen_paper.py")
     assert masking.num_masked_patches(64, config.tasks.mpm_rate) == 6
 
 
 @pytest.mark.parametrize("name, parameters", [("fashiongen_paper", 113_254_460), ("fashiongen_release", 112_959_548)])
 def test_their_models_have_the_size_of_bert_base(name, parameters):
-    config = configs.load(FOLDER / f"{name}.py")
+    config = load_config(FOLDER / f"{name}.py")
     model = build_model(config.model, 30_522, SimpleNamespace(num_patches=64, feature_size=2048))
     ids = jnp.ones((1, config.model.text_tokens), jnp.int32)
     shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), ids, ids > 0, jnp.ones((1, 64, 2048))))
@@ -108,10 +109,10 @@ def test_their_models_have_the_size_of_bert_base(name, parameters):
 def test_adams_epsilon_is_a_setting():
     import optax
 
-    from fbjax.step import make_optimizer
+    from fbjax.runs.state import make_optimizer
 
     def first_step(epsilon):
-        train = configs.TrainConfig(
+        train = TrainConfig(
             learning_rate=1.0, warmup_steps=0, num_steps=10, weight_decay=0.0, clip_norm=1e9, epsilon=epsilon
         )
         optimizer = make_optimizer(train)

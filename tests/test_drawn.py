@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fbjax.data.drawn import garments
-from fbjax.data.drawn import products as drawn
+from fbjax.data.synthetic import garments
+from fbjax.data.synthetic import products as drawn
 
 KINDS = list(garments.CATEGORIES)
 TABLES = {

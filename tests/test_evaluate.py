@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 import fbjax
-from fbjax.cli import main
-from fbjax.data import pipeline
+from fbjax.cli.main import main
+from fbjax.data.batches import pipeline
 from fbjax.evaluation.evaluate import evaluate
-from fbjax.scoring import Scorer
-from fbjax.train import train
+from fbjax.inference.pair_scorer import Scorer
+from fbjax.training.loop import train
 from tests.runs import tiny_config, write_mobilenet
 from tests.tables import encode, make_products, write_parquet
 

@@ -1,5 +1,6 @@
 """Exports to PyTorch: equal to the live model for every config, whole or not there, and back bit by bit."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,22 +11,22 @@ import numpy as np
 import pytest
 
 import fbjax
-from fbjax import config as configs
-from fbjax.cli import main
-from fbjax.config import MeshConfig
-from fbjax.exporting import huggingface, manifest
-from fbjax.exporting.importing import bring_in
-from fbjax.exporting.package import export
-from fbjax.exporting.subject import Subject
-from fbjax.mesh import make_mesh
-from fbjax.model.patches import build_patch_network
+from fbjax.cli.main import main
+from fbjax.config.schema import MeshConfig, PatchConfig
+from fbjax.export import huggingface
+from fbjax.export.importing import bring_in
+from fbjax.export.package import export
+from fbjax.export.source_model import Subject
+from fbjax.exported import manifest
+from fbjax.model.patch_features import build_patch_network
+from fbjax.parallel.mesh import make_mesh
 from tests.runs import tiny_config
 from tests.untrained import CONFIGS, STEP, silent, tiny, write_untrained, write_weights
 
 torch = pytest.importorskip("torch")
 import transformers  # noqa: E402  (its models need torch)
 
-from fbjax.exporting.hub.patches_fashionbert import PatchExtractor  # noqa: E402
+from fbjax.export.hub.patches_fashionbert import PatchExtractor  # noqa: E402
 
 torch.set_num_threads(1)  # on a busy machine its threads wait for each other
 TEXTS = ["A red cotton dress with two pockets.", "blue bag", "A grey hat of wool with a wide brim, and a long strap."]
@@ -93,8 +94,8 @@ def test_every_config_is_exported_to_pytorch(name, folder):
     ],
 )
 def test_patch_networks_are_the_same_in_pytorch(network, changes, tmp_path):
-    patches = configs.PatchConfig(network=network, image_size=96, patch_size=32, weights=str(tmp_path / "w.npz"))
-    patches = configs.dataclasses.replace(patches, **changes)
+    patches = PatchConfig(network=network, image_size=96, patch_size=32, weights=str(tmp_path / "w.npz"))
+    patches = dataclasses.replace(patches, **changes)
     if network != "pixels":
         write_weights(patches, tmp_path / "w.npz")
     live = build_patch_network(patches)
@@ -189,7 +190,7 @@ def test_a_checkpoint_of_eight_devices_is_exported_like_one_of_a_single(folder, 
 
 @pytest.mark.slow
 def test_trained_exported_trained_on_in_pytorch_and_back(tmp_path, capsys, trains_on_one_device):
-    from fbjax.train import train
+    from fbjax.training.loop import train
 
     config = tiny_config(tmp_path, "train.num_steps=4", "train.save_every=4")
     train(config, tmp_path / "run")

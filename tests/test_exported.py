@@ -14,16 +14,17 @@ import onnx
 import pytest
 
 import fbjax
-from fbjax.config import TaskConfig
-from fbjax.data.images import normalise_image, read_pixels
-from fbjax.data.pipeline import decode_image
-from fbjax.exporting import manifest, stablehlo
-from fbjax.exporting import onnx as onnx_format
-from fbjax.exporting.functions import functions
-from fbjax.exporting.package import describe, export
-from fbjax.exporting.proof import prove
-from fbjax.exporting.subject import Subject
-from fbjax.workdir import Run
+from fbjax.config.schema import TaskConfig
+from fbjax.data.batches.pipeline import decode_image
+from fbjax.data.sources.images import normalise_image, read_pixels
+from fbjax.export import onnx as onnx_format
+from fbjax.export import stablehlo
+from fbjax.export.functions import functions
+from fbjax.export.package import describe, export
+from fbjax.export.proof import prove
+from fbjax.export.source_model import Subject
+from fbjax.exported import manifest
+from fbjax.runs.run import Run
 from tests.tables import encode, make_products
 from tests.untrained import CONFIGS, silent, tiny, write_untrained
 

@@ -9,16 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fbjax import config as configs
-from fbjax.cli import main
-from fbjax.data import fashiongen
-from fbjax.data.catalogue import CatalogueBuilder, prepare, read_report
-from fbjax.data.drawn.hdf5 import write_hdf5
-from fbjax.data.images import encode_array
-from fbjax.data.pipeline import decode_image, read_products
-from fbjax.data.rows import sample_rows
-from fbjax.data.source import Source
-from fbjax.data.vocabulary import Vocabulary
+from fbjax.cli.main import main
+from fbjax.config.load import load_config
+from fbjax.data.batches.pipeline import decode_image, read_products
+from fbjax.data.records.builder import CatalogueBuilder, prepare, read_report
+from fbjax.data.records.source import Source
+from fbjax.data.sources import fashiongen
+from fbjax.data.sources.images import encode_array
+from fbjax.data.sources.table_readers import sample_rows
+from fbjax.data.synthetic.hdf5 import write_hdf5
+from fbjax.data.text.wordpiece import Vocabulary
 
 SIDE = 16
 COLUMNS = ["id=photo", "text=input_description", "category=input_subcategory", "image=input_image"]
@@ -57,10 +57,12 @@ def folder(tmp_path):
 
 
 def load_config(folder, *overrides):
-    (folder / "c.py").write_text("from fbjax.config import defaults\n\n\ndef get_config():\n    return defaults()\n")
+    (folder / "c.py").write_text(
+        "from fbjax.config.load import defaults\n\n\ndef get_config():\n    return defaults()\n"
+    )
     named = [f"data.train={fashiongen.PREFIX}train", f"data.validation={fashiongen.PREFIX}validation"]
     named += [f"data.manual_dir={folder / 'manual'}", "model.vocabulary=train:200", "patches.image_size=32"]
-    return configs.load(folder / "c.py", [*named, *COLUMNS, *overrides])
+    return load_config(folder / "c.py", [*named, *COLUMNS, *overrides])
 
 
 def prepared(folder, *overrides):

@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from fbjax.data.catalogue import prepare
-from fbjax.data.pipeline import read_images
-from fbjax.data.source import Source
-from fbjax.data.vocabulary import Vocabulary
-from fbjax.features import cached_features, describe
-from fbjax.model.patches import build_patch_network
+from fbjax.data.batches.pipeline import read_images
+from fbjax.data.records.builder import prepare
+from fbjax.data.records.source import Source
+from fbjax.data.text.wordpiece import Vocabulary
+from fbjax.model.patch_features import build_patch_network
+from fbjax.runs.feature_cache import cached_features, describe
 from tests.runs import tiny_config
 
 SIZE = 32
@@ -42,7 +42,7 @@ def test_interrupted_extraction_goes_on_and_gives_the_networks_features(
     records_and_network, tmp_path, monkeypatch, capsys
 ):
     records, network = records_and_network
-    monkeypatch.setattr("fbjax.features.FLUSH_SECONDS", 0)
+    monkeypatch.setattr("fbjax.runs.feature_cache.FLUSH_SECONDS", 0)
     with pytest.raises(KeyboardInterrupt):
         run(records, network, tmp_path, stop_after=7)
     features, seen = run(records, network, tmp_path)

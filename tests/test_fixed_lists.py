@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fbjax.cli import main
+from fbjax.cli.main import main
 from fbjax.evaluation.candidates import DIRECTIONS, draw_lists, read_lists
 from fbjax.evaluation.fixed_lists import (
     SMALL,

@@ -7,22 +7,22 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import fbjax
-from fbjax.cli import main
-from fbjax.console import progress
-from fbjax.data.catalogue import prepare
-from fbjax.data.pipeline import read_products
-from fbjax.data.source import Source
-from fbjax.embed import split_vectors
+from fbjax.cli.main import main
+from fbjax.core.console import progress
+from fbjax.data.batches.pipeline import read_products
+from fbjax.data.records.builder import prepare
+from fbjax.data.records.source import Source
 from fbjax.evaluation import metrics
 from fbjax.evaluation.evaluate import evaluate
 from fbjax.evaluation.gallery import choose_queries, full_figures, reranked, search
 from fbjax.evaluation.protocols import PROTOCOLS, report
-from fbjax.mesh import make_mesh
-from fbjax.pages.report import write_report
-from fbjax.towers import Towers
-from fbjax.train import train
-from fbjax.trained import load_params
-from fbjax.workdir import Run
+from fbjax.inference.embed_catalogue import split_vectors
+from fbjax.inference.embedder import Towers
+from fbjax.parallel.mesh import make_mesh
+from fbjax.report.report import write_report
+from fbjax.runs.run import Run
+from fbjax.runs.trained import load_params
+from fbjax.training.loop import train
 from tests.runs import tiny_config
 from tests.tables import make_products, write_parquet
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fbjax.cli import main
+from fbjax.cli.main import main
 from fbjax.evaluation.legacy import legacy_figures, list_rows, read_scores
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fbjax.objectives import masking
+from fbjax.tasks import masking
 
 T, MASK_ID, V = 32, 4, 1000
 word_lengths = st.lists(st.integers(1, 5), min_size=1, max_size=12).filter(lambda lengths: sum(lengths) <= T - 2)

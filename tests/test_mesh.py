@@ -11,10 +11,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fbjax import mesh as meshes
-from fbjax.config import MeshConfig
-from fbjax.mesh import Share, check_fit, make_mesh, put_batch, scattered, shardings
-from fbjax.step import abstract_state, make_optimizer
+from fbjax.config.schema import MeshConfig
+from fbjax.parallel import mesh as meshes
+from fbjax.parallel.mesh import Share, check_fit, make_mesh, put_batch, scattered, shardings
+from fbjax.runs.state import abstract_state, make_optimizer
 from tests.test_objective import CONFIG, MODEL, make_objective
 
 SPECS = {  # every kind of parameter

@@ -14,13 +14,14 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from fbjax.config import Columns
-from fbjax.data import table
-from fbjax.data.catalogue import prepare, read_report
-from fbjax.data.check import render, understand
-from fbjax.data.pipeline import read_images
-from fbjax.data.source import Source
-from fbjax.data.vocabulary import SPECIAL, Vocabulary
+from fbjax.config.schema import Columns
+from fbjax.data.batches.pipeline import read_images
+from fbjax.data.inspection.check import render
+from fbjax.data.inspection.understand import understand
+from fbjax.data.records.builder import prepare, read_report
+from fbjax.data.records.source import Source
+from fbjax.data.sources import tables
+from fbjax.data.text.wordpiece import SPECIAL, Vocabulary
 from tests.tables import COLUMNS, encode, make_products
 
 SIZE = 32
@@ -66,7 +67,7 @@ def outcome(path, vocabulary, decode=False):
     """Checks and prepares the one table; all its rows must be accounted for."""
     try:
         assert decode or "".join(render(understand([path]), str(path)))
-        num_rows = sum(1 for _ in table.read_products([path], COLUMNS_MAPPED, "", SIZE))
+        num_rows = sum(1 for _ in tables.read_products([path], COLUMNS_MAPPED, "", SIZE))
         source = Source((("train", str(path)),), COLUMNS_MAPPED, "", SIZE)
         records = prepare(source, vocabulary, path.parent / "prepared", lambda rows, total, label: rows)["train"]
     except (ValueError, OSError) as error:

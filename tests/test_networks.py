@@ -9,12 +9,11 @@ import pytest
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
-from fbjax.config import PatchConfig, TrainConfig  # noqa: E402
-from fbjax.model import patches  # noqa: E402
-from fbjax.model.networks import names  # noqa: E402
-from fbjax.model.networks.inception import InceptionV3  # noqa: E402
-from fbjax.model.networks.layers import Conv, ConvNorm  # noqa: E402
-from fbjax.model.networks.resnet import (  # noqa: E402
+from fbjax.config.schema import PatchConfig, TrainConfig  # noqa: E402
+from fbjax.model import patch_features  # noqa: E402
+from fbjax.model.backbones.inception import InceptionV3  # noqa: E402
+from fbjax.model.backbones.layers import Conv, ConvNorm  # noqa: E402
+from fbjax.model.backbones.resnet import (  # noqa: E402
     ResNet,
     caffe_centred,
     resnet50,
@@ -22,8 +21,9 @@ from fbjax.model.networks.resnet import (  # noqa: E402
     resnext101_32x8d,
     standardised,
 )
-from fbjax.model.patches import build_patch_network  # noqa: E402
-from fbjax.step import make_optimizer  # noqa: E402
+from fbjax.model.patch_features import build_patch_network  # noqa: E402
+from fbjax.model.weights import name_maps  # noqa: E402
+from fbjax.runs.state import make_optimizer  # noqa: E402
 from tests import inceptions  # noqa: E402
 from tests.resnets import (  # noqa: E402
     IMAGENET,
@@ -55,13 +55,15 @@ def standardise(images):
 def test_a_small_resnet_is_hugging_faces_at_many_sizes(strided, downsample_in_bottleneck, size):
     model = small_hugging_face(downsample_in_bottleneck)
     images = pictures(size)
-    ours = run(ResNet(**SMALL, strided=strided), (names.HUGGING_FACE_RESNET,), as_arrays(model.state_dict()), images)
+    ours = run(
+        ResNet(**SMALL, strided=strided), (name_maps.HUGGING_FACE_RESNET,), as_arrays(model.state_dict()), images
+    )
     assert_equal_to_reference(ours, feature_map(model, standardise(images)))
 
 
 def test_v1_and_v1_5_differ_where_the_stride_is():
     arrays, images = as_arrays(small_hugging_face(False).state_dict()), pictures(64)
-    found = [run(ResNet(**SMALL, strided=i), (names.HUGGING_FACE_RESNET,), arrays, images) for i in (0, 1)]
+    found = [run(ResNet(**SMALL, strided=i), (name_maps.HUGGING_FACE_RESNET,), arrays, images) for i in (0, 1)]
     assert found[0].shape == found[1].shape and np.abs(found[0] - found[1]).max() > 0.1 * np.abs(found[0]).max()
 
 
@@ -96,13 +98,13 @@ def test_resnet50_from_a_saved_hugging_face_model_gives_its_pooled_features(tmp_
 def test_resnext101_is_a_reference_in_torch_operations():
     depths, _, groups = RESNEXT101
     state, images = torchvision_resnet(*RESNEXT101), pictures(64)
-    ours = run(resnext101_32x8d(), (names.TORCHVISION_RESNET,), as_arrays(state), images)
+    ours = run(resnext101_32x8d(), (name_maps.TORCHVISION_RESNET,), as_arrays(state), images)
     assert_equal_to_reference(ours, torchvision_features(state, depths, groups, images))
 
 
 def test_inception_v3_is_a_reference_in_torch_operations():
     state, images = inceptions.random_state(), pictures(107)
-    ours = run(InceptionV3(), (names.TORCHVISION_INCEPTION,), as_arrays(state), images)
+    ours = run(InceptionV3(), (name_maps.TORCHVISION_INCEPTION,), as_arrays(state), images)
     assert ours.shape == (2, 2, 2, 2048)
     assert_equal_to_reference(ours, inceptions.reference(state, images))
 
@@ -168,9 +170,9 @@ def test_patches_taken_in_turns_are_patches_taken_at_once(monkeypatch):
         return jnp.stack([x.mean(axis=-1), x[..., 0] * x[..., 1]], axis=-1)
 
     images = jnp.asarray(pictures(48, count=3), jnp.float32)
-    whole = patches.isolated_features(network, images, 8, 12)
+    whole = patch_features.isolated_features(network, images, 8, 12)
     for turns in (1, 2, 6, 36):  # patches of an image at a time: 36, 18, 6, 1
-        monkeypatch.setattr(patches, "PIXELS_AT_ONCE", 3 * (36 // turns) * 12**2)
-        np.testing.assert_allclose(patches.isolated_features(network, images, 8, 12), whole, rtol=1e-6)
+        monkeypatch.setattr(patch_features, "PIXELS_AT_ONCE", 3 * (36 // turns) * 12**2)
+        np.testing.assert_allclose(patch_features.isolated_features(network, images, 8, 12), whole, rtol=1e-6)
     by_hand = network(jax.image.resize(images[1, 8:16, 16:24], (12, 12, 3), "bilinear")[None]).mean(axis=(1, 2))[0]
     np.testing.assert_allclose(whole[1, 1 * 6 + 2], by_hand, rtol=1e-5)

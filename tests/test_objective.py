@@ -9,14 +9,16 @@ import numpy as np
 import optax
 import pytest
 
-from fbjax.batch import Batch, batch_shapes
-from fbjax.config import AdaptiveConfig, Config, MeshConfig, ModelConfig, PatchConfig, TaskConfig, TrainConfig
-from fbjax.mesh import make_mesh, put_batch
-from fbjax.model.bert import attend
+from fbjax.config.schema import AdaptiveConfig, Config, MeshConfig, ModelConfig, PatchConfig, TaskConfig, TrainConfig
+from fbjax.data.batches.batch import Batch, batch_shapes
+from fbjax.model.encoder import attend
 from fbjax.model.fashionbert import build_model
-from fbjax.model.patches import build_patch_network
-from fbjax.objectives.pretraining import Pretraining, patch_divergence
-from fbjax.step import clip_by_global_norm, compiled, init_state, make_optimizer, make_schedule, make_step
+from fbjax.model.patch_features import build_patch_network
+from fbjax.parallel.mesh import make_mesh, put_batch
+from fbjax.runs.state import clip_by_global_norm, init_state, make_optimizer, make_schedule
+from fbjax.tasks.mpm import patch_divergence
+from fbjax.tasks.objective import Pretraining
+from fbjax.training.step import compiled, make_step
 from tests.runs import make_one_device_mesh, write_mobilenet
 
 B, T, V = 16, 16, 60
@@ -99,7 +101,7 @@ def test_mask_mismatched_off_leaves_mlm_and_mpm_to_the_true_pairs():
     batch = make_batch()
     both, only_true = make_objective(), make_objective(tasks=TaskConfig(mask_mismatched=False))
     params = make_state(both).params
-    changed = batch.replace(partner=255 - batch.partner)
+    changed = batch._replace(partner=255 - batch.partner)
     np.testing.assert_array_equal(losses_of(only_true, params, batch)[:2], losses_of(only_true, params, changed)[:2])
     assert (losses_of(both, params, batch)[:2] != losses_of(both, params, changed)[:2]).all()
     assert losses_of(only_true, params, batch)[2] != losses_of(only_true, params, changed)[2]
@@ -203,8 +205,8 @@ def test_padding_changes_no_loss_and_no_gradient(mask_mismatched, model):
     shortened = padded.ids.copy()
     shortened[:, 8:] = 0
     word_ids = np.where(shortened > 0, padded.word_ids, -1)
-    padded = padded.replace(ids=shortened, word_ids=word_ids)
-    trimmed = padded.replace(ids=shortened[:, :8], word_ids=word_ids[:, :8])
+    padded = padded._replace(ids=shortened, word_ids=word_ids)
+    trimmed = padded._replace(ids=shortened[:, :8], word_ids=word_ids[:, :8])
     params = make_state(objective).params
 
     def losses_and_gradient(batch):
@@ -289,11 +291,11 @@ def test_a_compiled_step_takes_the_shapes_it_was_compiled_for_and_no_other():
     shapes = [batch_shapes(CONFIG, objective.patches, length) for length in (8, T)]
     run = compiled(step, state, {"patches": {}}, shapes)
     state, _ = run(state, {"patches": {}}, put_batch(batch, mesh))
-    short = batch.replace(ids=batch.ids[:, :8], word_ids=batch.word_ids[:, :8])
+    short = batch._replace(ids=batch.ids[:, :8], word_ids=batch.word_ids[:, :8])
     state, _ = run(state, {"patches": {}}, put_batch(short, mesh))
     assert step._cache_size() == 0 and int(state.step) == 2
     with pytest.raises(KeyError):
-        run(state, {"patches": {}}, batch.replace(ids=batch.ids[:, :12]))
+        run(state, {"patches": {}}, batch._replace(ids=batch.ids[:, :12]))
 
 
 @pytest.mark.parametrize(
@@ -307,7 +309,7 @@ def test_a_compiled_step_takes_the_shapes_it_was_compiled_for_and_no_other():
     ids=["gradient-data", "gradient-data-fsdp", "gradient-data-fsdp-tensor", "loss_softmax-data"],
 )
 def test_device_count_does_not_change_the_step(method, mesh, monkeypatch):
-    monkeypatch.setattr("fbjax.mesh.TILE", 1)  # task gradients of any width in shards
+    monkeypatch.setattr("fbjax.parallel.mesh.TILE", 1)  # task gradients of any width in shards
     config = dataclasses.replace(CONFIG, adaptive=AdaptiveConfig(method=method))
     assert_same_step(stepped(config), stepped(config, mesh=mesh))
 
@@ -327,7 +329,7 @@ def test_a_patch_network_gets_gradients_when_it_trains_and_is_no_parameter_when_
     objective = make_objective(patches=trained)
     state = make_state(objective, dataclasses.replace(CONFIG, patches=trained))
     images = np.random.default_rng(0).integers(0, 255, (2, B, 64, 64, 3), dtype=np.uint8)
-    batch = make_batch().replace(image=images[0], partner=images[1])
+    batch = make_batch()._replace(image=images[0], partner=images[1])
     loss = jax.jit(jax.grad(lambda p: objective.losses(p, {}, batch, jax.random.key(0))[0].sum()))
     gradient = loss(state.params)
     assert float(jnp.abs(gradient["patches"]["network"]["conv1"]["kernel"]).max()) > 0

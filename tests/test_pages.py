@@ -7,15 +7,15 @@ import shutil
 
 import pytest
 
-from fbjax.data.table import Product
-from fbjax.goodput import split
-from fbjax.pages import report
-from fbjax.pages.page import percent
-from fbjax.pages.ranking import write_ranking
-from fbjax.pages.report import write_report
-from fbjax.rank import Ranking
-from fbjax.telemetry import read_events
-from fbjax.train import train
+from fbjax.data.sources.tables import Product
+from fbjax.inference.rank import Ranking
+from fbjax.monitoring.goodput import split
+from fbjax.monitoring.telemetry import read_events
+from fbjax.report import report
+from fbjax.report.page import percent
+from fbjax.report.ranking import write_ranking
+from fbjax.report.report import write_report
+from fbjax.training.loop import train
 from tests.runs import tiny_config
 from tests.tables import encode, make_products, write_parquet
 

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fbjax.config import PatchConfig
-from fbjax.model.patches import MobileNetV1, Pixels, average_cells, build_patch_network, count_live_dimensions
+from fbjax.config.schema import PatchConfig
+from fbjax.model.backbones.mobilenet import MobileNetV1
+from fbjax.model.backbones.pixels import Pixels
+from fbjax.model.patch_features import average_cells, build_patch_network, count_live_dimensions
 
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)  # on a busy machine its threads wait for each other: 20 s a pass where one takes 20 ms

@@ -11,27 +11,26 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fbjax import config as configs
-from fbjax.cli import main
-from fbjax.config import MeshConfig
-from fbjax.flops import program_flops
-from fbjax.mesh import AXES, make_mesh, scattered
-from fbjax.model.bert import Encoder, EncoderShape
-from fbjax.planning.cost import Span, collective_seconds, step_time
-from fbjax.planning.fit import largest, memory_error
-from fbjax.planning.plan import plan, scaling
-from fbjax.planning.program import Program, first_group, shape_bytes
-from fbjax.planning.report import plot, table
-from fbjax.planning.topology import TPUS, find, nothing_kept, rings
+from fbjax.cli.main import main
+from fbjax.config.load import freeze
+from fbjax.config.schema import Config, MeshConfig, PatchConfig
+from fbjax.model.encoder import Encoder, EncoderShape
+from fbjax.monitoring.flops import program_flops
+from fbjax.parallel.mesh import AXES, make_mesh, scattered
+from fbjax.tools.plan.cost import Span, collective_seconds, step_time
+from fbjax.tools.plan.plan import largest, memory_error, plan, scaling
+from fbjax.tools.plan.program import Program, first_group, shape_bytes
+from fbjax.tools.plan.report import plot, table
+from fbjax.tools.plan.topology import TPUS, find, nothing_kept, rings
 from tests.runs import CONFIG_FILE
 
 DATA, FSDP, TENSOR = AXES
 
 
-def tiny(**model) -> configs.Config:
+def tiny(**model) -> Config:
     space: dict = {}
     exec(CONFIG_FILE.format(train="none.csv", validation="", prepared=""), space)
-    config = configs.freeze(space["get_config"]())
+    config = freeze(space["get_config"]())
     return replace(config, model=replace(config.model, num_layers=1, **model))
 
 
@@ -361,12 +360,12 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
 
 
 def test_no_patch_networks_weights_are_needed():
-    from fbjax.model.patches import outline_patch_network
+    from fbjax.model.patch_features import outline_patch_network
 
-    paper = replace(configs.PatchConfig(), network="resnext101_32x8d", enlarge_to=224, cached=True)
+    paper = replace(PatchConfig(), network="resnext101_32x8d", enlarge_to=224, cached=True)
     outline = outline_patch_network(paper)
     assert (outline.num_patches, outline.feature_size) == (64, 2048)
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(outline.params)) == pytest.approx(86.7e6, rel=0.01)
     with pytest.raises(ValueError, match="patches.weights"):
         outline_patch_network(replace(paper, network="mobilenet_v1"))
-    assert np.isfinite(outline_patch_network(configs.PatchConfig()).feature_size)
+    assert np.isfinite(outline_patch_network(PatchConfig()).feature_size)

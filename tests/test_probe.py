@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 import fbjax
-from fbjax.cli import main
-from fbjax.console import progress
-from fbjax.data.catalogue import prepare
-from fbjax.data.pipeline import read_products
-from fbjax.data.source import Source
-from fbjax.evaluation.probe import classification, fit, label_figures, pooled_pairs, probe
-from fbjax.mesh import make_mesh
-from fbjax.train import train
+from fbjax.cli.main import main
+from fbjax.core.console import progress
+from fbjax.data.batches.pipeline import read_products
+from fbjax.data.records.builder import prepare
+from fbjax.data.records.source import Source
+from fbjax.evaluation.baselines.probe import classification, fit, label_figures, pooled_pairs, probe
+from fbjax.parallel.mesh import make_mesh
+from fbjax.training.loop import train
 from tests.runs import tiny_config
 
 

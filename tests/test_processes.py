@@ -11,11 +11,11 @@ import time
 import numpy as np
 import pytest
 
-from fbjax.cli import main
-from fbjax.log import read_curves
-from fbjax.processes import LOST, PREEMPTED
-from fbjax.trained import load_params
-from fbjax.workdir import Run
+from fbjax.cli.main import main
+from fbjax.monitoring.logger import read_curves
+from fbjax.parallel.distributed import LOST, PREEMPTED
+from fbjax.runs.run import Run
+from fbjax.runs.trained import load_params
 from tests.conftest import QUICK_COMPILER
 from tests.runs import make_one_device_mesh, write_config
 
@@ -30,7 +30,17 @@ def free_port() -> int:
 
 def start(config, workdir, *flags, devices=1, environment=None) -> subprocess.Popen:
     flag = f"{QUICK_COMPILER} --xla_force_host_platform_device_count={devices}"
-    command = [sys.executable, "-m", "fbjax.cli", "train", "--config", str(config), "--workdir", str(workdir), *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "fbjax.cli.main",
+        "train",
+        "--config",
+        str(config),
+        "--workdir",
+        str(workdir),
+        *flags,
+    ]
     environment = os.environ | {"XLA_FLAGS": flag} | (environment or {})
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

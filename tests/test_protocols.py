@@ -5,13 +5,13 @@ import statistics
 import numpy as np
 import pytest
 
-from fbjax.cli import main
-from fbjax.data.catalogue import prepare
-from fbjax.data.pipeline import text_codes
-from fbjax.data.source import Source
+from fbjax.cli.main import main
+from fbjax.data.batches.pipeline import text_codes
+from fbjax.data.records.builder import prepare
+from fbjax.data.records.source import Source
 from fbjax.evaluation.candidates import draw_lists
 from fbjax.evaluation.protocols import list_figures, read_request, report
-from fbjax.workdir import make_vocabulary
+from fbjax.runs.vocabulary import make_vocabulary
 from tests.runs import tiny_config, write_config
 from tests.tables import make_products, write_parquet
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 import fbjax
-from fbjax.console import progress
-from fbjax.data.catalogue import prepare
-from fbjax.data.images import normalise_image
-from fbjax.data.pipeline import read_products
-from fbjax.data.source import Source
-from fbjax.explain import explain
-from fbjax.rank import rank, table
-from fbjax.train import train
+from fbjax.core.console import progress
+from fbjax.data.batches.pipeline import read_products
+from fbjax.data.records.builder import prepare
+from fbjax.data.records.source import Source
+from fbjax.data.sources.images import normalise_image
+from fbjax.inference.explain import explain
+from fbjax.inference.rank import rank, table
+from fbjax.training.loop import train
 from tests.runs import tiny_config
 from tests.tables import encode, make_products, write_csv
 

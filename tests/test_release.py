@@ -6,20 +6,20 @@ import re
 import numpy as np
 import pytest
 
-from fbjax import config as configs
-from fbjax.api import Model
-from fbjax.cli import main
-from fbjax.data import release
-from fbjax.data.catalogue import prepare, read_report
-from fbjax.data.pipeline import read_products
-from fbjax.data.release import PREDICTION, TRAINING, Pair, Reader
-from fbjax.data.source import Source
-from fbjax.data.table import Skipped
-from fbjax.data.vocabulary import Vocabulary
+from fbjax.cli.main import main
+from fbjax.config.load import load_config
+from fbjax.data.batches.pipeline import read_products
+from fbjax.data.records.builder import prepare, read_report
+from fbjax.data.records.source import Source
+from fbjax.data.sources import release_features
+from fbjax.data.sources.release_features import PREDICTION, TRAINING, Pair, Reader
+from fbjax.data.sources.tables import Skipped
+from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.evaluation import metrics
 from fbjax.evaluation.released import Scored, release_figures
-from fbjax.features import cached_features
-from fbjax.model.patches import build_patch_network
+from fbjax.inference.model import Model
+from fbjax.model.patch_features import build_patch_network
+from fbjax.runs.feature_cache import cached_features
 from tests import release_files as made
 
 CONFIG = """
@@ -54,7 +54,7 @@ def read(path, vocabulary):
 )
 def test_what_is_written_reads_as_it_was(columns, rows, tmp_path, vocabulary):
     rows = list(rows)
-    pairs = read(release.write(tmp_path / "file.tsv", rows, columns), vocabulary)
+    pairs = read(release_features.write(tmp_path / "file.tsv", rows, columns), vocabulary)
     assert len(pairs) == len(rows)
     for number, (pair, row) in enumerate(zip(pairs, rows, strict=True), start=1):
         assert pair.where == f"file.tsv line {number}"
@@ -117,7 +117,7 @@ BROKEN = {
 def test_each_malformed_row_is_reported_with_file_line_and_reason(first, tmp_path, vocabulary):
     good = list(made.training_rows(2))
     bad = [broken(good[0], how) for how in BROKEN]
-    path = release.write(tmp_path / "eval.tsv", [*bad, *good] if first else [*good, *bad], TRAINING)
+    path = release_features.write(tmp_path / "eval.tsv", [*bad, *good] if first else [*good, *bad], TRAINING)
     with open(path, "a") as stream:
         stream.write("1,2,3\t4\n\n")  # too few columns, and a blank line
     found = read(path, vocabulary)
@@ -130,7 +130,7 @@ def test_each_malformed_row_is_reported_with_file_line_and_reason(first, tmp_pat
 
 
 def test_a_file_of_another_shape_or_kind_is_an_error_before_the_work(tmp_path, vocabulary):
-    path = release.write(tmp_path / "a.tsv", made.training_rows(2), TRAINING)
+    path = release_features.write(tmp_path / "a.tsv", made.training_rows(2), TRAINING)
     with pytest.raises(ValueError, match="a.tsv has 4 patches of 6 features, this run reads 64 of 2048"):
         Reader(vocabulary, 64, 2048).layout(path)
     (tmp_path / "b.tsv").write_text("id\ttitle\n1\tred dress\n")
@@ -153,12 +153,12 @@ def test_true_rows_become_products_and_their_features_the_cache(tmp_path):
     rows = list(made.training_rows(20))
     rows[2] = broken(rows[2], "nan")
     rows.append(rows[0])  # another photo of the same text, say
-    release.write(tmp_path / "train.tsv", rows, TRAINING)
-    config = configs.load(write_config(tmp_path))
+    release_features.write(tmp_path / "train.tsv", rows, TRAINING)
+    config = load_config(write_config(tmp_path))
     vocabulary = Vocabulary.from_file(config.model.vocabulary)
     splits = prepare(Source.from_config(config), vocabulary, tmp_path, lambda rows, total, label: rows)
     report = read_report(splits["train"])
-    assert report["skipped"] == {release.MISMATCHED: 20, "image_feature has nan at patch 2, feature 5": 1}
+    assert report["skipped"] == {release_features.MISMATCHED: 20, "image_feature has nan at patch 2, feature 5": 1}
     assert sum(report["splits"].values()) == 20 and report["groups"]["train"] + report["groups"]["validation"] == 19
     network = build_patch_network(config.patches)
     for records in splits.values():
@@ -175,8 +175,8 @@ def test_true_rows_become_products_and_their_features_the_cache(tmp_path):
 
 @pytest.mark.parametrize("wrong", ["shape", "dtype", "nan", "cut"])
 def test_a_cache_of_another_network_or_with_nan_is_an_error_that_names_the_file(wrong, tmp_path):
-    release.write(tmp_path / "train.tsv", made.training_rows(20), TRAINING)
-    config = configs.load(write_config(tmp_path))
+    release_features.write(tmp_path / "train.tsv", made.training_rows(20), TRAINING)
+    config = load_config(write_config(tmp_path))
     vocabulary = Vocabulary.from_file(config.model.vocabulary)
     records = prepare(Source.from_config(config), vocabulary, tmp_path, lambda rows, *_: rows)["train"]
     network = build_patch_network(config.patches)
@@ -201,15 +201,15 @@ def test_a_cache_of_another_network_or_with_nan_is_an_error_that_names_the_file(
 )
 def test_settings_that_ready_made_features_cannot_have_are_refused(override, reason, tmp_path):
     with pytest.raises(ValueError, match=reason):
-        configs.load(write_config(tmp_path), [override])
+        load_config(write_config(tmp_path), [override])
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, trains_on_one_device):
     folder = tmp_path_factory.mktemp("release")
-    release.write(folder / "train.tsv", made.training_rows(48), TRAINING)
-    release.write(folder / "image.tsv", made.prediction_rows(5, 4), PREDICTION)
-    release.write(folder / "text.tsv", made.prediction_rows(5, 4, direction="text_to_image"), PREDICTION)
+    release_features.write(folder / "train.tsv", made.training_rows(48), TRAINING)
+    release_features.write(folder / "image.tsv", made.prediction_rows(5, 4), PREDICTION)
+    release_features.write(folder / "text.tsv", made.prediction_rows(5, 4, direction="text_to_image"), PREDICTION)
     assert main(["train", "--config", str(write_config(folder)), "--workdir", str(folder / "run")]) == 0
     return folder
 
@@ -267,8 +267,8 @@ def test_what_needs_pictures_says_so_or_leaves_them_out(trained, capsys):
 )
 def test_a_release_evaluation_that_cannot_be_is_refused(arguments, reason, trained, monkeypatch, capsys):
     monkeypatch.chdir(trained)
-    release.write("other.tsv", made.prediction_rows(1, 3, num_patches=3), PREDICTION)
-    release.write("nan.tsv", [broken(row, "nan") for row in made.prediction_rows(1, 2)], PREDICTION)
+    release_features.write("other.tsv", made.prediction_rows(1, 3, num_patches=3), PREDICTION)
+    release_features.write("nan.tsv", [broken(row, "nan") for row in made.prediction_rows(1, 2)], PREDICTION)
     assert main(["evaluate", "--workdir", "run", *arguments]) == 1
     assert re.search(reason, capsys.readouterr().err)
 

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fbjax.config import Config, TaskConfig
-from fbjax.data.catalogue import prepare
-from fbjax.data.pipeline import train_batches
-from fbjax.data.sampling import WINDOW, Partners, Sampler, padded_lengths
-from fbjax.data.source import Source
-from fbjax.data.vocabulary import Vocabulary
+from fbjax.config.schema import Config, TaskConfig
+from fbjax.data.batches.negatives import Partners
+from fbjax.data.batches.pipeline import train_batches
+from fbjax.data.batches.sampler import WINDOW, Sampler, padded_lengths
+from fbjax.data.records.builder import prepare
+from fbjax.data.records.source import Source
+from fbjax.data.text.wordpiece import Vocabulary
 from tests.tables import make_products, write_parquet
 
 SIDE, NUM_PRODUCTS, NUM_STEPS = 32, 20, 8  # 8 steps of 8 products: three epochs and a bit

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from fbjax import config as configs
+from fbjax.config.load import load_config
 
 PATH = Path(__file__).parents[1] / "launch" / "sweep.py"
 CONFIGS = PATH.parents[1] / "configs"
@@ -29,7 +29,7 @@ def test_every_variant_of_a_sweep_is_a_config(name, tmp_path):
     from_towers = name in sweep.FROM_TOWERS
     arguments = SimpleNamespace(towers=str(tmp_path) * from_towers, steps=600, settings=[])
     config = CONFIGS / ("catalogue.py" if from_towers else "catalogue_ablation.py")
-    loaded = [configs.load(config, sweep.overrides_of(v, 1, arguments)) for v in sweep.SWEEPS[name].values()]
+    loaded = [load_config(config, sweep.overrides_of(v, 1, arguments)) for v in sweep.SWEEPS[name].values()]
     assert len(set(loaded)) == len(loaded)  # no two variants are the same run
 
 

@@ -11,19 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fbjax import peak, telemetry
-from fbjax.batch import batch_shapes
-from fbjax.chips import CHIPS, chip_of
-from fbjax.config import AdaptiveConfig, Config, MeshConfig, ModelConfig, PatchConfig, TaskConfig, TrainConfig
-from fbjax.flops import step_work, training_flops
-from fbjax.goodput import INPUT, LOST, START_UP, STEP, split
-from fbjax.mesh import make_mesh
+from fbjax.config.schema import AdaptiveConfig, Config, MeshConfig, ModelConfig, PatchConfig, TaskConfig, TrainConfig
+from fbjax.data.batches.batch import batch_shapes
 from fbjax.model.fashionbert import build_model
-from fbjax.model.patches import build_patch_network
-from fbjax.objectives.pretraining import Pretraining
-from fbjax.peak import peak_flops
-from fbjax.step import abstract_state, make_optimizer, make_step
-from fbjax.telemetry import Telemetry, note, read_events, read_figures
+from fbjax.model.patch_features import build_patch_network
+from fbjax.monitoring import hardware, telemetry
+from fbjax.monitoring.flops import step_work, training_flops
+from fbjax.monitoring.goodput import INPUT, LOST, START_UP, STEP, split
+from fbjax.monitoring.hardware import CHIPS, chip_of, peak_flops
+from fbjax.monitoring.telemetry import Telemetry, note, read_events, read_figures
+from fbjax.parallel.mesh import make_mesh
+from fbjax.runs.state import abstract_state, make_optimizer
+from fbjax.tasks.objective import Pretraining
+from fbjax.training.step import make_step
 
 OTHER = ("start-up", "records", "compile", "input", "checkpoint", "evaluation")
 SAVE_EVERY = 3
@@ -206,9 +206,9 @@ def test_flops_follow_loops_branches_and_what_depends_on_a_parameter():
 def test_the_peak_of_a_known_chip_is_looked_up_and_another_s_measured(monkeypatch):
     measured = peak_flops("float32")
     assert measured["flops"] > 1e8 and "float32" in measured["of"]
-    monkeypatch.setattr(peak, "_measured", lambda dtype: 1.0)
+    monkeypatch.setattr(hardware, "_measured", lambda dtype: 1.0)
     assert peak_flops("float32", [{"flops": 2e20, "of": "4 x v5e in bfloat16"}, measured]) == measured
-    monkeypatch.setattr(peak, "_measured", None)
+    monkeypatch.setattr(hardware, "_measured", None)
     device = SimpleNamespace(device_kind="TPU v5 lite", platform="tpu")
     monkeypatch.setattr(jax, "devices", lambda: [device] * 4)
     monkeypatch.setattr(jax, "device_count", lambda: 4)

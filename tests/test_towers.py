@@ -11,24 +11,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fbjax
-from fbjax.cli import main
-from fbjax.config import Config, MeshConfig, TaskConfig
-from fbjax.data.catalogue import prepare
-from fbjax.data.sampling import Sampler
-from fbjax.data.source import Source
-from fbjax.embed import embed
+from fbjax.cli.main import main
+from fbjax.config.schema import Config, MeshConfig, TaskConfig
+from fbjax.data.batches.sampler import Sampler
+from fbjax.data.records.builder import prepare
+from fbjax.data.records.source import Source
 from fbjax.evaluation.evaluate import evaluate
-from fbjax.explain import explain
-from fbjax.mesh import make_mesh, put_batch
-from fbjax.objectives.contrastive import belong_apart, contrastive_losses
-from fbjax.objectives.pretraining import Pretraining
-from fbjax.scoring import Scorer
-from fbjax.start import calibrated, nearest_apart, starting_params
-from fbjax.step import init_state, make_optimizer, make_step
-from fbjax.towers import Towers, trained_towers
-from fbjax.train import train
-from fbjax.trained import load_params
-from fbjax.workdir import MINED, Run
+from fbjax.inference.embed_catalogue import embed
+from fbjax.inference.embedder import Towers, trained_towers
+from fbjax.inference.explain import explain
+from fbjax.inference.pair_scorer import Scorer
+from fbjax.parallel.mesh import make_mesh, put_batch
+from fbjax.runs.run import MINED, Run
+from fbjax.runs.state import init_state, make_optimizer
+from fbjax.runs.trained import load_params
+from fbjax.tasks.itc import belong_apart, contrastive_losses
+from fbjax.tasks.objective import Pretraining
+from fbjax.training.hard_negatives import nearest_apart
+from fbjax.training.loop import train
+from fbjax.training.step import make_step
+from fbjax.training.warm_start import calibrated, starting_params
 from tests.runs import make_one_device_mesh, tiny_config
 from tests.tables import encode, make_products, write_parquet
 from tests.test_objective import CONFIG, MODEL, B, make_batch, make_objective, make_state
@@ -76,7 +78,7 @@ def test_the_contrast_is_a_softmax_over_products_of_other_groups_and_texts(produ
 def test_a_batch_of_one_group_teaches_nothing_and_breaks_nothing():
     objective, mesh = make_objective(TOWERS, ITC), make_one_device_mesh()
     config = dataclasses.replace(CONFIG, model=TOWERS, tasks=ITC)
-    batch = put_batch(make_batch().replace(partner=None, group=np.zeros(B, np.int32)), mesh)
+    batch = put_batch(make_batch()._replace(partner=None, group=np.zeros(B, np.int32)), mesh)
     state = make_state(objective, config, mesh)
     step = make_step(objective, make_optimizer(config.train), config, mesh, state)
     for _ in range(2):  # the first step's learning rate is 0
@@ -94,7 +96,7 @@ def itc():
     params = jax.device_get(make_state(objective, config).params)
     loss = lambda p, batch: objective.losses(p, {"patches": {}}, batch, jax.random.key(3))[0][0]  # noqa: E731
     value_and_grad = jax.jit(jax.value_and_grad(loss))
-    batch = make_batch().replace(partner=None, group=np.arange(B, dtype=np.int32) // 2)
+    batch = make_batch()._replace(partner=None, group=np.arange(B, dtype=np.int32) // 2)
     return objective, params, batch, lambda batch: jax.device_get(value_and_grad(params, batch))
 
 
@@ -108,7 +110,7 @@ def test_device_count_order_and_padding_change_neither_contrast_nor_gradient(itc
     expected = value_and_grad(put_batch(batch, one))
     order = np.random.default_rng(1).permutation(B)
     shuffled = jax.tree.map(lambda x: x[order], batch)
-    short = batch.replace(ids=np.where(np.arange(16) < 12, batch.ids, 0))
+    short = batch._replace(ids=np.where(np.arange(16) < 12, batch.ids, 0))
     trimmed = short.replace(ids=short.ids[:, :12], word_ids=short.word_ids[:, :12])
     assert expected[0] > 0
     for given_, mesh in ((batch, eight), (shuffled, one), (shuffled, eight)):

@@ -17,15 +17,15 @@ import jax
 import numpy as np
 import pytest
 
-from fbjax import config as configs
-from fbjax.checkpoint import Checkpoints
-from fbjax.cli import main
-from fbjax.goodput import LOST, split
-from fbjax.mesh import make_mesh
-from fbjax.telemetry import read_events
-from fbjax.train import train
-from fbjax.trained import load_params
-from fbjax.workdir import Run, begin
+from fbjax.cli.main import main
+from fbjax.config.load import config_from_json, config_to_json
+from fbjax.monitoring.goodput import LOST, split
+from fbjax.monitoring.telemetry import read_events
+from fbjax.parallel.mesh import make_mesh
+from fbjax.runs.checkpoints import Checkpoints
+from fbjax.runs.run import Run, begin
+from fbjax.runs.trained import load_params
+from fbjax.training.loop import train
 from tests import store
 from tests.runs import tiny_config, write_config
 from tests.tables import make_products, write_parquet
@@ -169,7 +169,7 @@ def test_a_store_that_cannot_hold_a_run_is_an_error_before_any_work(finished, mo
     _, config, _ = finished
     with pytest.raises(ValueError, match="workdir s3://bucket/run: TensorBoard writes to folders and gs:// only"):
         train(config, "s3://bucket/run")
-    monkeypatch.setattr("fbjax.checkpoint.find_spec", lambda name: None)
+    monkeypatch.setattr("fbjax.runs.checkpoints.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"google-cloud-storage: pip install 'fbjax\[gcs\]'"):
         Checkpoints("gs://bucket/run")
 
@@ -180,7 +180,7 @@ def test_a_run_that_never_saved_can_begin_anew_with_another_config(tmp_path):
         train(tiny_config(tmp_path, "data.validation=nowhere.csv"), tmp_path / "run")
     config = tiny_config(tmp_path, "train.num_steps=3")
     assert int(train(config, tmp_path / "run").step) == 3
-    assert configs.from_json((tmp_path / "run" / "config.json").read_text()) == config
+    assert config_from_json((tmp_path / "run" / "config.json").read_text()) == config
 
 
 def test_another_training_table_is_an_error_when_resuming(finished, tmp_path):
@@ -188,7 +188,7 @@ def test_another_training_table_is_an_error_when_resuming(finished, tmp_path):
     shutil.copytree(folder / "run", tmp_path / "run")
     write_parquet(tmp_path / "train.parquet", make_products(40, seed=3))
     other = dataclasses.replace(config, data=dataclasses.replace(config.data, train=str(tmp_path / "train.parquet")))
-    (tmp_path / "run" / "config.json").write_text(configs.to_json(other))
+    (tmp_path / "run" / "config.json").write_text(config_to_json(other))
     with pytest.raises(ValueError, match="the training table is not the one"):
         train(other, tmp_path / "run")
 
@@ -272,12 +272,22 @@ def test_a_vocabulary_s_keyword_is_no_path(tmp_path):
 
 def test_a_config_survives_its_json_form(tmp_path):
     config = tiny_config(tmp_path)
-    assert configs.from_json(configs.to_json(config)) == config
+    assert config_from_json(config_to_json(config)) == config
 
 
 def start(config: Path, workdir: Path, *more: str) -> subprocess.Popen:
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    command = [sys.executable, "-m", "fbjax.cli", "train", "--config", str(config), "--workdir", str(workdir), *more]
+    command = [
+        sys.executable,
+        "-m",
+        "fbjax.cli.main",
+        "train",
+        "--config",
+        str(config),
+        "--workdir",
+        str(workdir),
+        *more,
+    ]
     return subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env=environment, cwd=Path(__file__).parent.parent
     )

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fbjax.config import Columns, Config, DataConfig, ModelConfig
-from fbjax.data.vocabulary import SPECIAL, Vocabulary
-from fbjax.workdir import make_vocabulary
+from fbjax.config.schema import Columns, Config, DataConfig, ModelConfig
+from fbjax.data.text.wordpiece import SPECIAL, Vocabulary
+from fbjax.runs.vocabulary import make_vocabulary
 from tests.tables import make_products, write_parquet
 
 BERT_ORDER = ("[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -13,12 +13,12 @@ torch = pytest.importorskip("torch")
 import h5py  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
 
-from fbjax.config import PatchConfig  # noqa: E402
-from fbjax.model.networks import names  # noqa: E402
-from fbjax.model.networks.files import read_arrays, write_npz  # noqa: E402
-from fbjax.model.networks.resnet import ResNet, caffe_centred, resnet50  # noqa: E402
-from fbjax.model.patches import build_patch_network  # noqa: E402
-from fbjax.workdir import Run, begin  # noqa: E402
+from fbjax.config.schema import PatchConfig  # noqa: E402
+from fbjax.model.backbones.resnet import ResNet, caffe_centred, resnet50  # noqa: E402
+from fbjax.model.patch_features import build_patch_network  # noqa: E402
+from fbjax.model.weights import name_maps  # noqa: E402
+from fbjax.model.weights.files import read_arrays, write_npz  # noqa: E402
+from fbjax.runs.run import Run, begin  # noqa: E402
 from tests import inceptions  # noqa: E402
 from tests.resnets import (  # noqa: E402
     RESNET50,
@@ -158,7 +158,7 @@ def test_keras_file_with_biases_is_a_torch_network_with_biases_on_caffes_input(r
     images = pictures(50)
     inputs = images[..., ::-1].astype(float) - [103.939, 116.779, 123.68]
     network = ResNet((1, 2, 1), caffe_centred, strided=0, epsilon=1.001e-5, stem=8, bottleneck=8)
-    ours = run(network, (names.OWN, names.KERAS_RESNET), read_arrays(tmp_path / "keras.h5"), images)
+    ours = run(network, (name_maps.OWN, name_maps.KERAS_RESNET), read_arrays(tmp_path / "keras.h5"), images)
     assert_equal_to_reference(ours, feature_map(model, inputs))
 
 
@@ -216,11 +216,11 @@ def test_what_does_not_fit_is_named_as_the_file_names_it(resnet50_state, tmp_pat
 
 def keras_resnet50(state, path):
     """The arrays of a torchvision network under Keras' names, without biases."""
-    own, problems = names.take(as_arrays(state), (names.TORCHVISION_RESNET,), shapes_of(resnet50()))
+    own, problems = name_maps.take(as_arrays(state), (name_maps.TORCHVISION_RESNET,), shapes_of(resnet50()))
     assert not problems
     with h5py.File(path, "w") as file:
         for ours, array in own.items():
-            layer, variable = names.KERAS_RESNET.name(ours).split("/")
+            layer, variable = name_maps.KERAS_RESNET.name(ours).split("/")
             file[f"{layer}/{layer}/{variable}:0"] = array
     return path
 

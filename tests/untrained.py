@@ -6,15 +6,16 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from fbjax import config as configs
-from fbjax.checkpoint import Checkpoints
-from fbjax.config import Config
-from fbjax.data.vocabulary import Vocabulary
-from fbjax.model.networks.files import write_npz
-from fbjax.model.patches import NETWORKS, outline_patch_network
-from fbjax.objectives.pretraining import Pretraining
-from fbjax.step import init_state, make_optimizer
-from fbjax.workdir import Run, write_run
+from fbjax.config.load import load_config
+from fbjax.config.schema import Config
+from fbjax.data.text.wordpiece import Vocabulary
+from fbjax.model.backbones.registry import NETWORKS
+from fbjax.model.patch_features import outline_patch_network
+from fbjax.model.weights.files import write_npz
+from fbjax.runs.checkpoints import Checkpoints
+from fbjax.runs.run import Run, write_run
+from fbjax.runs.state import init_state, make_optimizer
+from fbjax.tasks.objective import Pretraining
 from tests.runs import make_one_device_mesh, write_mobilenet
 from tests.tables import make_products
 
@@ -43,14 +44,14 @@ def silent(message: str) -> None:
 
 def tiny(name: str, folder: Path, **changes) -> Config:
     """The project's config `name` at tiny sizes, with ``section__field=value`` changed; weights go to `folder`."""
-    config = configs.load(CONFIGS / f"{name}.py", [f"{key}={value}" for key, value in SIZES.items()])
+    config = load_config(CONFIGS / f"{name}.py", [f"{key}={value}" for key, value in SIZES.items()])
     sizes = PIXELS if config.patches.network == "pixels" else NETWORK
     weights = folder / f"{config.patches.network}.npz"
     vectors = 16 if config.model.vector_size else 0
     sizes = sizes | {"patches.weights": weights, "model.vector_size": vectors}
     sizes |= {key.replace("__", "."): value for key, value in changes.items()}
     overrides = [f"{key}={value}" for key, value in (SIZES | sizes).items()]
-    config = configs.load(CONFIGS / f"{name}.py", overrides)
+    config = load_config(CONFIGS / f"{name}.py", overrides)
     if config.patches.network in NETWORKS and NETWORKS[config.patches.network].needs_weights and not weights.is_file():
         write_weights(config.patches, weights)
     return config

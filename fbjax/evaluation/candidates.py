@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fbjax.data.sampling import Partners
+from fbjax.data.batches.negatives import Partners
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 FIELDS = ("direction", "query", "positive", "candidates")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fbjax.core.paths import place
 from fbjax.evaluation import metrics
 from fbjax.evaluation.candidates import DIRECTIONS
-from fbjax.evaluation.stored import read_evaluation
-from fbjax.places import place
+from fbjax.runs.stored_evaluation import read_evaluation
 
 # In a resample of Q queries, those d in which two runs differ, all one way, are all missing with a chance of e^-d: for
 # less than 4 of them that is more than 2.5 %, and the interval holds 0.

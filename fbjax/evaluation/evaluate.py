@@ -7,24 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from fbjax.config import absolute
-from fbjax.console import duration, progress, say
-from fbjax.data import pipeline
-from fbjax.data.catalogue import Records, prepare
-from fbjax.data.sampling import Partners
-from fbjax.data.source import Source
-from fbjax.embed import split_vectors
-from fbjax.evaluation import metrics
+from fbjax.config.load import absolute
+from fbjax.core.console import duration, progress, say
+from fbjax.data.batches import pipeline
+from fbjax.data.records.builder import Records, prepare
+from fbjax.data.records.source import Source
 from fbjax.evaluation.gallery import full_figures
 from fbjax.evaluation.protocols import OVER_LISTS, list_figures, read_request
-from fbjax.evaluation.stored import write_evaluation
-from fbjax.features import image_inputs
-from fbjax.mesh import make_mesh
-from fbjax.scoring import Scorer, matcher
-from fbjax.telemetry import note
-from fbjax.towers import Towers
-from fbjax.trained import load_params, newest_step
-from fbjax.workdir import Run
+from fbjax.inference.embed_catalogue import split_vectors
+from fbjax.inference.embedder import Towers
+from fbjax.inference.pair_scorer import Scorer, matcher
+from fbjax.monitoring.telemetry import note
+from fbjax.parallel.mesh import make_mesh
+from fbjax.runs.feature_cache import image_inputs
+from fbjax.runs.run import Run
+from fbjax.runs.stored_evaluation import write_evaluation
+from fbjax.runs.trained import load_params, newest_step
 
 RERANKED = 20  # of the nearest, where FashionBERT can
 
@@ -45,7 +43,7 @@ def evaluate(
     `data`: a table or glob (default: the run's validation split). `candidates`: lists (default: drawn from the data,
     seed 0). Protocol "full" takes vectors from the run's own towers, or those of the last checkpoint in the workdir
     `towers`, and with FashionBERT orders the `rerank` nearest anew (default: 20). The workdir keeps figures over
-    lists, with each query's ranking, until the next evaluation over lists (`fbjax.evaluation.stored`).
+    lists, with each query's ranking, until the next evaluation over lists (`fbjax.runs.stored_evaluation`).
     """
     lists = read_request(protocols, candidates, num_queries)
     run = Run.open(workdir)
@@ -104,28 +102,6 @@ def _vector_run(run: Run, towers: str | Path | None) -> Run:
         hint = f", such as the run it started from, {start}" if start and not towers else ""
         raise ValueError(f"protocol full needs trained towers, and {remedy}{hint}")
     return giver
-
-
-class ValidationSample:
-    """A fixed sample of the validation split, scored during training: AUC of true against same-category pairs."""
-
-    def __init__(self, run: Run, records: Records, scorer: Scorer | Towers, num_products: int):
-        rng = np.random.default_rng(run.config.train.seed)
-        rows = np.sort(rng.permutation(len(records))[:num_products])
-        partners = Partners(records.categories, records.groups)
-        others = partners.draw(rows, rng.random(len(rows)), np.zeros(len(rows), bool))
-        self._scorer = scorer
-        self._ids = pipeline.read_texts(records, rows, run.vocabulary, run.config.model.text_tokens)
-        images = image_inputs(run, records, np.concatenate([rows, others]), scorer.batch_size)
-        self._images = list(images)
-        texts = np.arange(len(rows))
-        self._pairs = np.concatenate([np.stack([texts, texts], 1), np.stack([texts, texts + len(rows)], 1)])
-
-    def auc(self, variables: Any) -> float:
-        embedded = self._scorer.embed_images(variables, self._images)
-        scores = self._scorer.score(variables, self._ids, embedded, self._pairs)
-        half = len(scores) // 2
-        return metrics.auc(scores[:half], scores[half:])
 
 
 class _PairScores:

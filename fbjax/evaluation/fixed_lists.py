@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from fbjax import __version__
+from fbjax.core.paths import replacing
 from fbjax.evaluation.candidates import DIRECTIONS, CandidateList
-from fbjax.places import replacing
 
 SMALL = ("exclude", "fill", "short")
 

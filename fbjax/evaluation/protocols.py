@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fbjax.data.catalogue import Records
+from fbjax.data.records.builder import Records
 from fbjax.evaluation import gallery, legacy, metrics
 from fbjax.evaluation.candidates import DIRECTIONS, CandidateList, any_category_negatives, draw_lists, read_lists
 

@@ -2,7 +2,7 @@
 release's miscount over the rows in their own order.
 
 Every row is scored as it is read; a query's rows are its candidate list. Owns grouping and figures; knows a file only
-as pairs (`fbjax.data.release`).
+as pairs (`fbjax.data.sources.release_features`).
 """
 
 import dataclasses
@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from fbjax.console import progress
-from fbjax.data.release import PREDICTION, Pair, Reader
-from fbjax.data.table import Skipped
+from fbjax.core.console import progress
+from fbjax.data.sources.release_features import PREDICTION, Pair, Reader
+from fbjax.data.sources.tables import Skipped
 from fbjax.evaluation import legacy, metrics
 from fbjax.evaluation.candidates import DIRECTIONS
-from fbjax.mesh import make_mesh
-from fbjax.scoring import matcher
-from fbjax.trained import load_params
-from fbjax.workdir import Run
+from fbjax.inference.pair_scorer import matcher
+from fbjax.parallel.mesh import make_mesh
+from fbjax.runs.run import Run
+from fbjax.runs.trained import load_params
 
 CHUNK = 256  # pairs in memory: 128 MiB of the release's features
 SHOWN = 5  # skipped rows that are named

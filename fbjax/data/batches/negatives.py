@@ -1,0 +1,52 @@
+"""Which other product's image is a product's mismatched pair."""
+
+import numpy as np
+
+
+class Partners:
+    """Uniform draws of another product: of the same category or of any, never of the same group.
+
+    Products stand sorted by (category, group), so that a category is a range and a group within it one as well: a draw
+    is a number that skips the group's range.
+    """
+
+    def __init__(self, categories: np.ndarray, groups: np.ndarray):
+        num_products = len(categories)
+        self.categories = categories
+        self._same = _Ranges(categories, groups)
+        self._any = _Ranges(np.zeros(num_products, np.int64), groups)
+        if num_products and not self._any.num_choices.all():
+            raise ValueError(f"all {num_products} products are of one group: there is nothing to tell apart")
+        self.lonely = self._same.num_choices == 0  # [N]: no other group in the category
+
+    def draw(self, rows: np.ndarray, uniform: np.ndarray, easy: np.ndarray) -> np.ndarray:
+        """Partners of `rows` by `uniform` in [0, 1): any category where `easy`, or where the category has no other."""
+        easy = easy | self.lonely[rows]
+        return np.where(easy, self._any.pick(rows, uniform), self._same.pick(rows, uniform))
+
+
+class _Ranges:
+    """For each product the range of its category less the range of its group, in sorted order."""
+
+    def __init__(self, categories: np.ndarray, groups: np.ndarray):
+        self._sorted = np.lexsort((groups, categories))
+        place = np.argsort(self._sorted)
+        by_category, by_group = categories[self._sorted], groups[self._sorted]
+        starts, ends = _run_bounds(by_category[1:] != by_category[:-1], len(categories))
+        changes = (by_category[1:] != by_category[:-1]) | (by_group[1:] != by_group[:-1])
+        group_starts, group_ends = _run_bounds(changes, len(categories))
+        self._start, self._group_start = starts[place], group_starts[place]
+        self._group_size = (group_ends - group_starts)[place]
+        self.num_choices = (ends - starts)[place] - self._group_size
+
+    def pick(self, rows: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        target = self._start[rows] + (uniform * self.num_choices[rows]).astype(np.int64)
+        target += np.where(target >= self._group_start[rows], self._group_size[rows], 0)
+        return self._sorted[np.minimum(target, len(self._sorted) - 1)]
+
+
+def _run_bounds(changes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Start and end of the run that each of `size` places lies in; `changes` [size - 1] marks where one begins."""
+    edges = np.concatenate([[0], np.flatnonzero(changes) + 1, [size]])
+    lengths = np.diff(edges)
+    return np.repeat(edges[:-1], lengths), np.repeat(edges[1:], lengths)

@@ -1,0 +1,135 @@
+"""Whatever a shop calls an image becomes JPEG or PNG, RGB and upright; knows nothing of tables."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from fbjax.core import resampling
+
+STORED_AS_IS = ("JPEG", "PNG")
+MAX_PIXELS = 100_000_000  # by the header, before anything is decoded: 300 MB of RGB
+FAST = 1  # of zlib: 256 x 256 pixels of drawn garments take .63 of its default's time and 1.16 of its room
+TURNED = range(2, 9)  # EXIF orientations that are not upright
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, of which it first only warns
+Image.init()
+FORMATS = [
+    name
+    for name in ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO")
+    if name in Image.OPEN  # what Pillow was built with; EPS would run Ghostscript
+]
+
+
+def normalise_image(encoded: bytes, max_side: int) -> bytes:
+    """An encoded image as JPEG or PNG, RGB, upright, no larger than needed for `max_side` x `max_side`.
+
+    Bytes that are all that already come back unchanged. Transparency becomes white. Raises ValueError on no image.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise _TooLarge(f"image of more than {MAX_PIXELS:,} pixels")
+            image.load()
+            upright = _upright(image)
+            plain = (
+                upright is image
+                and image.format in STORED_AS_IS
+                and image.mode == "RGB"
+                and "transparency" not in image.info
+                and min(image.size) <= max_side
+            )
+            if plain:
+                return encoded
+            as_jpeg = image.format in ("JPEG", "MPO")
+            image = to_rgb(upright)
+        if min(image.size) > max_side:
+            scale = max_side / min(image.size)
+            image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+        image.info.clear()  # a CMYK profile, say, is not true of RGB
+        out = io.BytesIO()
+        image.save(out, **({"format": "JPEG", "quality": 95} if as_jpeg else {"format": "PNG"}))
+        return out.getvalue()
+    except _TooLarge:
+        raise
+    except Exception as error:  # Pillow raises a dozen kinds on broken files
+        raise ValueError("undecodable image") from error
+
+
+def encode_array(pixels: np.ndarray) -> bytes:
+    """Pixels [H, W, 3] as a PNG, nothing lost of uint8; other integers are held to 0..255, fractions up to 1 scaled.
+
+    Raises ValueError on another shape.
+    """
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise ValueError(f"image array of shape {list(pixels.shape)}, not [H, W, 3]")
+    if pixels.dtype != np.uint8:
+        pixels = np.nan_to_num(pixels.astype(np.float64))
+        pixels = (pixels * (255 if pixels.max() <= 1 else 1)).round().clip(0, 255).astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(out, "PNG", compress_level=FAST)
+    return out.getvalue()
+
+
+def is_image(value) -> bool:
+    """What `encoded` takes, a string if it is a path to a file: every other string is a text."""
+    if isinstance(value, str):
+        return len(value) < 4096 and "\n" not in value and Path(value).is_file()
+    return isinstance(value, bytes | Path | Image.Image | np.ndarray)
+
+
+def encoded(image) -> bytes:
+    """The encoded bytes of a path, bytes, PIL image or array of pixels [H, W, 3]; nothing is lost of the last two."""
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, Image.Image):
+        out = io.BytesIO()
+        to_rgb(image).save(out, format="PNG")
+        return out.getvalue()
+    if isinstance(image, np.ndarray):
+        return encode_array(image)
+    if isinstance(image, str | Path):
+        if not Path(image).is_file():
+            raise FileNotFoundError(f"no image file {image}")
+        return Path(image).read_bytes()
+    raise TypeError(f"an image is a path, encoded bytes, a PIL image or an array of pixels, not {type(image).__name__}")
+
+
+def read_pixels(image, size: int) -> np.ndarray:
+    """uint8 [S, S, 3] of what `encoded` takes, as the pipelines decode and resize it, without TensorFlow.
+
+    The same values, but for what lies halfway between two levels; of a JPEG up to 4 apart, since TensorFlow takes
+    libjpeg's fast integer DCT and Pillow its accurate one.
+    """
+    try:
+        plain = normalise_image(encoded(image), size)
+    except ValueError as error:
+        raise ValueError(f"{image if isinstance(image, str | Path) else 'image'}: {error}") from None
+    with Image.open(io.BytesIO(plain)) as opened:
+        pixels = np.asarray(opened.convert("RGB"), np.float32)
+    if pixels.shape[:2] != (size, size):
+        rows, columns = (resampling.weights(old, size) for old in pixels.shape[:2])
+        pixels = np.einsum("rh,cw,hwk->rck", rows, columns, pixels, optimize=True)
+    return pixels.round().clip(0, 255).astype(np.uint8)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB: 16 bits scaled to 8, transparency on white."""
+    if image.mode.startswith("I"):  # 16 bits: convert() would clip instead of scale
+        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+class _TooLarge(ValueError):
+    pass
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says; the image itself where that says nothing or is broken."""
+    try:
+        return ImageOps.exif_transpose(image) if image.getexif().get(0x0112) in TURNED else image
+    except Exception:
+        return image

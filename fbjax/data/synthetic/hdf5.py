@@ -1,0 +1,62 @@
+"""The drawn catalogue in Fashion-Gen's form: the same garments as two HDF5 files, to try the paper's config on.
+
+A drawn group becomes a product and what is drawn of it its photos, all of which have the description of the first, as
+in Fashion-Gen.
+"""
+
+import collections
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fbjax.data.sources import fashiongen
+from fbjax.data.sources.table_readers import count_rows, read_rows
+from fbjax.data.synthetic import garments
+from fbjax.data.synthetic.products import write_catalogue
+
+SIDE = 256  # pixels of a square image
+
+
+def write_hdf5(folder: str | Path, num_products: int, seed: int, progress: Callable) -> dict[str, Path]:
+    """Fashion-Gen's two files in `folder`, made of its train.parquet and validation.parquet, drawn where they lack.
+
+    A file newer than its Parquet file is kept as it is.
+    """
+    written = {}
+    for split, table in write_catalogue(folder, num_products, seed, progress).items():
+        path = written[split] = Path(folder) / fashiongen.FILES[split]
+        if not path.is_file() or path.stat().st_mtime_ns < table.stat().st_mtime_ns:
+            number = count_rows([table])
+            rows = progress(_photos(read_rows(table)), number, f"writing {split}")
+            fashiongen.write(path, rows, number, SIDE)
+    return written
+
+
+def _photos(products: Iterator[dict]) -> Iterator[dict]:
+    """Drawn products as Fashion-Gen's rows."""
+    kinds, first, photos = list(garments.CATEGORIES), {}, collections.Counter()
+    for product in products:
+        kind, _, place = product["group"].rpartition("-")  # a group stands in one of the two files only
+        told = first.setdefault(product["group"], product)
+        photos[product["group"]] += 1
+        yield {
+            fashiongen.PRODUCT: 1_000_000 * (1 + kinds.index(kind)) + int(place),
+            fashiongen.POSE: f"id_gridfs_{photos[product['group']]}",
+            "input_name": told["title"],
+            "input_description": f"{told['title']}. {told['caption']}",
+            "input_category": product["category"],
+            "input_subcategory": product["subcategory"],
+            fashiongen.IMAGE: _square(product["image"]["bytes"]),
+        }
+
+
+def _square(encoded: bytes) -> np.ndarray:
+    """An image in the middle of a white square, uint8 [SIDE, SIDE, 3]."""
+    square = Image.new("RGB", (SIDE, SIDE), "white")
+    with Image.open(io.BytesIO(encoded)) as image:
+        image.thumbnail((SIDE, SIDE))
+        square.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2))
+    return np.asarray(square)

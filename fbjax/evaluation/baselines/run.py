@@ -1,0 +1,68 @@
+"""Linear models on the same records, image features, lists and figures: CCA, and VSE, which the paper compares with.
+
+A text is the TF-IDF of its words and pairs of words, reduced to its leading singular directions; an image is one
+feature vector of the patch network: the token of the whole image, or the mean over the patches. Each family learns a
+linear map of either into one space; the score of a pair is the cosine there.
+"""
+
+import numpy as np
+
+from fbjax.config.schema import Config
+from fbjax.core.console import progress, say
+from fbjax.data.batches.pipeline import text_codes
+from fbjax.data.records.builder import prepare
+from fbjax.data.records.source import Source
+from fbjax.evaluation.baselines.cca import fit_cca
+from fbjax.evaluation.baselines.features import all_strings, text_features, whole_images
+from fbjax.evaluation.baselines.vse import fit_vse
+from fbjax.evaluation.gallery import full_figures
+from fbjax.evaluation.protocols import list_figures, read_request
+from fbjax.runs.run import Run
+from fbjax.runs.vocabulary import make_vocabulary
+
+
+def baseline(
+    family: str,
+    config: Config,
+    *,
+    candidates: str | None,
+    protocols: tuple[str, ...],
+    num_queries: int | None,
+    seed: int,
+    dims: int,
+    ridge: float,
+    num_directions: int,
+    hardest: bool,
+) -> dict:
+    """The figures of "cca" or "vse", fitted on a config's training split, on its validation split.
+
+    `dims` and `num_directions` (of the SVD) are upper bounds: a small catalogue has fewer.
+    """
+    wrong = {"--dims": dims < 1, "--svd": num_directions < 1, "--ridge": ridge <= 0, "--seed": seed < 0}
+    if any(wrong.values()):
+        raise ValueError(f"{', '.join(flag for flag in wrong if wrong[flag])}: give a number above 0 (a seed from 0)")
+    if hardest and family != "vse":
+        raise ValueError(f"--hardest is for vse, not for {family}")
+    lists = read_request(protocols, candidates, num_queries)
+    run = Run.build(config, make_vocabulary(config, say), None)
+    splits = prepare(Source.from_config(config), run.vocabulary, config.data.prepared, progress)
+    train, validation = splits["train"], splits["validation"]
+    images, own_images = whole_images(run, train), whole_images(run, validation)
+    say(f"texts: TF-IDF and its {num_directions} leading directions")
+    texts, own_texts = text_features(*(all_strings(records) for records in (train, validation)), num_directions, seed)
+    say(f"fitting {family} on {len(train):,} products, text {texts.shape[1]}, image {images.shape[1]} dimensions")
+    if family == "cca":
+        text_map, image_map = fit_cca(texts, images, dims, ridge)
+    else:
+        text_map, image_map = fit_vse(texts, images, train.groups, dims, hardest, seed)
+    text_vectors, image_vectors = text_map(own_texts), image_map(own_images)
+
+    def cosines(pairs: np.ndarray) -> np.ndarray:
+        parts = np.array_split(pairs, -(-len(pairs) // 4096))
+        return np.concatenate([np.einsum("ne,ne->n", text_vectors[p[:, 0]], image_vectors[p[:, 1]]) for p in parts])
+
+    figures, _ = list_figures(validation, protocols, lists, num_queries, cosines, decides=False)
+    if "full" in protocols:
+        codes = text_codes(validation)
+        figures["full"] = full_figures(text_vectors, image_vectors, validation.groups, num_queries, text_codes=codes)
+    return figures

@@ -1,0 +1,70 @@
+"""VSE (Kiros et al. 2014) and VSE++ (Faghri et al. 2018): two linear maps trained by a hinge loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fbjax.core.console import say
+from fbjax.evaluation.baselines.features import Map, unit
+
+MARGIN, BATCH, EPOCHS, LEARNING_RATE = 0.2, 128, 30, 1e-3  # of VSE
+
+
+def fit_vse(
+    texts: np.ndarray, images: np.ndarray, groups: np.ndarray, dims: int, hardest: bool, seed: int
+) -> tuple[Map, Map]:
+    """Visual-semantic embedding (Faghri et al. 2018, arXiv 1707.05612): a hinge loss between a pair and its negatives.
+
+    VSE0 sums over the negatives in the batch, VSE++ takes the `hardest` one; products of one group (`groups` [N]) are
+    never contrasted. Simplified: the text side is linear over TF-IDF directions in place of a GRU over words, the image
+    network stays as it is, features are standardised, and the embeddings of texts and images both have length 1.
+    Margin, batch, epochs and the rate's fall to a tenth half-way are those of the authors' release; the rate (1e-3 for
+    2e-4), 512 dimensions for 1,024 and no clipping are ours.
+    """
+    texts, images = (jnp.asarray(x, jnp.float32) for x in (texts, images))
+    means, deviations = ([np.asarray(f(x, axis=0)) for x in (texts, images)] for f in (jnp.mean, jnp.std))
+    deviations = [np.maximum(d, 1e-6) for d in deviations]
+    batch = min(BATCH, len(groups))
+    rng = np.random.default_rng(seed)
+    per_epoch = len(groups) // batch
+    order = np.stack([rng.permutation(len(groups))[: per_epoch * batch] for _ in range(EPOCHS)]).reshape(-1, batch)
+    starts = jax.random.split(jax.random.key(seed))
+    matrices = [
+        jax.nn.initializers.glorot_uniform()(key, (x.shape[1], dims))
+        for key, x in zip(starts, (texts, images), strict=True)
+    ]
+    optimizer = optax.adam(optax.piecewise_constant_schedule(LEARNING_RATE, {len(order) // 2: 0.1}))
+
+    def loss(matrices, text, image, group):
+        sides = zip((text, image), means, deviations, matrices, strict=True)
+        text, image = (unit((x - m) / d @ w) for x, m, d, w in sides)
+        return hinge_loss(text @ image.T, group[:, None] != group, hardest)
+
+    @jax.jit
+    def fit(matrices, texts, images, groups, order):
+        def step(carry, rows):
+            matrices, state = carry
+            value, gradient = jax.value_and_grad(loss)(matrices, texts[rows], images[rows], groups[rows])
+            updates, state = optimizer.update(gradient, state)
+            return (optax.apply_updates(matrices, updates), state), value
+
+        (matrices, _), values = jax.lax.scan(step, (matrices, optimizer.init(matrices)), order)
+        return matrices, values
+
+    matrices, values = fit(matrices, texts, images, jnp.asarray(groups), jnp.asarray(order))
+    say(f"loss of the first and the last epoch: {values[:per_epoch].mean():.2f}, {values[-per_epoch:].mean():.2f}")
+    return tuple(Map(m, np.asarray(w) / d[:, None]) for m, w, d in zip(means, matrices, deviations, strict=True))
+
+
+def hinge_loss(cosines: jax.Array, apart: jax.Array, hardest: bool) -> jax.Array:
+    """``mean_i sum or max_j [margin - s_ii + s_ij]_+``, both ways: ``cosines [B, B], apart [B, B] -> []``.
+
+    j runs over the products that are `apart` from i.
+    """
+    own = jnp.diagonal(cosines)
+    total = 0.0
+    for axis, mine in ((1, own[:, None]), (0, own[None])):
+        cost = jnp.where(apart, jnp.maximum(MARGIN - mine + cosines, 0.0), 0.0)
+        total += (cost.max(axis=axis) if hardest else cost.sum(axis=axis)).mean()
+    return total

@@ -1,0 +1,125 @@
+"""``fbjax import``: a Hugging Face folder that came from `fbjax export`, trained on in PyTorch or not, as a workdir."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import flax.traverse_util
+import jax
+import numpy as np
+
+from fbjax.config.load import config_from_json
+from fbjax.core.atomic_folder import check_fresh, fresh_folder
+from fbjax.data.text.wordpiece import Vocabulary
+from fbjax.export import huggingface
+from fbjax.export.huggingface import CONFIG, LAYOUT, VOCABULARY, WEIGHTS
+from fbjax.export.source_model import one_device
+from fbjax.model.weights.files import read_arrays, write_npz
+from fbjax.runs.checkpoints import Checkpoints
+from fbjax.runs.run import PATCH_WEIGHTS, Run, write_run
+from fbjax.runs.state import init_state, make_optimizer
+from fbjax.tasks.objective import Pretraining
+
+FREE = ("architectures", "auto_map", "dtype", "tasks", "fbjax")  # of config.json: does not change what is computed
+FREE += ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
+
+
+def bring_in(folder: str | Path, workdir: str | Path, say: Callable[[str], None]) -> None:
+    """The model in `folder` as a run in `workdir`, empty or not there yet: its weights are a checkpoint of step 0.
+
+    Training then begins with a fresh optimiser. Raises OSError or ValueError where the folder is not whole or is not
+    the architecture of the run that it came from, and then `workdir` is as it was.
+    """
+    folder = Path(folder)
+    check_fresh("--workdir", workdir)
+    described = _read_config(folder)
+    config = config_from_json(json.dumps(described["fbjax"]["config"]))
+    vocabulary, arrays = _read_vocabulary(folder, described["fbjax"]["pieces"]), _read_weights(folder)
+    with fresh_folder("--workdir", workdir) as partial:
+        patches = patch_parameters(arrays)
+        if patches:
+            write_npz(partial / PATCH_WEIGHTS, patches)
+        run = Run.build(config, vocabulary, partial / PATCH_WEIGHTS)
+        _check_architecture(folder, described, huggingface.describe(run, 0))
+        write_run(run, partial)
+        _write_checkpoint(run, arrays, partial)
+    say(f"{len(arrays)} arrays of {folder}, exported at step {described['fbjax']['step']}: step 0 of {workdir}")
+
+
+def _write_checkpoint(run: Run, arrays: dict[str, np.ndarray], workdir: Path) -> None:
+    objective = Pretraining(run.model, run.step_patches, run.config.tasks, run.vocabulary.mask_id)
+    state = init_state(objective, make_optimizer(run.config.train), run.config, one_device())
+    shapes = {
+        name: leaf.shape
+        for name, leaf in flax.traverse_util.flatten_dict(
+            state.params | {"patches": run.patches.params}, sep="/"
+        ).items()
+    }
+    params = huggingface.from_torch(arrays, shapes, run.config.model.num_layers)
+    params = {name: params[name] for name in state.params}
+    placed = jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), params, state.params)
+    with Checkpoints(workdir, keep_last=1) as checkpoints:
+        checkpoints.save(0, state.replace(params=placed))
+
+
+def patch_parameters(arrays: dict[str, np.ndarray]) -> dict:
+    """The patch network's parameters, by our names and in our order of axes, of a folder's `arrays`."""
+    found = {}
+    for theirs, array in arrays.items():
+        if theirs.startswith("patches.network."):
+            *path, leaf = theirs.removeprefix("patches.network.").split(".")
+            if leaf == "weight":
+                leaf = "depthwise_kernel" if path[-1].startswith("conv_dw_") else "kernel"
+            found["/".join([*path, leaf])] = huggingface.from_torch_axes(leaf, array)
+    return flax.traverse_util.unflatten_dict(found, sep="/")
+
+
+def _read_config(folder: Path) -> dict:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"--from {folder} has no {CONFIG}: give a Hugging Face folder")
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if described.get("model_type") != "fashionbert":
+        raise ValueError(
+            f"--from {folder} holds a model of type {described.get('model_type')!r}, not the 'fashionbert' of "
+            "fbjax export --format hf (to start from a BERT, set config.model.pretrained to its folder)"
+        )
+    layout = (described.get("fbjax") or {}).get("layout")
+    if layout != LAYOUT:
+        raise ValueError(f"{path} has the layout {layout!r} under 'fbjax', this reads {LAYOUT}: export again")
+    return described
+
+
+def _read_vocabulary(folder: Path, pieces: str) -> Vocabulary:
+    path, remedy = folder / VOCABULARY, "copy it there from the folder that was exported"
+    if not path.is_file():
+        raise FileNotFoundError(f"--from {folder} has no {VOCABULARY}: {remedy}")
+    try:
+        vocabulary = Vocabulary.load(path)
+    except ValueError:
+        raise
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ValueError(f"{path} is no tokenizer, {error}: {remedy}") from None
+    if huggingface.digest_of_pieces(vocabulary) != pieces:
+        raise ValueError(f"{path} has other pieces than the model was trained with: {remedy}")
+    return vocabulary
+
+
+def _read_weights(folder: Path) -> dict[str, np.ndarray]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"--from {folder} has no {WEIGHTS}: save the whole model there, in one file")
+    return read_arrays(path)
+
+
+def _check_architecture(folder: Path, described: dict, expected: dict) -> None:
+    problems = [
+        f"{name} is {described.get(name)!r}, expected {value!r}"
+        for name, value in expected.items()
+        if name not in FREE and described.get(name) != value
+    ]
+    if problems:
+        raise ValueError(f"{folder / CONFIG} is not of the run that it came from: " + "; ".join(problems))

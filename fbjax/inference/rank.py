@@ -1,0 +1,105 @@
+"""Asks a trained model: one text against a catalogue's images, or one image against its texts."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from fbjax.core.console import duration, progress, say
+from fbjax.data.batches.pipeline import read_products, read_texts
+from fbjax.data.records.builder import Records, prepare
+from fbjax.data.records.source import Source
+from fbjax.data.sources.tables import Product
+from fbjax.inference.model import Model
+from fbjax.inference.pair_scorer import matcher
+from fbjax.parallel.mesh import make_mesh
+from fbjax.runs.feature_cache import image_inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """The best products for a query, best first.
+
+    Scores are logit differences, > 0 where a match is likelier, or cosines of towers, which decide nothing.
+    """
+
+    query: str | bytes  # a text, or an encoded image
+    num_candidates: int
+    products: list[Product]
+    scores: list[float]
+    decides: bool  # whether a score above 0 says "match"
+
+
+def rank(
+    workdir: str | Path,
+    *,
+    text: str | None = None,
+    image: str | Path | None = None,
+    data: str | None = None,
+    category: str | None = None,
+    top: int = 10,
+    step: int | None = None,
+) -> Ranking:
+    """The `top` products of `data` (a table or glob; default: the run's validation split) for one text or one image.
+
+    `category` keeps to products of that category. Every candidate is scored with the query: time grows with their
+    number.
+    """
+    if (text is None) == (image is None):
+        raise ValueError("rank takes a text or an image, one of the two")
+    if top < 1:
+        raise ValueError(f"--top {top}: take at least 1")
+    model = Model.load(workdir, step)
+    config, vocabulary = model.run.config, model.run.vocabulary
+    query_ids = model.encode_text(text) if text is not None else None
+    query_image = model.read_image(image) if image is not None else None
+    source = Source.one_table(data, config) if data else Source.from_config(config)
+    records = prepare(source, vocabulary, config.data.prepared, progress)["validation"]
+    rows = _of_category(records, category)
+
+    patches = model.run.patches if image is not None else model.run.step_patches  # records may have cached features
+    scorer = matcher(config, model.run.model, patches, make_mesh(config.mesh))
+    places = np.arange(len(rows))
+    if text is not None:
+        batches = -(-len(rows) // scorer.batch_size)
+        inputs = image_inputs(model.run, records, rows, scorer.batch_size)
+        images = scorer.embed_images(model.variables, progress(inputs, batches, "image embeddings"))
+        ids, pairs = query_ids[None], np.stack([np.zeros_like(places), places], axis=1)
+    else:
+        images = scorer.embed_images(model.variables, [query_image[None]])
+        ids = read_texts(records, rows, vocabulary, config.model.text_tokens)
+        pairs = np.stack([places, np.zeros_like(places)], axis=1)
+    expected = scorer.expected_seconds(model.variables, ids, images, pairs)
+    if expected > 10:
+        say(f"{len(rows):,} candidates: about {duration(expected)}")
+    scores = scorer.score(model.variables, ids, images, pairs, progress)
+    best = np.argsort(-scores, kind="stable")[:top]
+    return Ranking(
+        text if text is not None else Path(image).read_bytes(),
+        len(rows),
+        read_products(records, rows[best]),
+        scores[best].tolist(),
+        "tia" in config.tasks.names,
+    )
+
+
+def table(ranking: Ranking, width: int) -> list[str]:
+    """The ranking as lines of at most `width` columns: place, score, id, category, text."""
+    ids = max(len(product.id) for product in ranking.products)
+    categories = max(len(product.category) for product in ranking.products)
+    lines = [f"{'':>3}  {'score':>6}  {'id':{ids}}  {'category':{categories}}  text"]
+    for place, (product, score) in enumerate(zip(ranking.products, ranking.scores, strict=True), start=1):
+        line = f"{place:>3}  {score:>6.2f}  {product.id:{ids}}  {product.category:{categories}}  {product.text}"
+        lines.append(line if len(line) <= width else line[: width - 3] + " ..")
+    meaning = "; a score above 0: a match" if ranking.decides else ", by cosine"
+    return lines + [f"best {len(ranking.products)} of {ranking.num_candidates:,} products{meaning}"]
+
+
+def _of_category(records: Records, category: str | None) -> np.ndarray:
+    if category is None:
+        return np.arange(len(records))
+    known = [str(name) for name in records.category_names]
+    if category not in known:
+        shown = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+        raise ValueError(f"no category {category!r}; there are {shown}")
+    return np.flatnonzero(records.categories == known.index(category))

@@ -1,0 +1,31 @@
+"""MobileNetV1 (Howard et al. 2017): the light network, for a CPU."""
+
+import flax.linen as nn
+import jax
+
+from fbjax.model.backbones.layers import DepthwiseConv, InferenceNorm
+
+EPSILON = 1e-3
+STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
+CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
+
+
+class MobileNetV1(nn.Module):
+    """MobileNetV1 without its classifier: ``[N, H, W, 3] -> [N, H/32, W/32, 1024 alpha]``.
+
+    RGB scaled to [-1, 1], ReLU6, TensorFlow's SAME padding; parameters carry the names of the Keras release.
+    """
+
+    alpha: float
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = images / 127.5 - 1.0
+        x = nn.Conv(int(32 * self.alpha), (3, 3), 2, padding="SAME", use_bias=False, name="conv1")(x)
+        x = jax.nn.relu6(InferenceNorm(EPSILON, name="conv1_bn")(x))
+        for i, (stride, channels) in enumerate(zip(STRIDES, CHANNELS, strict=True), start=1):
+            x = DepthwiseConv(stride, name=f"conv_dw_{i}")(x)
+            x = jax.nn.relu6(InferenceNorm(EPSILON, name=f"conv_dw_{i}_bn")(x))
+            x = nn.Conv(int(channels * self.alpha), (1, 1), use_bias=False, name=f"conv_pw_{i}")(x)
+            x = jax.nn.relu6(InferenceNorm(EPSILON, name=f"conv_pw_{i}_bn")(x))
+        return x

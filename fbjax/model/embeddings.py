@@ -1,0 +1,50 @@
+"""Embeddings of both modalities: text pieces and patch features become vectors of the encoder's width."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fbjax.model.encoder import EncoderShape, dense, layer_norm
+
+NUM_TEXT_SEGMENTS = 2  # rows of BERT's token-type table; text is segment 0
+
+
+class TextEmbeddings(nn.Module):
+    """``ids [B, T] -> [B, T, D]``: word + position + segment, LayerNorm, dropout."""
+
+    vocabulary_size: int
+    num_positions: int
+    shape: EncoderShape
+
+    def setup(self):
+        width = self.shape.width
+        self.word = self.param("word", self.shape.table(("vocabulary", "embed")), (self.vocabulary_size, width))
+        self.position = self.param("position", self.shape.table((None, "embed")), (self.num_positions, width))
+        self.segment = self.param("segment", self.shape.table((None, "embed")), (NUM_TEXT_SEGMENTS, width))
+        self.norm = layer_norm("norm")
+        self.dropout = nn.Dropout(self.shape.hidden_dropout)
+
+    def __call__(self, ids: jax.Array, deterministic: bool) -> jax.Array:
+        x = self.word[ids] + self.position[: ids.shape[1]] + self.segment[0]
+        return self.dropout(self.norm(x), deterministic)
+
+    def decode(self, x: jax.Array) -> jax.Array:
+        """The tied decoder: ``x [..., D] -> [..., V]``, without bias."""
+        return jnp.einsum("...d,vd->...v", x, self.word.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+class ImageEmbeddings(nn.Module):
+    """``features [B, P, C] -> [B, P, D]``: dropout, bias-free projection + position + segment, LayerNorm, dropout."""
+
+    num_patches: int
+    shape: EncoderShape
+
+    @nn.compact
+    def __call__(self, features: jax.Array, deterministic: bool) -> jax.Array:
+        width = self.shape.width
+        drop = nn.Dropout(self.shape.hidden_dropout)
+        position = self.param("position", self.shape.table((None, "embed")), (self.num_patches, width))
+        segment = self.param("segment", self.shape.table((None, "embed")), (1, width))
+        features = drop(features.astype(jnp.float32), deterministic)
+        x = dense(self.shape, width, ("feature", "embed"), use_bias=False, name="projection")(features)
+        return drop(layer_norm("norm")(x + position + segment), deterministic)

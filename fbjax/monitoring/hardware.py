@@ -1,0 +1,115 @@
+"""What the devices here can do at best, which utilisation is a share of, and what accelerators are known.
+
+TPUs: https://docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e. Their pages give a chip's interconnect as a whole;
+a link's share is that over the chip's ports, two for each axis of the torus (the same in "How to Scale Your Model",
+jax-ml.github.io/scaling-book/tpus). "GB" of HBM are GiB there, of which the compiler leaves a program some 2 % less.
+GPUs: NVIDIA's data sheets of the A100, H100 and H200, whose figures with sparsity are halved here.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+MEASURED_FOR = 0.3  # seconds
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One accelerator, one JAX device: on TPU v4 and v5p its two cores count as one."""
+
+    name: str
+    device_kinds: tuple[str, ...]  # what `jax.Device.device_kind` says of it
+    bf16_flops: float  # FLOP/s, dense
+    hbm_bytes: int
+    hbm_bandwidth: float  # bytes/s
+    link_bandwidth: float = 0.0  # bytes/s of one link to another chip of the torus, one way
+    pod: tuple[int, ...] = ()  # the largest torus; (): none
+
+
+CHIPS = (
+    # 275 TFLOP/s; 32 GiB, 1,200 GB/s; 2,400 Gbit/s over 6 ports
+    Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 1200e9, 50e9, (16, 16, 16)),
+    # 197 TFLOP/s; 16 GB, 819 GB/s; 400 GB/s both ways over 4 ports
+    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 50e9, (16, 16)),
+    # 459 TFLOP/s; 95 GB, 2,765 GB/s; 4,800 Gbit/s over 6 ports
+    Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 100e9, (16, 20, 28)),
+    # 918 TFLOP/s; 32 GB, 1,638 GB/s; 800 GB/s both ways over 4 ports
+    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1638e9, 100e9, (16, 16)),
+    # 312 TFLOP/s; 40 GB at 1,555 GB/s or 80 GB at 2,039 GB/s
+    Chip("A100 40GB", ("NVIDIA A100-SXM4-40GB",), 312e12, 40 * GIB, 1555e9),
+    Chip("A100 80GB", ("NVIDIA A100-SXM4-80GB",), 312e12, 80 * GIB, 2039e9),
+    # 1,979 TFLOP/s with sparsity; 80 GB, 3.35 TB/s
+    Chip("H100", ("NVIDIA H100 80GB HBM3",), 989.5e12, 80 * GIB, 3350e9),
+    # 1,979 TFLOP/s with sparsity; 141 GB, 4.8 TB/s
+    Chip("H200", ("NVIDIA H200",), 989.5e12, int(141e9), 4800e9),
+)
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip that JAX calls `device_kind`; None for a CPU and for what the table lacks."""
+    return next((chip for chip in CHIPS if device_kind in chip.device_kinds), None)
+
+
+def peak_flops(dtype: str, known: Iterable[dict] = ()) -> dict:
+    """``{"flops": FLOP/s of all devices together, "of": what that is}``.
+
+    Of an accelerator in `CHIPS` its bfloat16 figure, whatever `dtype` is, as is customary. Elsewhere the best of some
+    products of large matrices of `dtype`, measured now or before, where this machine's is among `known`: other work
+    beside it can only make it smaller.
+    """
+    device = jax.devices()[0]
+    if chip := chip_of(device.device_kind):
+        return {"flops": chip.bf16_flops * jax.device_count(), "of": f"{jax.device_count()} x {chip.name} in bfloat16"}
+    # the CPU devices of a process share its cores: one of them is given all
+    count = jax.process_count() if device.platform == "cpu" else jax.device_count()
+    of = f"a matrix product in {dtype}, measured on {machine()}"
+    measured = [peak["flops"] for peak in known if peak["of"] == of]
+    return {"flops": max([_measured(dtype) * count, *measured]), "of": of}
+
+
+def _measured(dtype: str) -> float:
+    """FLOP/s of one device."""
+    product, best = matmul(dtype), float("inf")
+    product()  # compiles
+    until = time.perf_counter() + MEASURED_FOR
+    while time.perf_counter() < until:
+        begin = time.perf_counter()
+        product()
+        best = min(best, time.perf_counter() - begin)
+    return matmul_flops() / best
+
+
+def machine() -> str:
+    """The processor, its cores, and the accelerator where there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    processor = next(named, platform.processor() or platform.machine())
+    name = f"{processor}, {cores} cores"
+    device = jax.devices()[0]
+    return name if device.platform == "cpu" else f"{jax.device_count()} x {device.device_kind}; {name}"
+
+
+def matmul_size() -> int:
+    """N of the [N, N] matrices whose product stands for the peak: .1 s on a CPU, milliseconds on a GPU."""
+    return 2048 if jax.default_backend() == "cpu" else 8192
+
+
+def matmul_flops() -> float:
+    return 2.0 * matmul_size() ** 3
+
+
+def matmul(dtype: str) -> Callable[[], Any]:
+    """A contender: one product of two square matrices of `dtype` on one device."""
+    a = jax.random.normal(jax.random.key(0), (matmul_size(), matmul_size()), jnp.dtype(dtype))
+    product = jax.jit(jnp.matmul)
+    return lambda: product(a, a).block_until_ready()

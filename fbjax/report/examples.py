@@ -1,0 +1,126 @@
+"""Rankings to look at, chosen by a stated rule, and what the scores of some pairs rest on."""
+
+import random
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from fbjax.data.batches.pipeline import read_products
+from fbjax.data.records.builder import Records
+from fbjax.data.sources.tables import Product
+from fbjax.inference.explain import Explanation
+from fbjax.report.page import picture, shorten
+
+FOUND, BETWEEN, WORST = "The right one came first", "The right one came later", "The worst"
+NUM_EACH, SEED = 2, 0
+RULE = (
+    f"Up to {NUM_EACH} queries drawn (seed {SEED}) from those whose right product came first, {NUM_EACH} from those "
+    f"where it came later, and the {NUM_EACH} where it came last of all. Nothing is picked by hand."
+)
+FAINT = 0.08  # of the strongest: below it a word or patch is left uncoloured
+WEAK = 0.1  # logit difference: where nothing weighs as much, colours stay as pale as it is weak
+EXPLAINED_HEIGHT = 280
+
+
+def choose(rankings: list[dict]) -> dict[str, list[dict]]:
+    """The rankings of one direction to show, by `RULE`; kinds of which there are none are left out."""
+    draw = random.Random(SEED)
+    worst = sorted((r for r in rankings if r["rank"] > 1), key=lambda r: -r["rank"])[:NUM_EACH]
+    first = [r for r in rankings if r["rank"] == 1]
+    later = [r for r in rankings if r["rank"] > 1 and r not in worst]
+    chosen = {
+        FOUND: draw.sample(first, min(NUM_EACH, len(first))),
+        BETWEEN: sorted(draw.sample(later, min(NUM_EACH, len(later))), key=lambda r: r["rank"]),
+        WORST: worst,
+    }
+    return {kind: some for kind, some in chosen.items() if some}
+
+
+def look_up(records: Records, rankings: Sequence[dict]) -> dict[str, Product]:
+    """Every product that `rankings` show, by id."""
+    ids = list(dict.fromkeys(i for r in rankings for i in (r["query"], r["positive"], *(j for j, _ in r["top"]))))
+    return dict(zip(ids, read_products(records, records.rows(ids)), strict=True)) if ids else {}
+
+
+def view(ranking: dict, products: dict[str, Product]) -> dict:
+    """One ranking as the template shows it."""
+    query = products[ranking["query"]]
+    cards = [
+        _card(products[identity], score, place, identity == ranking["positive"])
+        for place, (identity, score) in enumerate(ranking["top"], start=1)
+    ]
+    if not any(card["right"] for card in cards):
+        cards.append(_card(products[ranking["positive"]], ranking["score"], ranking["rank"], True))
+    by_image = ranking["direction"] == "image_to_text"
+    return {
+        "by_image": by_image,
+        "picture": picture(query.image) if by_image else None,
+        "text": query.text,
+        "category": query.category,
+        "rank": ranking["rank"],
+        "size": ranking["candidates"],
+        "cards": cards,
+        "apart": ranking["rank"] > len(ranking["top"]),
+    }
+
+
+def _card(product: Product, score: float, place: int, right: bool) -> dict:
+    text = {"text": product.text, "short": shorten(product.text)}
+    return text | {"picture": picture(product.image), "score": score, "place": place, "right": right}
+
+
+def pairs_to_explain(chosen: dict[str, dict[str, list[dict]]]) -> list[tuple[str, str, str]]:
+    """(what it is, text's id, image's id) of pairs worth a closer look, among the `chosen` of each direction."""
+
+    def pair(ranking: dict, candidate: str) -> tuple[str, str]:
+        by_image = ranking["direction"] == "image_to_text"
+        return (candidate, ranking["query"]) if by_image else (ranking["query"], candidate)
+
+    found = [r for by_kind in chosen.values() for r in by_kind.get(FOUND, ())]
+    worst = [by_kind[WORST][0] for by_kind in chosen.values() if WORST in by_kind][:1]
+    pairs = list(dict.fromkeys(("A true pair, ranked first", *pair(r, r["positive"])) for r in found))[:3]
+    for r in worst:
+        other = "text" if r["direction"] == "image_to_text" else "picture"
+        pairs.append((f"A mistake: another product's {other}, ranked first", *pair(r, r["top"][0][0])))
+    return pairs
+
+
+def explained(what: str, text: str, image: bytes, explanation: Explanation) -> dict:
+    """An explanation as the template shows it: cells over the picture, and the text word by word."""
+    patches = np.asarray(explanation.patches, float)
+    strongest = np.abs(patches).max(initial=WEAK)
+    cells = [
+        {"x": x, "y": y, "value": float(value), "strength": round(abs(float(value)) / strongest, 3)}
+        for (y, x), value in np.ndenumerate(patches)
+    ]
+    return {
+        "what": what,
+        "picture": picture(image, EXPLAINED_HEIGHT),
+        "score": explanation.score,
+        "side": patches.shape[0],
+        "cells": [cell for cell in cells if cell["strength"] >= FAINT],
+        "words": _words(text, explanation.words),
+        "strongest_patch": float(patches.flat[np.abs(patches).argmax()]),
+        "strongest_word": max(explanation.words, key=lambda word: abs(word[1]), default=("", 0.0)),
+    }
+
+
+def _words(text: str, words: list[tuple[str, float]]) -> list[dict]:
+    """The text in pieces, those that are words with their value; what follows the last word was cut off."""
+    strongest = max([WEAK, *(abs(value) for _, value in words)])
+    pieces, place = [], 0
+    for word, value in words:
+        start = text.find(word, place)
+        if start < 0:  # the text was cleaned before it was split: take the word for itself
+            start, between = place, " "
+        else:
+            between = text[place:start]
+            place = start + len(word)
+        strength = round(abs(value) / strongest, 3)
+        pieces.append({"text": between, "value": None})
+        pieces.append({"text": word, "value": value if strength >= FAINT else None, "strength": strength})
+    rest = text[place:]
+    if re.search(r"\w", rest):
+        pieces.append({"text": rest, "value": None, "cut": True})
+    return pieces

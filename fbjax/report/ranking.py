@@ -1,0 +1,34 @@
+"""A ranking as an HTML page: the query, and the products that came first as cards."""
+
+from pathlib import Path
+
+from fbjax.inference.rank import Ranking
+from fbjax.report.page import picture, write_page
+
+QUERY_HEIGHT = 320
+
+
+def write_ranking(ranking: Ranking, out: str | Path, title: str = "Ranking") -> Path:
+    """Writes `ranking` to `out`, everything in the one file."""
+    by_text = isinstance(ranking.query, str)
+    cards = [
+        {
+            "place": place,
+            "score": score,
+            "id": product.id,
+            "category": product.category,
+            "text": product.text,
+            "picture": picture(product.image),
+        }
+        for place, (product, score) in enumerate(zip(ranking.products, ranking.scores, strict=True), start=1)
+    ]
+    return write_page(
+        out,
+        "ranking.html",
+        title=title,
+        query_text=ranking.query if by_text else None,
+        query_picture=None if by_text else picture(ranking.query, QUERY_HEIGHT),
+        num_candidates=ranking.num_candidates,
+        decides=ranking.decides,
+        cards=cards,
+    )

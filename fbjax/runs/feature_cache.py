@@ -1,0 +1,165 @@
+"""Cached patch features: a frozen network run once over all images of a split, kept as one memory-mapped array.
+
+The file is named by network, weights, geometry and records, so that none can be taken for another.
+"""
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from filelock import FileLock
+
+from fbjax.core.console import progress, say
+from fbjax.core.paths import is_remote
+from fbjax.data.batches.pipeline import read_images
+from fbjax.data.records.builder import Records
+from fbjax.model.patch_features import PatchNetwork, count_live_dimensions
+from fbjax.parallel.mesh import padded
+from fbjax.runs.run import Run
+
+LOOKED_AT = 4096  # rows of a file that are checked when it is opened: all of most, a gigabyte of Fashion-Gen's 77
+FLUSH_SECONDS = 20  # at most so much, or one batch, is done again after a kill
+
+
+def cached_features(
+    records: Records,
+    network: PatchNetwork,
+    image_size: int,
+    folder: str | Path,
+    progress: Callable,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """Features of every record, float16 [N, P, C], read-only and memory-mapped; computed where they lie not yet.
+
+    Interrupted, it goes on where it was. Raises OSError before it starts where the disk has no room, ValueError where
+    the file is another network's or holds what is no number. Features that the records hold themselves are taken over.
+    """
+    if is_remote(folder):
+        raise ValueError(f"patch features are memory-mapped: config.data.prepared {folder} must be a local folder")
+    folder = Path(folder)
+    path = folder / f"features-{records.name}-{network.fingerprint}.npy"
+    shape = (len(records), network.num_patches, network.feature_size)
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):  # two runs may want it at once: the second finds it made
+            if not path.is_file():
+                _make(path, shape, records, network, image_size, progress, batch_size)
+    return _checked(path, shape, records.ids)
+
+
+def _make(
+    path: Path,
+    shape: tuple[int, int, int],
+    records: Records,
+    network: PatchNetwork,
+    image_size: int,
+    progress: Callable,
+    batch_size: int,
+) -> None:
+    """Computes the features into `path`, from where an interrupted run left them."""
+    partial, done_file = path.with_suffix(".partial"), path.with_suffix(".done")
+    done = _read_count(done_file) if partial.is_file() else 0
+    weight = f"{len(records):,} images x {shape[1]} x {shape[2]} x 2 bytes = {math.prod(shape) * 2 / 2**30:.2f} GiB"
+    say(f"patch features to cache: {weight} in {path.parent}")
+    features = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.float16, None if done else shape)
+    if not done:
+        _reserve(partial)
+    apply, batch_size = jax.jit(network.apply), max(1, min(batch_size, len(records) - done))
+    with contextlib.closing(read_images(records, np.arange(done, len(records)), image_size, batch_size)) as batches:
+        num_batches, flushed = -(-(len(records) - done) // batch_size), time.monotonic()
+        for images in progress(batches, num_batches, f"patch features, batches of {batch_size}"):
+            whole = padded(images, batch_size)
+            made = np.asarray(apply(network.params, whole))[: len(images)].astype(np.float16)
+            _check_finite(made, records.ids[done : done + len(made)], f"patch network {network.fingerprint}")
+            features[done : done + len(made)] = made
+            done += len(images)
+            if time.monotonic() - flushed >= FLUSH_SECONDS:
+                features.flush()
+                _write_count(done_file, done)
+                flushed = time.monotonic()
+    features.flush()
+    del features
+    partial.rename(path)
+    done_file.unlink(missing_ok=True)
+
+
+def _checked(path: Path, shape: tuple[int, int, int], ids: np.ndarray) -> np.ndarray:
+    """The features in `path`, which may have been copied there: of `shape`, and finite in as many rows as is quick."""
+    remedy = "delete it, and it is made anew"
+    try:
+        features = np.load(path, mmap_mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is no readable features file: {error} ({remedy})") from None
+    if features.shape != shape or features.dtype != np.float16:
+        raise ValueError(
+            f"{path} holds {features.dtype} {list(features.shape)}, expected float16 {list(shape)}: it is another "
+            f"network's or another table's ({remedy})"
+        )
+    for row in np.unique(np.linspace(0, len(features) - 1, min(len(features), LOOKED_AT)).astype(int)):
+        _check_finite(features[row : row + 1], ids[row : row + 1], f"{path} ({remedy})")
+    return features
+
+
+def _check_finite(features: np.ndarray, ids: np.ndarray, source: str) -> None:
+    """Raises ValueError with the ids of products that have features [n, P, C] which are no numbers."""
+    bad = ids[~np.isfinite(features).all(axis=(1, 2))]
+    if len(bad):
+        raise ValueError(f"features that are not finite, of {', '.join(map(str, bad[:5]))}: from {source}")
+
+
+def _read_count(path: Path) -> int:
+    text = path.read_text() if path.is_file() else ""
+    return int(text) if text.isdigit() else 0
+
+
+def _write_count(path: Path, count: int) -> None:
+    """In one rename: a kill leaves the old count or the new one."""
+    path.with_suffix(".count").write_text(str(count))
+    path.with_suffix(".count").rename(path)
+
+
+def _reserve(path: Path) -> None:
+    """Claims the file's space at once: on a full disk a write to mapped memory kills the process, this raises."""
+    size = path.stat().st_size
+    try:
+        if hasattr(os, "posix_fallocate"):
+            with open(path, "r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, size)
+    except OSError as error:
+        path.unlink()
+        raise OSError(
+            error.errno, f"no room for {size / 2**30:.2f} GiB of patch features in {path.parent}: {error.strerror}"
+        ) from None
+
+
+def features_of(run: Run, records: Records) -> np.ndarray | None:
+    """Cached features of every record where the run's config has them cached."""
+    if not run.config.patches.cached:
+        return None
+    return cached_features(records, run.patches, run.config.patches.image_size, run.config.data.prepared, progress)
+
+
+def image_inputs(run: Run, records: Records, rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """What the step's patch network takes for `rows`, in batches: images, or their cached features."""
+    features = features_of(run, records)
+    if features is None:
+        return read_images(records, rows, run.config.patches.image_size, batch_size)
+    return (features[rows[start : start + batch_size]] for start in range(0, len(rows), batch_size))
+
+
+def describe(features: np.ndarray) -> str:
+    """How many feature dimensions live in a sample of `features`, with a warning where hardly any do."""
+    sample = features[np.linspace(0, len(features) - 1, min(len(features), 64)).astype(int)]
+    live, size = count_live_dimensions(sample), features.shape[-1]
+    line = f"patch features: {features.shape[1]} patches x {size} dimensions, {live} of them live"
+    if live < size / 10:
+        line += (
+            "\nWARNING: hardly any dimension varies between patches: the patches are too small for this network "
+            "(use patches.geometry='grid', or a larger patches.enlarge_to)"
+        )
+    return line

@@ -1,0 +1,144 @@
+"""A workdir holds one run: config, vocabulary, patch network weights, checkpoints, logs. Self-contained once begun.
+
+Training begins it (`begin`); everything else opens it (`Run.open`).
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from fbjax.config.load import config_from_json, config_to_json, difference
+from fbjax.config.schema import Config
+from fbjax.core import paths
+from fbjax.data.text.wordpiece import Vocabulary
+from fbjax.model import bert_weights
+from fbjax.model.fashionbert import FashionBert, build_model
+from fbjax.model.patch_features import PatchNetwork, build_patch_network
+from fbjax.model.weights.files import write_npz
+from fbjax.parallel.distributed import is_first, meet
+from fbjax.runs.vocabulary import make_vocabulary
+
+CONFIG, VOCABULARY, PATCH_WEIGHTS, DATA = "config.json", "tokenizer.json", "patches.npz", "data.sha256"
+MINED = "mined.npy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The parts that a config describes, built."""
+
+    config: Config
+    vocabulary: Vocabulary
+    patches: PatchNetwork
+    model: FashionBert
+
+    @classmethod
+    def build(cls, config: Config, vocabulary: Vocabulary, patch_weights: Path | None) -> "Run":
+        patches = build_patch_network(config.patches, patch_weights)
+        return cls(config, vocabulary, patches, build_model(config.model, vocabulary.size, patches))
+
+    @classmethod
+    def open(cls, workdir: str | Path, config: Config | None = None) -> "Run":
+        """The run that training left in `workdir`; with a `config` of the same run, built and computed as that says."""
+        workdir = paths.place(workdir)
+        if not (workdir / CONFIG).is_file():
+            raise FileNotFoundError(f"{workdir} is no workdir: it has no {CONFIG} (fbjax train makes one)")
+        config = config or config_from_json((workdir / CONFIG).read_text())
+        weights, vocabulary = workdir / PATCH_WEIGHTS, Vocabulary.load(workdir / VOCABULARY)
+        if not weights.is_file():
+            return cls.build(config, vocabulary, None)
+        with paths.here(weights) as file:
+            return cls.build(config, vocabulary, file)
+
+    @classmethod
+    def open_alike(cls, workdir: str | Path, run: "Run") -> "Run":
+        """The run in `workdir`; ValueError where its vocabulary or image tokens are not those of `run`."""
+        other = cls.open(workdir)
+        if other.vocabulary.fingerprint != run.vocabulary.fingerprint:
+            raise ValueError(f"the run in {workdir} has another vocabulary than this one")
+        if other.patches.fingerprint != run.patches.fingerprint:
+            raise ValueError(
+                f"the run in {workdir} has other image tokens ({other.patches.fingerprint}) than this one "
+                f"({run.patches.fingerprint})"
+            )
+        return other
+
+    @property
+    def step_patches(self) -> PatchNetwork:
+        """The patch network as the step sees it: nothing to do where features come from the cache."""
+        return self.patches.precomputed() if self.config.patches.cached else self.patches
+
+    @property
+    def frozen(self) -> dict:
+        """What the step takes beside its parameters; a patch network that trains is among those, and replaces this."""
+        return {"patches": self.step_patches.params}
+
+
+def begin(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Run:
+    """The run of `config` in `workdir`, begun or, where a checkpoint stands, taken up again.
+
+    Raises ValueError with the differences where the workdir holds another config, OSError where it cannot be written.
+    """
+    workdir = paths.place(workdir)
+    _check_writable(workdir)
+    if (workdir / CONFIG).is_file() and any((workdir / "checkpoints").glob("[0-9]*")):
+        differences = difference((workdir / CONFIG).read_text(), config)
+        if differences:
+            raise ValueError(
+                f"{workdir} holds a run with another config:\n  " + "\n  ".join(differences) + "\n"
+                "(use its config to resume it, or another --workdir)"
+            )
+        return Run.open(workdir, config)
+    if config.model.pretrained:
+        bert_weights.check_fit(bert_weights.find(config.model.pretrained), config.model)
+    vocabulary = make_vocabulary(config, say)
+    if config.model.pretrained:
+        bert_weights.check_fit(bert_weights.find(config.model.pretrained), config.model, vocabulary.rows)
+    run = Run.build(config, vocabulary, None)
+    meet("workdir")  # that all have looked for checkpoints before one is written
+    if is_first():
+        write_run(run, workdir)
+    meet("workdir begun")
+    return run
+
+
+def write_run(run: Run, workdir: Path) -> None:
+    """What `Run.open` opens: vocabulary, patch weights and config."""
+    for name in (DATA, MINED):  # what a run that never saved left behind
+        (workdir / name).unlink(missing_ok=True)
+    run.vocabulary.save(workdir / VOCABULARY)
+    if run.patches.params:
+        with paths.replacing(workdir / PATCH_WEIGHTS) as file:
+            write_npz(file, run.patches.params["network"])
+    with paths.replacing(workdir / CONFIG) as file:  # last: a workdir with a config has the rest
+        file.write_text(config_to_json(run.config))
+
+
+def check_data(workdir: str | Path, digest: str) -> None:
+    """Raises ValueError where the run in `workdir` began on other products than those of `digest`."""
+    path = paths.place(workdir) / DATA
+    if is_first() and not path.is_file():
+        path.write_text(digest)
+    meet("data noted")
+    if path.read_text() != digest:
+        raise ValueError(
+            f"the training table is not the one that the run in {workdir} began on: its order of products could not be "
+            "continued (use the old table, or another --workdir)"
+        )
+
+
+def _check_writable(workdir: Path) -> None:
+    if paths.is_remote(workdir) and not str(workdir).startswith("gs://"):
+        raise ValueError(f"workdir {workdir}: TensorBoard writes to folders and gs:// only (use one of those)")
+    probe = workdir / f".probe-{os.getpid()}"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x" * 4096)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write to workdir {workdir}: {error.strerror or error}") from None
+    except Exception as error:  # of a store's client
+        raise OSError(f"cannot write to workdir {workdir}: {error}") from None
+    finally:
+        with contextlib.suppress(Exception):
+            probe.unlink()

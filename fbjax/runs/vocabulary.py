@@ -1,0 +1,63 @@
+"""The vocabulary that a config names, made from the catalogue where it says so."""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from fbjax.config.schema import Config
+from fbjax.core import paths
+from fbjax.data.sources import tables
+from fbjax.data.text.wordpiece import Vocabulary
+from fbjax.model import bert_weights
+
+
+def make_vocabulary(config: Config, say: Callable[[str], None]) -> Vocabulary:
+    """The vocabulary a config names: its BERT's, what the catalogue uses of that ("used"), one trained on the catalogue
+    ("train:8000"), or a file's."""
+    name = config.model.vocabulary
+    if name.startswith("train:"):
+        size = name.removeprefix("train:")
+        if not size.isdigit():
+            raise ValueError(f"model.vocabulary {name!r}: write 'train:8000' for 8000 pieces")
+        doing = f"training a vocabulary of {size} pieces on {config.data.train}"
+        return _from_catalogue(config, size, lambda texts: Vocabulary.train(texts, int(size)), say, doing)
+    if name not in ("", "used"):
+        return Vocabulary.from_file(name)
+    whole = Vocabulary.from_file(bert_weights.find(config.model.pretrained) / "vocab.txt")
+    if not name:
+        return whole
+    doing = f"looking for those of {whole.size:,} pieces that {config.data.train} uses"
+    return _from_catalogue(config, f"used {whole.fingerprint}", whole.restricted_to, say, doing)
+
+
+def _from_catalogue(
+    config: Config, recipe: str, make: Callable[[Iterable[str]], Vocabulary], say: Callable[[str], None], doing: str
+) -> Vocabulary:
+    """What `make` makes of the training table's texts, kept among the prepared files under table and `recipe`."""
+    files = tables.find_files(config.data.train, config.data.manual_dir)
+    tables.check_columns(files, config.data.columns)
+    stats = [(file.name, *paths.size_and_time(file)) for file in files]
+    key = hashlib.sha256(repr((stats, config.data.columns.text, recipe)).encode()).hexdigest()[:12]
+    path = paths.place(config.data.prepared) / f"vocabulary-{key}.json"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with paths.lock(path.with_suffix(".lock")):  # two processes may want it at once: the second finds it made
+            if not path.is_file():
+                say(doing)
+                vocabulary = make(_texts(config, files))
+                with paths.replacing(path) as file:
+                    vocabulary.save(file)
+    return Vocabulary.load(path)
+
+
+def _texts(config: Config, files: list[Path]) -> Iterable[str]:
+    texts = tables.read_texts(files, config.data.columns)
+    first = next(texts, None)
+    if first is None:
+        columns = ", ".join(map(repr, config.data.columns.text))
+        raise ValueError(
+            f"{config.data.train} has no text in {columns} to make model.vocabulary {config.model.vocabulary!r} of "
+            "(map columns that have some in config.data.columns.text)"
+        )
+    return itertools.chain([first], texts)

@@ -1,0 +1,237 @@
+"""The same model in PyTorch, as a yardstick: Hugging Face's BERT, the same heads, the same parameters.
+
+Twice over: `needed` computes no more than fbjax does (heads at masked positions, the last layer at the rows that heads
+read); `as_written` is what one writes first (every layer and the MLM head on every position, labels of -100 where
+nothing is masked). Both give the same losses.
+"""
+
+from dataclasses import dataclass, fields
+
+import flax.traverse_util
+import jax
+import numpy as np
+
+from fbjax.config.schema import Config
+from fbjax.data.text.wordpiece import PAD_ID
+from fbjax.model import bert_weights
+from fbjax.model.encoder import NORM_EPSILON
+from fbjax.tasks.objective import Examples
+
+try:
+    import torch
+except ModuleNotFoundError:
+    raise ModuleNotFoundError("--compare torch needs PyTorch: pip install -e '.[parity]'") from None
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import BertModel, BertPredictionHeadTransform
+
+IGNORED = -100  # the label that cross-entropy skips
+
+
+class Rival(nn.Module):
+    """FashionBERT around Hugging Face's `BertModel`."""
+
+    def __init__(self, config: Config, vocabulary_size: int, num_patches: int, feature_size: int):
+        super().__init__()
+        model = config.model
+        bert = BertConfig(
+            vocab_size=vocabulary_size,
+            hidden_size=model.width,
+            num_hidden_layers=model.num_layers,
+            num_attention_heads=model.num_heads,
+            intermediate_size=model.mlp_width,
+            max_position_embeddings=model.text_tokens,
+            hidden_dropout_prob=model.hidden_dropout,
+            attention_probs_dropout_prob=model.attention_dropout,
+            layer_norm_eps=NORM_EPSILON,
+            attn_implementation="sdpa",
+        )
+        self.bert = BertModel(bert)
+        self.projection = nn.Linear(feature_size, model.width, bias=False)
+        self.position = nn.Embedding(num_patches, model.width)
+        self.segment = nn.Embedding(1, model.width)
+        self.norm = nn.LayerNorm(model.width, eps=NORM_EPSILON)
+        self.dropout = nn.Dropout(model.hidden_dropout)
+        self.mlm_transform = BertPredictionHeadTransform(bert)
+        self.mlm_bias = nn.Parameter(torch.zeros(vocabulary_size))
+        self.mpm = nn.Linear(model.width, feature_size, bias=False)
+        self.tia = nn.Linear(model.width, 2)
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """``ids [B, T] -> [B, T, D]``."""
+        return self.bert.embeddings(input_ids=ids)
+
+    def embed_image(self, features: Tensor) -> Tensor:
+        """``features [B, P, C] -> [B, P, D]``."""
+        projected = self.projection(self.dropout(features))
+        return self.dropout(self.norm(projected + self.position.weight + self.segment.weight))
+
+    def encode(self, text: Tensor, text_mask: Tensor, image: Tensor, rows: Tensor | None = None) -> Tensor:
+        """``[B, L, D]``, or only `rows` [B, R] of it: the last layer then computes no others."""
+        x = torch.cat([text, image], dim=1)
+        mask = torch.cat([text_mask, text_mask.new_ones(image.shape[:2])], dim=1)[:, None, None, :]
+        layers = list(self.bert.encoder.layer)
+        last = layers.pop() if rows is not None else None
+        for layer in layers:
+            x = layer(x, mask.expand(-1, 1, x.shape[1], -1))
+        return x if last is None else self._last_layer(last, x, mask, rows)
+
+    def _last_layer(self, layer, x: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+        queries = torch.take_along_dim(x, rows[..., None], dim=1)
+        own = layer.attention.self
+
+        def heads(t: Tensor) -> Tensor:
+            return t.unflatten(-1, (own.num_attention_heads, -1)).transpose(1, 2)
+
+        mixed = F.scaled_dot_product_attention(
+            heads(own.query(queries)),
+            heads(own.key(x)),
+            heads(own.value(x)),
+            attn_mask=mask,
+            dropout_p=own.dropout.p if self.training else 0.0,
+        )
+        return layer.feed_forward_chunk(layer.attention.output(mixed.transpose(1, 2).flatten(2), queries))
+
+    def mlm_logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(self.mlm_transform(hidden), self.bert.embeddings.word_embeddings.weight, self.mlm_bias)
+
+    def tia_logits(self, cls: Tensor) -> Tensor:
+        return self.tia(torch.tanh(self.bert.pooler.dense(cls)))
+
+
+def copy_parameters(params: dict, rival: Rival) -> None:
+    """FashionBERT's parameters into `rival`; every one of both must be named."""
+    ours = flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
+    table = {target: (_in_rival(source), turn) for target, (source, turn) in _bert_names(rival).items()} | IMAGE_SIDE
+    theirs = dict(rival.named_parameters())
+    if ours.keys() != table.keys() or theirs.keys() != {name for name, _ in table.values()}:
+        left = (ours.keys() ^ table.keys()) | (theirs.keys() ^ {name for name, _ in table.values()})
+        raise ValueError(f"the PyTorch model and FashionBERT differ in parameters: {', '.join(sorted(left))}")
+    with torch.no_grad():
+        for target, (name, turn) in table.items():
+            theirs[name].copy_(torch.from_numpy(np.array(turn(ours[target]))))
+
+
+def _bert_names(rival: Rival) -> dict:
+    """Parameter -> (its name in BERT, what turns one into the other: a transposition or nothing, its own inverse)."""
+    return bert_weights.parameter_names(len(rival.bert.encoder.layer))
+
+
+def _in_rival(source: str) -> str:
+    head = source.removeprefix("cls.predictions.")
+    return f"bert.{source}" if head == source else f"mlm_{head}"
+
+
+IMAGE_SIDE = {
+    "image_embeddings/projection/kernel": ("projection.weight", np.transpose),
+    "image_embeddings/position": ("position.weight", np.asarray),
+    "image_embeddings/segment": ("segment.weight", np.asarray),
+    "image_embeddings/norm/scale": ("norm.weight", np.asarray),
+    "image_embeddings/norm/bias": ("norm.bias", np.asarray),
+    "mpm/kernel": ("mpm.weight", np.transpose),
+    "tia/kernel": ("tia.weight", np.transpose),
+    "tia/bias": ("tia.bias", np.asarray),
+}
+
+
+@dataclass(frozen=True)
+class Masked:
+    """2B pairs as a data loader would collate them: the B true ones, then the B mismatched ones."""
+
+    ids: Tensor  # [B, T], pieces masked
+    text_mask: Tensor  # [B, T] bool
+    features: Tensor  # [2B, P, C]
+    shown: Tensor  # [2B, P, C]: `features` with 0 where a patch is masked
+    rows: Tensor  # [2B, 1 + M + K]: [CLS], the pieces and the patches that heads read
+    mlm_rows: Tensor  # [valid]: the masked pieces among the [2B (1 + M + K)] of those, of pairs that MLM reads
+    mlm_labels: Tensor  # [valid]
+    mpm_pairs: int  # B or 2B: the pairs that MPM reads
+    patches: Tensor  # [2B, K]: masked patches
+    labels: Tensor  # [2B, T]: the pieces' ids, `IGNORED` where MLM reads nothing
+    hidden: Tensor  # [2B, P] bool: the patches that MPM reads
+    matches: Tensor  # [2B]: 1 for true pairs
+
+    def to(self, device: torch.device) -> "Masked":
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Masked(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+
+
+def collate(examples: Examples, mask_mismatched: bool) -> Masked:
+    """What the objective made of a batch of cached features, as the rival takes it."""
+    examples = jax.device_get(examples)
+    batch, text_positions, patch_positions = examples.batch, examples.text_positions, examples.patch_positions
+    b, t = examples.ids.shape
+    features = np.concatenate([batch.image, batch.partner]).astype(np.float32)
+    patches = np.concatenate(patch_positions.swapaxes(0, 1))  # [2B, K]
+    positions, valid = np.tile(text_positions, (2, 1)), np.tile(examples.piece_weight > 0, (2, 1))
+    hidden = np.zeros(features.shape[:2], bool)
+    np.put_along_axis(hidden, patches, True, axis=1)
+    shown = np.where(hidden[..., None], 0, features)
+    pairs = 2 * b if mask_mismatched else b
+    valid[pairs:], hidden[pairs:] = False, False
+    rows = np.concatenate([np.zeros((2 * b, 1), int), positions, t + patches], axis=1)
+    pair, slot = np.nonzero(valid)
+    labels = np.full((2 * b, t), IGNORED)
+    ids = np.tile(batch.ids, (2, 1))
+    labels[pair, positions[pair, slot]] = ids[pair, positions[pair, slot]]
+    arrays = {
+        "ids": examples.ids.astype(np.int64),
+        "text_mask": np.asarray(batch.text_mask),
+        "features": features,
+        "shown": shown,
+        "rows": rows,
+        "mlm_rows": pair * rows.shape[1] + 1 + slot,
+        "mlm_labels": ids[pair, positions[pair, slot]].astype(np.int64),
+        "patches": patches.astype(np.int64),
+        "labels": labels,
+        "hidden": hidden,
+        "matches": np.repeat([1, 0], b),
+    }
+    return Masked(mpm_pairs=pairs, **{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def needed(rival: Rival, batch: Masked) -> Tensor:
+    """Losses [3], computing what heads read and no more."""
+    text = rival.embed_text(batch.ids).repeat(2, 1, 1)
+    hidden = rival.encode(text, batch.text_mask.repeat(2, 1), rival.embed_image(batch.shown), batch.rows)
+    mlm = F.cross_entropy(rival.mlm_logits(hidden.flatten(0, 1)[batch.mlm_rows]).float(), batch.mlm_labels)
+    n, k = batch.mpm_pairs, batch.patches.shape[1]
+    target = torch.take_along_dim(batch.features[:n], batch.patches[:n, :, None], dim=1)
+    mpm = _divergence(target, rival.mpm(hidden[:n, -k:]).float()).mean()
+    tia = F.cross_entropy(rival.tia_logits(hidden[:, 0]).float(), batch.matches)
+    return torch.stack([mlm, mpm, tia])
+
+
+def as_written(rival: Rival, batch: Masked) -> Tensor:
+    """The same losses [3] the plain way: every layer and the MLM and MPM heads at every position of every pair."""
+    ids, mask = batch.ids.repeat(2, 1), batch.text_mask.repeat(2, 1)
+    hidden = rival.encode(rival.embed_text(ids), mask, rival.embed_image(batch.shown))
+    t = ids.shape[1]
+    logits = rival.mlm_logits(hidden[:, :t]).float()
+    mlm = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED)
+    divergence = _divergence(batch.features, rival.mpm(hidden[:, t:]).float())
+    mpm = (divergence * batch.hidden).sum() / batch.hidden.sum()
+    tia = F.cross_entropy(rival.tia_logits(hidden[:, 0]).float(), batch.matches)
+    return torch.stack([mlm, mpm, tia])
+
+
+def _divergence(target: Tensor, prediction: Tensor) -> Tensor:
+    log_target, log_prediction = F.log_softmax(target, dim=-1), F.log_softmax(prediction, dim=-1)
+    return (log_target.exp() * (log_target - log_prediction)).sum(dim=-1)
+
+
+def score_needed(rival: Rival, ids: Tensor, images: Tensor) -> Tensor:
+    """Scores [B] from images that are embedded; the last layer at [CLS] alone."""
+    cls = ids.new_zeros(len(ids), 1)
+    return _score(rival, rival.encode(rival.embed_text(ids), ids != PAD_ID, images, cls))
+
+
+def score_as_written(rival: Rival, ids: Tensor, features: Tensor) -> Tensor:
+    """Scores [B] from patch features; every layer at every position."""
+    return _score(rival, rival.encode(rival.embed_text(ids), ids != PAD_ID, rival.embed_image(features)))
+
+
+def _score(rival: Rival, hidden: Tensor) -> Tensor:
+    logits = rival.tia_logits(hidden[:, 0])
+    return logits[:, 1] - logits[:, 0]

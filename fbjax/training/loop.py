@@ -1,0 +1,150 @@
+"""`fbjax train`: the one loop, from a config and a workdir to checkpoints.
+
+Order of the loop: evaluate and save at the state of `step`, stop if it is the last, next batch, step, log. The batch
+is the only transfer to the device; metrics come back at log steps only.
+"""
+
+import contextlib
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fbjax.config.schema import Config
+from fbjax.core.console import progress, say
+from fbjax.data.batches.batch import batch_shapes
+from fbjax.data.batches.negatives import Partners
+from fbjax.data.batches.pipeline import read_images, train_batches
+from fbjax.data.batches.sampler import Sampler
+from fbjax.data.records.builder import Records, prepare, read_report
+from fbjax.data.records.source import Source
+from fbjax.inference.pair_scorer import matcher
+from fbjax.monitoring.flops import step_work
+from fbjax.monitoring.goodput import CHECKPOINT, COMPILE
+from fbjax.monitoring.logger import Log
+from fbjax.monitoring.telemetry import Telemetry
+from fbjax.parallel.distributed import Preempted, is_first, preemption
+from fbjax.parallel.mesh import Share, check_fit, make_mesh, put_batch, replicated
+from fbjax.runs import run as workdirs
+from fbjax.runs.checkpoints import Checkpoints
+from fbjax.runs.feature_cache import describe, features_of
+from fbjax.runs.state import TrainState, abstract_state, init_state, make_optimizer
+from fbjax.tasks.objective import Pretraining
+from fbjax.training.hard_negatives import nearest_mistakes
+from fbjax.training.step import compiled, make_step
+from fbjax.training.validation import ValidationSample
+from fbjax.training.warm_start import calibrated, check_start, starting_params
+
+
+def train(config: Config, workdir: str | Path, begun: float | None = None) -> TrainState:
+    """Trains `config` in `workdir`, resuming from its newest readable checkpoint; the state after the last step.
+
+    `begun`: Unix time at which the command began, which its time counts from; default: now.
+    """
+    begun = begun or time.time()
+    mesh = make_mesh(config.mesh)
+    check_fit(config, mesh)
+    run = workdirs.begin(config, workdir, say)
+    with Telemetry(workdir, begun, writes=is_first()) as telemetry:
+        return _train(run, workdir, mesh, telemetry)
+
+
+def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Telemetry) -> TrainState:
+    config = run.config
+    check_start(run, workdir, mesh)
+    with telemetry.spent("records"):
+        splits = prepare(Source.from_config(config), run.vocabulary, config.data.prepared, progress)
+    records, validation = splits["train"], splits["validation"]
+    workdirs.check_data(workdir, records.digest)
+    with telemetry.spent("patch features"):
+        features = features_of(run, records)
+    describe_run(run, records, features)
+
+    objective = Pretraining(run.model, run.step_patches, config.tasks, run.vocabulary.mask_id)
+    optimizer = make_optimizer(config.train)
+    shape = abstract_state(objective, optimizer, config, mesh)
+    frozen = jax.device_put(run.frozen, replicated(mesh))
+    scorer = matcher(config, run.model, run.step_patches, mesh)
+    sample = ValidationSample(run, validation, scorer, config.train.evaluate_products)
+    with telemetry.spent("mining"):
+        mined = nearest_mistakes(run, workdir, records, mesh) if config.tasks.mined else None
+    sampler = Sampler.of(config, records, mined)
+
+    with Checkpoints(workdir, config.train.keep_last, say) as checkpoints, contextlib.ExitStack() as stack:
+        # 1. an interrupted run continues where its newest readable checkpoint stands
+        # 2. else a fresh one starts from another run, the pretrained BERT, or random weights
+        restored = checkpoints.restore_newest(shape)
+        if restored:
+            start, state = restored
+            done = start == config.train.num_steps
+            say(f"trained already: step {start}" if done else f"resuming at step {start} of {config.train.num_steps}")
+        else:
+            start, state = 0, init_state(objective, optimizer, config, mesh)
+            params = starting_params(state.params, run, mesh)
+            if config.train.start_from and "tia" in config.tasks.names:
+                params = calibrated(params, run, records, sampler, scorer)
+            state = state.replace(params=params)
+
+        # the data position is the step: nothing else has to be restored
+        share = Share.of(mesh, config.train.batch_size)
+        batches = train_batches(
+            records, sampler, run.vocabulary, config, start=start, features=features, share=share.rows
+        )
+        stack.enter_context(contextlib.closing(batches))
+        log = stack.enter_context(contextlib.closing(Log(workdir, config, start, telemetry)))
+
+        if start < config.train.num_steps:
+            used = sampler.text_tokens_used(config.train.num_steps)
+            say(f"compiling the step for texts of {', '.join(map(str, used))} tokens ..")
+            shapes = [batch_shapes(config, run.step_patches, length) for length in used]
+            log.work = step_work(objective, shape.params, frozen, shapes)
+            with telemetry.spent(COMPILE):
+                train_step = compiled(make_step(objective, optimizer, config, mesh, shape), shape, frozen, shapes)
+        stopped = stack.enter_context(preemption())
+        for step in range(start, config.train.num_steps + 1):
+            last = step == config.train.num_steps
+            stop = stopped(step) and not last
+            if step > start and (last or stop or step % config.train.save_every == 0):
+                log.flush(step)
+                metrics = (
+                    None if stop else log.evaluate(step, partial(sample.auc, {**frozen, **state.params}), must=last)
+                )
+                with telemetry.spent(CHECKPOINT):
+                    checkpoints.save(step, state, metrics)
+                    if last or stop:
+                        checkpoints.wait()
+            if stop:
+                say(f"stopped at step {step} of {config.train.num_steps}, which is saved: run again to go on")
+                raise Preempted
+            if last:
+                break
+            with log.waiting():
+                batch = put_batch(next(batches), mesh, share)
+            state, metrics = train_step(state, frozen, batch)
+            log.add(step + 1, metrics, batch.ids.shape[1])
+    log.summary()
+    say(f"trained to step {config.train.num_steps}; next: fbjax evaluate --workdir {workdir}")
+    return state
+
+
+def describe_run(run: workdirs.Run, records: Records, features: np.ndarray | None) -> None:
+    """Says what training is about to see."""
+    report = read_report(records)
+    splits = ", ".join(f"{count:,} {split}" for split, count in report["splits"].items())
+    say(f"products: {splits}; {report['categories']['train']} categories, {report['groups']['train']:,} groups")
+    if report["skipped"]:
+        say("skipped: " + ", ".join(f"{count:,} {reason}" for reason, count in report["skipped"].items()))
+    lonely = Partners(records.categories, records.groups).lonely
+    if lonely.any():
+        say(f"{lonely.sum():,} products are the only group of their category: partners from any category")
+    limit = run.config.model.text_tokens
+    cut = (records.num_pieces > limit - 2).mean()
+    say(f"text: a vocabulary of {run.vocabulary.size:,}; {cut:.0%} of the texts exceed {limit} tokens and are cut")
+    if features is None:
+        rows = np.linspace(0, len(records) - 1, min(len(records), 32)).astype(int)
+        images = next(read_images(records, rows, run.config.patches.image_size, len(rows)))
+        features = np.asarray(jax.jit(run.patches.apply)(run.patches.params, images))
+    say(describe(features))

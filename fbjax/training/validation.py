@@ -1,0 +1,36 @@
+"""A sample of the validation split, scored at each save."""
+
+from typing import Any
+
+import numpy as np
+
+from fbjax.data.batches import pipeline
+from fbjax.data.batches.negatives import Partners
+from fbjax.data.records.builder import Records
+from fbjax.evaluation import metrics
+from fbjax.inference.embedder import Towers
+from fbjax.inference.pair_scorer import Scorer
+from fbjax.runs.feature_cache import image_inputs
+from fbjax.runs.run import Run
+
+
+class ValidationSample:
+    """A fixed sample of the validation split, scored during training: AUC of true against same-category pairs."""
+
+    def __init__(self, run: Run, records: Records, scorer: Scorer | Towers, num_products: int):
+        rng = np.random.default_rng(run.config.train.seed)
+        rows = np.sort(rng.permutation(len(records))[:num_products])
+        partners = Partners(records.categories, records.groups)
+        others = partners.draw(rows, rng.random(len(rows)), np.zeros(len(rows), bool))
+        self._scorer = scorer
+        self._ids = pipeline.read_texts(records, rows, run.vocabulary, run.config.model.text_tokens)
+        images = image_inputs(run, records, np.concatenate([rows, others]), scorer.batch_size)
+        self._images = list(images)
+        texts = np.arange(len(rows))
+        self._pairs = np.concatenate([np.stack([texts, texts], 1), np.stack([texts, texts + len(rows)], 1)])
+
+    def auc(self, variables: Any) -> float:
+        embedded = self._scorer.embed_images(variables, self._images)
+        scores = self._scorer.score(variables, self._ids, embedded, self._pairs)
+        half = len(scores) // 2
+        return metrics.auc(scores[:half], scores[half:])
