@@ -26,21 +26,21 @@ def get_config():
 
     config.patches.network = "mobilenet_v1"
     config.patches.weights = "../shared/weights/mobilenet_v1_0.75_224.npz"
-    config.patches.geometry = "grid"
+    config.patches.geometry = "feature_map"
     config.patches.image_size, config.patches.patch_size = 256, 64
     config.patches.cached = True
 
     config.model.pretrained = "minilm"
     config.model.vocabulary = "used"
     config.model.num_layers = 2
-    config.model.width, config.model.num_heads, config.model.mlp_width = 384, 12, 1536
+    config.model.width, config.model.num_heads, config.model.mlp_dim = 384, 12, 1536
     config.model.text_tokens = config.model.text_bucket = 32  # one length: compiled once
-    config.model.vector_size = 256
+    config.model.embedding_dim = 256
     config.model.tia_reads = "modalities"
     config.model.hidden_dropout, config.model.attention_dropout = 0.1, 0.0
 
     config.tasks.names = ("mlm", "mpm", "tia", "itc")
-    config.tasks.mask_mismatched = False
+    config.tasks.mask_negatives = False
 
     config.adaptive.method = "fixed"
     config.adaptive.fixed = (0.1, 0.1, 0.4, 0.4)

@@ -9,7 +9,7 @@ Rank@1/5/10 of 17.7/51.1/71.6 % image to text and 17.2/54.6/73.1 % text to image
 
 Departs from the paper, for the sake of an hour on two cores: a 4 x 4 grid of one pass over 128 pixels (the photographs
 have 60 x 80), three layers, 48 text tokens, fixed task weights (a step with the adaptive `gradient` takes 1.6
-times as long), and mismatched partners that go from any category to the same sub-category in the first 1,000 steps.
+times as long), and negatives that go from any category to the same sub-category in the first 1,000 steps.
 """
 
 from fbjax.config import defaults
@@ -26,18 +26,22 @@ def get_config():
 
     config.patches.network = "mobilenet_v1"
     config.patches.weights = "../shared/weights/mobilenet_v1_0.75_224.npz"
-    config.patches.geometry = "grid"
+    config.patches.geometry = "feature_map"
     config.patches.image_size = 128
     config.patches.cached = True
 
     config.model.pretrained = "minilm"
     config.model.num_layers = 3
-    config.model.width, config.model.num_heads, config.model.mlp_width = 384, 12, 1536
+    config.model.width, config.model.num_heads, config.model.mlp_dim = 384, 12, 1536
     config.model.text_tokens = 48
-    config.model.hidden_dropout = config.model.attention_dropout = 0.0  # under three epochs, partners redrawn in each
+    config.model.hidden_dropout = config.model.attention_dropout = 0.0  # under three epochs, negatives redrawn in each
 
-    config.tasks.mask_mismatched = False
-    config.tasks.easy_start, config.tasks.easy_end, config.tasks.easy_steps = 1.0, 0.0, 1000
+    config.tasks.mask_negatives = False
+    config.tasks.random_negatives_start, config.tasks.random_negatives_end, config.tasks.random_negatives_steps = (
+        1.0,
+        0.0,
+        1000,
+    )
 
     config.adaptive.method = "fixed"
     config.adaptive.fixed = (0.1, 0.1, 0.8)  # mlm, mpm, tia

@@ -21,11 +21,11 @@ What the paper leaves open, and the choice made here:
 - patches: 32 pixels to the network's 224, as the release does; weights: torchvision's ResNeXt-101 32x8d on ImageNet
 - BERT-base: uncased, as in the release; Adam's epsilon: 1e-6, as in the release and in BERT's own code
 - decay: not on biases and LayerNorm; gradients clipped at norm 1, as in the release; dropout .1, as in the release
-- MLM and MPM on mismatched pairs too, as in the release; mismatched partners: another product of the same
+- MLM and MPM on negative pairs too, as in the release; negatives: another product of the same
   sub-category, drawn anew in every epoch (the release's stand fixed on disk)
 - the adaptive loss's gradient: that of all parameters, brought into Eq. 6's domain as docs/choices.md says
 - about 10 epochs with early stopping: 10, checkpoints every 2,000 steps, the best by validation AUC kept
-- one of a product's photos is a mismatched partner of none of its others: they are one group
+- one of a product's photos is a negative of none of its others: they are one group
 """
 
 from fbjax.config import defaults
@@ -46,8 +46,8 @@ def get_config():
 
     config.patches.network = "resnext101_32x8d"
     config.patches.weights = "weights/resnext101_32x8d.pth"
-    config.patches.geometry = "isolated"
-    config.patches.image_size, config.patches.patch_size, config.patches.enlarge_to = 256, 32, 224
+    config.patches.geometry = "per_patch"
+    config.patches.image_size, config.patches.patch_size, config.patches.patch_input_size = 256, 32, 224
     config.patches.cached = True
 
     config.model.pretrained = "bert-base-uncased"

@@ -23,11 +23,11 @@ and 77 GB of cached features on disk (docs/fashion-gen.md); 20 epochs are 10.4 m
 
 What the release leaves open or differs in, and the choice made here:
 - learning rate: 2e-5, of the first README; the demo has 1e-4
-- batch: 64 on each of 4 GPUs, 256 in all; its 64 products are taken for products, a true and a mismatched pair each
+- batch: 64 on each of 4 GPUs, 256 in all; its 64 products are taken for products, a true and a negative pair each
 - text: at most 10 of 64 positions are masked, here drawn anew in every step (the release: once, offline) and in whole
   words as in the paper: a rate of .16 gives at most 10 of 62 pieces
 - patches: exactly 5 of 64, distinct (the release flips a feature's sign on a repeat): a rate of .08
-- mismatched partners: of the same sub-category, drawn anew (the release: fixed on disk)
+- negatives: of the same sub-category, drawn anew (the release: fixed on disk)
 - patches: 32 pixels to the network's 224, ResNet-50 v1's weights on ImageNet, average pool, not normalised
 - Adam without decay; epsilon 1e-6
 """
@@ -50,8 +50,8 @@ def get_config():
 
     config.patches.network = "resnet50_v1"
     config.patches.weights = "weights/resnet50_v1.h5"
-    config.patches.geometry = "isolated"
-    config.patches.image_size, config.patches.patch_size, config.patches.enlarge_to = 256, 32, 224
+    config.patches.geometry = "per_patch"
+    config.patches.image_size, config.patches.patch_size, config.patches.patch_input_size = 256, 32, 224
     config.patches.cached = True
 
     config.model.pretrained = "bert-base-uncased"
@@ -60,7 +60,7 @@ def get_config():
 
     config.tasks.mlm_rate = 0.16  # at most round(.16 x 62) = 10 pieces
     config.tasks.mpm_rate = 0.08  # round(.08 x 64) = 5 patches
-    config.tasks.mask_mismatched = True
+    config.tasks.mask_negatives = True
 
     config.adaptive.method = "loss_softmax"
 

@@ -22,22 +22,22 @@ def get_config():
     config.data.columns.id = "id"  # all different
     config.data.columns.text = ("title",)  # one or more columns, joined by a space
     config.data.columns.image = "image"  # a path, or embedded bytes
-    config.data.columns.category = "category"  # mismatched pairs and candidates come from the same one
+    config.data.columns.category = "category"  # negative pairs and candidates come from the same one
     config.data.columns.group = ""  # what joins variants of one product, if there is such a column
 
     config.patches.network = "pixels"
-    config.patches.image_size, config.patches.patch_size, config.patches.enlarge_to = 96, 24, 24
+    config.patches.image_size, config.patches.patch_size, config.patches.patch_input_size = 96, 24, 24
 
     config.model.vocabulary = "train:8000"
     config.model.num_layers = 2
-    config.model.width, config.model.num_heads, config.model.mlp_width = 192, 6, 768
+    config.model.width, config.model.num_heads, config.model.mlp_dim = 192, 6, 768
     config.model.initializer_range = 0.05
     config.model.text_tokens = 48
     config.model.hidden_dropout = config.model.attention_dropout = 0.0
 
-    config.tasks.mask_mismatched = False
-    config.tasks.easy_start, config.tasks.easy_steps = 1.0, 3000
-    config.tasks.easy_end = 0.15  # 0 where nobody searches across categories
+    config.tasks.mask_negatives = False
+    config.tasks.random_negatives_start, config.tasks.random_negatives_steps = 1.0, 3000
+    config.tasks.random_negatives_end = 0.15  # 0 where nobody searches across categories
 
     config.adaptive.method = "fixed"  # .6 of the time of "gradient", which serves masked words first
     config.adaptive.fixed = (0.2, 0.1, 0.7)  # mlm, mpm, tia

@@ -8,7 +8,7 @@ One run, seed 0, 2 CPU cores: drawing 90 seconds, training 5 minutes at 900 pair
 Rank@1 of 47.4 % image to text and 46.2 % text to image among 101 of the same sub-category; intervals are in the README.
 
 Departs from the paper: nothing is pretrained, and the patches are raw pixels; two narrow layers, BERT's initialisation
-widened for them; fixed task weights; mismatched partners that go from any category to the same sub-category in the
+widened for them; fixed task weights; negatives that go from any category to the same sub-category in the
 first 2,000 steps. How the recipe came about: docs/choices.md.
 """
 
@@ -26,18 +26,22 @@ def get_config():
     config.data.columns.group = "group"
 
     config.patches.network = "pixels"
-    config.patches.image_size, config.patches.patch_size, config.patches.enlarge_to = 96, 24, 24
+    config.patches.image_size, config.patches.patch_size, config.patches.patch_input_size = 96, 24, 24
     config.patches.cached = True  # 330 MB; two cores have no time to decode two images a product in every step
 
     config.model.vocabulary = "train:1000"
     config.model.num_layers = 2
-    config.model.width, config.model.num_heads, config.model.mlp_width = 128, 4, 512
+    config.model.width, config.model.num_heads, config.model.mlp_dim = 128, 4, 512
     config.model.initializer_range = 0.06
     config.model.text_tokens = 32
     config.model.hidden_dropout = config.model.attention_dropout = 0.0
 
-    config.tasks.mask_mismatched = False
-    config.tasks.easy_start, config.tasks.easy_end, config.tasks.easy_steps = 1.0, 0.0, 2000
+    config.tasks.mask_negatives = False
+    config.tasks.random_negatives_start, config.tasks.random_negatives_end, config.tasks.random_negatives_steps = (
+        1.0,
+        0.0,
+        2000,
+    )
 
     config.adaptive.method = "fixed"  # faster than "gradient", which serves masked words first
     config.adaptive.fixed = (0.2, 0.1, 0.7)  # mlm, mpm, tia

@@ -19,7 +19,7 @@ import numpy as np
 
 from fbjax.export.functions import BATCH, LENGTH, Function
 from fbjax.export.package import FORMATS
-from fbjax.export.source_model import Subject
+from fbjax.export.source_model import SourceModel
 from fbjax.exported import manifest
 
 ASKED = ("match", "match_features", "embed_text", "embed_image", "embed_image_features")
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    subject = Subject.open(arguments.workdir, None, with_heads=False)
+    subject = SourceModel.open(arguments.workdir, None, with_heads=False)
     models = {"live": subject} | dict(map(load, arguments.exports))
     print(f"{'':22}" + "".join(f"{name:>12}" for name in models))
     for name in (name for name in ASKED if name in subject.functions):
@@ -49,7 +49,7 @@ def load(folder: str) -> tuple[str, object]:
     return form, importlib.import_module(f"fbjax.export.{FORMATS[form][0]}").load(Path(folder))
 
 
-def random_arrays(subject: Subject, function: Function, batch: int) -> dict[str, np.ndarray]:
+def random_arrays(subject: SourceModel, function: Function, batch: int) -> dict[str, np.ndarray]:
     rng, sizes = np.random.default_rng(0), {BATCH: batch, LENGTH: subject.run.config.model.text_tokens}
     arrays = {}
     for given in function.inputs:

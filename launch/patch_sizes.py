@@ -77,7 +77,7 @@ def main() -> None:
         for size in args.sizes:
             if size < NETWORKS[args.network].smallest:
                 continue
-            config = PatchConfig(str(weights), args.network, "isolated", IMAGE_SIZE, PATCH_SIZE, enlarge_to=size)
+            config = PatchConfig(str(weights), args.network, "per_patch", IMAGE_SIZE, PATCH_SIZE, patch_input_size=size)
             print(f"{args.network} at {size}: {measured(build_patch_network(config), images)}", flush=True)
 
 

@@ -53,14 +53,14 @@ SWEEPS = {  # the first variant of each is what the others are compared with; ()
         "loss_softmax, stop-gradient": (ALL[0], "adaptive.method=loss_softmax", "adaptive.stop_gradient=True"),
     },
     "mismatched": {
-        "mlm and mpm on true pairs": (*ALL, "tasks.mask_mismatched=False"),
-        "on mismatched pairs too": (*ALL, "tasks.mask_mismatched=True"),
+        "mlm and mpm on true pairs": (*ALL, "tasks.mask_negatives=False"),
+        "on negative pairs too": (*ALL, "tasks.mask_negatives=True"),
     },
     "layers": {f"first {n}": (f"model.num_layers={n}",) for n in (2, 1, 4, 6)},
     "networks": {
         "MobileNetV1, grid": (),
-        "MobileNetV1, isolated": ("patches.geometry=isolated", "patches.enlarge_to=64"),
-        "pixels": ("patches.network=pixels", "patches.geometry=isolated", "patches.enlarge_to=16"),
+        "MobileNetV1, isolated": ("patches.geometry=per_patch", "patches.patch_input_size=64"),
+        "pixels": ("patches.network=pixels", "patches.geometry=per_patch", "patches.patch_input_size=16"),
     },
     "patches": {
         "4 x 4": (),
@@ -71,7 +71,11 @@ SWEEPS = {  # the first variant of each is what the others are compared with; ()
     },
     "negatives": {
         "same sub-category": (),
-        "any, then same": ("tasks.easy_start=1.0", "tasks.easy_end=0.0", "tasks.easy_steps=300"),
+        "any, then same": (
+            "tasks.random_negatives_start=1.0",
+            "tasks.random_negatives_end=0.0",
+            "tasks.random_negatives_steps=300",
+        ),
         "mined .2 from the start": ("tasks.mined=0.2", "tasks.mined_steps=0"),
         "mined .4 from the start": ("tasks.mined=0.4", "tasks.mined_steps=0"),
     },

@@ -22,7 +22,7 @@ import numpy as np
 from fbjax.core.console import progress
 from fbjax.data.batches.pipeline import train_batches
 from fbjax.data.batches.sampler import Sampler
-from fbjax.data.records.builder import prepare
+from fbjax.data.records.builder import build_records
 from fbjax.data.records.source import Source
 from fbjax.parallel.mesh import make_mesh, put_batch
 from fbjax.runs.feature_cache import features_of
@@ -42,8 +42,8 @@ def weights_at(workdir: str, step: int, num_batches: int) -> tuple[np.ndarray, .
     if step + num_batches > config.train.num_steps:
         raise SystemExit(f"the run ends {config.train.num_steps - step} batches after step {step} (lower --batches)")
     _, params = load_params(run, workdir, mesh, step)
-    records = prepare(Source.from_config(config), run.vocabulary, config.data.prepared, progress)["train"]
-    objective = Pretraining(run.model, run.step_patches, config.tasks, run.vocabulary.mask_id)
+    records = build_records(Source.from_config(config), run.vocabulary, config.data.prepared, progress)["train"]
+    objective = Pretraining(run.model, run.feature_input, config.tasks, run.vocabulary.mask_id)
     sampler = Sampler.of(config, records, np.load(Path(workdir) / MINED) if config.tasks.mined else None)
     exact = replace(config.adaptive, method="gradient", every=1)
 

@@ -19,9 +19,9 @@ def get_config():
     c.data.train, c.data.validation = {train!r}, {validation!r}
     c.data.columns.text, c.data.columns.group = ("title", "caption"), "group"
     c.data.prepared = {prepared!r}
-    c.patches.image_size, c.patches.patch_size, c.patches.enlarge_to = 32, 8, 4
+    c.patches.image_size, c.patches.patch_size, c.patches.patch_input_size = 32, 8, 4
     c.model.vocabulary = "train:200"
-    c.model.num_layers, c.model.width, c.model.num_heads, c.model.mlp_width, c.model.text_tokens = 2, 32, 4, 64, 24
+    c.model.num_layers, c.model.width, c.model.num_heads, c.model.mlp_dim, c.model.text_tokens = 2, 32, 4, 64, 24
     c.model.hidden_dropout = c.model.attention_dropout = 0.1
     c.train.batch_size, c.train.num_steps, c.train.warmup_steps, c.train.learning_rate = 8, 12, 2, 1e-3
     c.train.log_every, c.train.save_every, c.train.evaluate_products = 2, 4, 16

@@ -108,7 +108,7 @@ def _with_files(path: Path, products: list[dict]) -> list[dict]:
 
 
 def _group(place: int) -> int:
-    """Which group the product at `place` of its category falls into, by `GROUP_SIZES`."""
+    """Which group the product at `as_path` of its category falls into, by `GROUP_SIZES`."""
     bounds = np.cumsum(GROUP_SIZES)
     rounds, place = divmod(place, int(bounds[-1]))
     return rounds * len(GROUP_SIZES) + int(np.searchsorted(bounds, place, side="right"))

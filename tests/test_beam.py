@@ -14,7 +14,7 @@ from fbjax.cli.main import main
 from fbjax.config.schema import Columns
 from fbjax.data.records import beam, shards
 from fbjax.data.records.beam import BeamBuilder, parse_options
-from fbjax.data.records.builder import is_prepared, prepare, read_report
+from fbjax.data.records.builder import build_records, is_prepared, read_report
 from fbjax.data.records.source import Source
 from fbjax.data.sources import fashiongen, release_features
 from fbjax.data.text.wordpiece import Vocabulary
@@ -112,7 +112,7 @@ def decoded(records):
 
 def prepare_with(source, vocabulary, folder, flags=None):
     by = functools.partial(BeamBuilder, options=parse_options(flags)) if flags is not None else None
-    return prepare(source, vocabulary, folder, lambda rows, total, label: rows, by)
+    return build_records(source, vocabulary, folder, lambda rows, total, label: rows, by)
 
 
 @pytest.mark.parametrize(

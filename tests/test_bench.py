@@ -11,9 +11,9 @@ import pytest
 from fbjax.config.load import freeze
 from fbjax.config.schema import Config
 from fbjax.model.patch_features import build_patch_network
-from fbjax.tools.bench.bench import bench, table
+from fbjax.tools.bench.bench import bench, format_table
 from fbjax.tools.bench.timing import Times, take_turns
-from fbjax.tools.bench.workload import padded_lengths, prepare, synthetic_batch, train_flops
+from fbjax.tools.bench.workload import make_workload, padded_lengths, synthetic_batch, train_flops
 from tests.runs import CONFIG_FILE
 
 
@@ -55,7 +55,7 @@ def test_texts_of_a_batch_share_their_padded_length():
     config = tiny(text_tokens=48)
     assert padded_lengths(config, 4) == [16, 32, 48]
     assert padded_lengths(tiny(text_tokens=8 * 16 + 3), 3) == [16, 80, 131]
-    subject = prepare(config, build_patch_network(config.patches))
+    subject = make_workload(config, build_patch_network(config.patches))
     batch = synthetic_batch(subject, 32)
     lengths = np.asarray(batch.text_mask.sum(axis=1))
     assert batch.ids.shape[1] == lengths.max() == 32 and lengths.min() > 16
@@ -68,22 +68,22 @@ def test_flops_do_not_depend_on_how_the_step_is_computed():
     counts = []
     for remat, parts in (("none", 1), ("layers", 2)):
         model, train = replace(config.model, remat=remat), replace(config.train, micro_batches=parts)
-        subject = prepare(replace(config, model=model, train=train), network)
+        subject = make_workload(replace(config, model=model, train=train), network)
         counts.append(train_flops(subject, synthetic_batch(subject, config.model.text_tokens)))
     first_layer = 16 * (24 + 16) * 2 * (4 * 32 * 32 + 2 * 32 * 64)  # 16 pairs of 24 pieces and 16 patches
     assert counts[0] == counts[1] and 3 * first_layer < counts[0] < 9 * first_layer
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mask_mismatched", [False, True])
-def test_the_rival_gives_our_losses_and_scores_by_both_its_ways(mask_mismatched, one_thread):
+@pytest.mark.parametrize("mask_negatives", [False, True])
+def test_the_rival_gives_our_losses_and_scores_by_both_its_ways(mask_negatives, one_thread):
     from fbjax.tools.bench.torch_comparison import Comparison
 
     # tasks and towers beyond the paper's are left out of the comparison
-    config = tiny(text_tokens=32, vector_size=8, tia_reads="modalities", cross_attention="gated")
-    config = replace(config, tasks=replace(config.tasks, names=("itc", "tia"), mask_mismatched=mask_mismatched))
+    config = tiny(text_tokens=32, embedding_dim=8, tia_reads="modalities", cross_attention="gated")
+    config = replace(config, tasks=replace(config.tasks, names=("itc", "tia"), mask_negatives=mask_negatives))
     said = []
-    Comparison(prepare(config, build_patch_network(config.patches)), said.append)
+    Comparison(make_workload(config, build_patch_network(config.patches)), said.append)
     assert said == ["PyTorch gives the same losses and scores"]
 
 
@@ -93,7 +93,7 @@ def test_a_rival_that_differs_is_not_compared(one_thread, monkeypatch):
     monkeypatch.setattr(torch_model, "NORM_EPSILON", 1e-3)
     config = tiny()
     with pytest.raises(ValueError, match="not compared"):
-        torch_comparison.Comparison(prepare(config, build_patch_network(config.patches)), print)
+        torch_comparison.Comparison(make_workload(config, build_patch_network(config.patches)), print)
 
 
 @pytest.mark.slow
@@ -112,16 +112,16 @@ def test_figures_have_the_keys_of_the_design(one_thread, tmp_path):
     assert figures["patches"]["images_per_second"] > 0 and set(figures["memory"]["step"]) == {"fixed", *methods}
     assert "torch.compile does not work here, its figures are null: no C++ compiler" in said
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
-    assert json.loads(json.dumps(figures)) == figures and any("PyTorch" in line for line in table(figures))
+    assert json.loads(json.dumps(figures)) == figures and any("PyTorch" in line for line in format_table(figures))
 
 
 @pytest.mark.slow
 def test_towers_alone_are_timed_in_training_and_score_no_pair():
-    config = tiny(num_layers=1, text_tokens=16, vector_size=8)
+    config = tiny(num_layers=1, text_tokens=16, embedding_dim=8)
     config = replace(config, tasks=replace(config.tasks, names=("itc",)))
     figures = bench(config, 1, print)
     assert figures["score"] is None and figures["train"]["pairs_per_second"] > 0
-    assert not any(line.startswith("score") for line in table(figures))
+    assert not any(line.startswith("score") for line in format_table(figures))
 
 
 @pytest.mark.slow

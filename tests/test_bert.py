@@ -11,7 +11,7 @@ import pytest
 
 from fbjax.model.encoder import Encoder, EncoderShape, attend, gelu
 
-SHAPE = EncoderShape(num_layers=2, width=16, num_heads=2, mlp_width=32)
+SHAPE = EncoderShape(num_layers=2, width=16, num_heads=2, mlp_dim=32)
 
 
 def values_and_gradients(function, *arguments):

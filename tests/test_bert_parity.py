@@ -24,7 +24,7 @@ import transformers  # noqa: E402  (its models need torch)
 torch.set_num_threads(1)  # on a busy machine its threads wait for each other, far longer than one computes
 V, T, P, C = 99, 16, 3, 5
 PIECES = [*SPECIAL, *(f"piece{row}" for row in range(len(SPECIAL), V))]
-TINY = {"num_layers": 3, "width": 48, "num_heads": 4, "mlp_width": 96, "text_tokens": T}
+TINY = {"num_layers": 3, "width": 48, "num_heads": 4, "mlp_dim": 96, "text_tokens": T}
 PATCHES = SimpleNamespace(num_patches=P, feature_size=C)
 IMAGE_SIDE = {
     "image_embeddings/norm/bias",
@@ -202,7 +202,7 @@ def minilm():
 
 def test_imported_minilm_equals_torch_on_sentences(minilm):
     vocabulary = Vocabulary.from_file(minilm / "vocab.txt")
-    config = ModelConfig(num_layers=6, width=384, num_heads=12, mlp_width=1536, text_tokens=24)
+    config = ModelConfig(num_layers=6, width=384, num_heads=12, mlp_dim=1536, text_tokens=24)
     model, params = fashionbert(config, vocabulary.size)
     imported = bert_weights.load_bert(minilm, config, params, vocabulary.rows)
     assert set(imported.initialised) == IMAGE_SIDE | MLM_HEAD
@@ -318,7 +318,7 @@ def test_a_truncated_safetensors_file_is_named(tmp_path, kept):
 
 
 def test_parameters_of_bert_base_size_by_hand():
-    config = ModelConfig(num_layers=12, width=768, num_heads=12, mlp_width=3072, text_tokens=448)
+    config = ModelConfig(num_layers=12, width=768, num_heads=12, mlp_dim=3072, text_tokens=448)
     model = build_model(config, 30522, SimpleNamespace(num_patches=64, feature_size=2048))
     inputs = jnp.ones((1, 448), jnp.int32), jnp.ones((1, 448), bool), jnp.ones((1, 64, 2048))
     shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"])

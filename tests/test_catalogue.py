@@ -17,7 +17,7 @@ from PIL import Image
 
 from fbjax.config.schema import Columns, Config
 from fbjax.data.batches.pipeline import read_images, read_texts
-from fbjax.data.records.builder import prepare, read_report
+from fbjax.data.records.builder import build_records, read_report
 from fbjax.data.records.source import Source
 from fbjax.data.sources.images import normalise_image
 from fbjax.data.sources.tables import find_files
@@ -46,7 +46,7 @@ def prepare_table(tmp_path, vocabulary):
 
     def prepare_(columns=MAPPED, holdout=0.0, image_root="", progress=lambda rows, total, label: rows, **splits):
         source = Source(tuple((k, str(v)) for k, v in splits.items()), columns, image_root, SIZE, holdout)
-        return prepare(source, vocabulary, tmp_path / "prepared", progress)
+        return build_records(source, vocabulary, tmp_path / "prepared", progress)
 
     return prepare_
 

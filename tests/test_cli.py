@@ -50,7 +50,7 @@ def folder(tmp_path_factory, trains_on_one_device):
     (folder / "scores.tsv").write_text("a\t1\t0.9\na\t0\t0.1\nb\t1\t0.2\nb\t0\t0.3\n")
     (folder / "configs").mkdir()
     template = CONFIG_FILE.format(train="", validation="", prepared="prepared")
-    settings = 'c.data.holdout, c.model.vector_size, c.tasks.names = 0.3, 16, ("tia", "itc")'
+    settings = 'c.data.holdout, c.model.embedding_dim, c.tasks.names = 0.3, 16, ("tia", "itc")'
     settings += '; c.adaptive.method, c.adaptive.fixed = "fixed", (0.5, 0.5)'
     (folder / "configs" / "my_catalogue.py").write_text(template.replace("return c", f"{settings}; return c"))
     yield folder

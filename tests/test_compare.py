@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fbjax.cli.main import main
-from fbjax.evaluation.compare import compare, report
+from fbjax.evaluation.compare import compare, print_figures
 from fbjax.runs.stored_evaluation import EVALUATION
 
 DIRECTIONS = ("image_to_text", "text_to_image")
@@ -28,7 +28,7 @@ def write_evaluation(workdir, ranks, digest="abc", step=7, prefix="q"):
 
 def words(figures):
     said = []
-    report(figures, said.append)
+    print_figures(figures, said.append)
     return said
 
 

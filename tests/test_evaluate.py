@@ -10,7 +10,7 @@ import fbjax
 from fbjax.cli.main import main
 from fbjax.data.batches import pipeline
 from fbjax.evaluation.evaluate import evaluate
-from fbjax.inference.pair_scorer import Scorer
+from fbjax.inference.pair_scorer import PairScorer
 from fbjax.training.loop import train
 from tests.runs import tiny_config, write_mobilenet
 from tests.tables import encode, make_products, write_parquet
@@ -89,7 +89,7 @@ def test_batches_and_padding_buckets_do_not_change_scores(run):
     mesh = model._scorer._mesh
     found = []
     for batch_size in (8, 64):
-        scorer = Scorer(model.run.model, model.run.patches, mesh, batch_size)
+        scorer = PairScorer(model.run.model, model.run.patches, mesh, batch_size)
         embedded = scorer.embed_images(model.variables, [images[:8], images[8:16], images[16:]])
         order = np.random.default_rng(batch_size).permutation(len(pairs))
         scores = np.empty(len(pairs))
@@ -108,7 +108,7 @@ def test_batches_and_padding_buckets_do_not_change_scores(run):
 def test_cached_features_score_like_the_network_itself(tmp_path):
     write_mobilenet(tmp_path / "weights.npz")
     config = tiny_config(tmp_path, "patches.network=mobilenet_v1", f"patches.weights={tmp_path / 'weights.npz'}",
-                         "patches.geometry=grid", "patches.image_size=64", "patches.patch_size=32",
+                         "patches.geometry=feature_map", "patches.image_size=64", "patches.patch_size=32",
                          "patches.cached=True", "train.num_steps=4")  # fmt: skip
     train(config, tmp_path / "run")
     (tmp_path / "weights.npz").unlink()  # a workdir needs nothing beside it

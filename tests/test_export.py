@@ -14,9 +14,9 @@ import fbjax
 from fbjax.cli.main import main
 from fbjax.config.schema import MeshConfig, PatchConfig
 from fbjax.export import huggingface
-from fbjax.export.importing import bring_in
+from fbjax.export.importing import import_checkpoint
 from fbjax.export.package import export
-from fbjax.export.source_model import Subject
+from fbjax.export.source_model import SourceModel
 from fbjax.exported import manifest
 from fbjax.model.patch_features import build_patch_network
 from fbjax.parallel.mesh import make_mesh
@@ -61,7 +61,7 @@ def random_images(size, count=3):
 
 
 def parameters(workdir):
-    params = Subject.open(workdir, None, with_heads=False).params
+    params = SourceModel.open(workdir, None, with_heads=False).params
     return flax.traverse_util.flatten_dict(params, sep="/")
 
 
@@ -86,11 +86,11 @@ def test_every_config_is_exported_to_pytorch(name, folder):
 @pytest.mark.parametrize(
     "network, changes",
     [
-        ("resnet50", {"geometry": "grid", "whole_image": True}),
-        ("inception_v3", {"geometry": "isolated", "enlarge_to": 80}),
-        ("mobilenet_v1", {"geometry": "isolated", "enlarge_to": 37, "whole_image": True}),
-        ("pixels", {"geometry": "isolated", "enlarge_to": 20}),  # shrunk
-        ("pixels", {"geometry": "grid"}),
+        ("resnet50", {"geometry": "feature_map", "whole_image": True}),
+        ("inception_v3", {"geometry": "per_patch", "patch_input_size": 80}),
+        ("mobilenet_v1", {"geometry": "per_patch", "patch_input_size": 37, "whole_image": True}),
+        ("pixels", {"geometry": "per_patch", "patch_input_size": 20}),  # shrunk
+        ("pixels", {"geometry": "feature_map"}),
     ],
 )
 def test_patch_networks_are_the_same_in_pytorch(network, changes, tmp_path):
@@ -151,7 +151,7 @@ def test_the_examples_of_the_documentation_run(workdir, exported, tmp_path, monk
     live = fbjax.load(workdir)
     np.testing.assert_allclose(found["scores"], live.score(found["texts"], found["images"]), atol=1e-4)
     np.testing.assert_allclose(found["everything"].match_logits, found["logits"], atol=1e-4)
-    bring_in(tmp_path / "theirs", tmp_path / "back", silent)
+    import_checkpoint(tmp_path / "theirs", tmp_path / "back", silent)
     before, after = parameters(workdir), parameters(tmp_path / "back")
     assert all(before[name].tobytes() == after[name].tobytes() for name in before | after)
 
@@ -351,7 +351,7 @@ def reshaped(copied):
 def test_a_folder_that_cannot_be_taken_back_is_named_and_leaves_nothing(spoil, messages, copied, tmp_path):
     spoil(copied)
     with pytest.raises((OSError, ValueError)) as error:
-        bring_in(copied, tmp_path / "back", silent)
+        import_checkpoint(copied, tmp_path / "back", silent)
     for message in messages:
         assert message in str(error.value)
     assert not (tmp_path / "back").exists() and list(tmp_path.iterdir()) == [copied]

@@ -22,7 +22,7 @@ from fbjax.export import stablehlo
 from fbjax.export.functions import functions
 from fbjax.export.package import describe, export
 from fbjax.export.proof import prove
-from fbjax.export.source_model import Subject
+from fbjax.export.source_model import SourceModel
 from fbjax.exported import manifest
 from fbjax.runs.run import Run
 from tests.tables import encode, make_products
@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def workdir(folder):
     """Towers and single stream, and all that departs from BERT."""
-    changes = {"model__vector_size": 16, "model__cross_attention": "gated", "model__tia_reads": "modalities"}
+    changes = {"model__embedding_dim": 16, "model__cross_attention": "gated", "model__tia_reads": "modalities"}
     config = tiny("catalogue", folder, **changes, patches__network="pixels", patches__image_size=32)
     return write_untrained(config, folder / "run")
 
@@ -79,7 +79,7 @@ EVERY = sorted(path.stem for path in CONFIGS.glob("*.py"))
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in EVERY])
 def test_every_config_is_exported(name, folder):
     """By the function that has all of a run in it; all of them, and the command itself, are tested on one run."""
-    subject = Subject.open(write_untrained(tiny(name, folder), folder / name), None, with_heads=False)
+    subject = SourceModel.open(write_untrained(tiny(name, folder), folder / name), None, with_heads=False)
     whole = "match" if "match" in subject.functions else "embed_product"
     kept = {name: subject.functions[name] for name in ("features", f"{whole}_features", whole)}
     subject = dataclasses.replace(subject, functions=kept)

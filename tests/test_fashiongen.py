@@ -12,7 +12,7 @@ from PIL import Image
 from fbjax.cli.main import main
 from fbjax.config.load import load_config
 from fbjax.data.batches.pipeline import decode_image, read_products
-from fbjax.data.records.builder import CatalogueBuilder, prepare, read_report
+from fbjax.data.records.builder import CatalogueBuilder, build_records, read_report
 from fbjax.data.records.source import Source
 from fbjax.data.sources import fashiongen
 from fbjax.data.sources.images import encode_array
@@ -56,10 +56,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def load_config(folder, *overrides):
-    (folder / "c.py").write_text(
-        "from fbjax.config.load import defaults\n\n\ndef get_config():\n    return defaults()\n"
-    )
+def make_config(folder, *overrides):
+    (folder / "c.py").write_text("from fbjax.config import defaults\n\n\ndef get_config():\n    return defaults()\n")
     named = [f"data.train={fashiongen.PREFIX}train", f"data.validation={fashiongen.PREFIX}validation"]
     named += [f"data.manual_dir={folder / 'manual'}", "model.vocabulary=train:200", "patches.image_size=32"]
     return load_config(folder / "c.py", [*named, *COLUMNS, *overrides])
@@ -67,8 +65,8 @@ def load_config(folder, *overrides):
 
 def prepared(folder, *overrides):
     vocabulary = Vocabulary.train(["robe d'été n° façon café 0 1 2 3 4 5"], 100)
-    source = Source.from_config(load_config(folder, *overrides))
-    return source, prepare(source, vocabulary, folder / "prepared", lambda rows, total, label: rows)
+    source = Source.from_config(make_config(folder, *overrides))
+    return source, build_records(source, vocabulary, folder / "prepared", lambda rows, total, label: rows)
 
 
 def test_every_photo_becomes_a_record_with_its_products_description_and_its_very_pixels(folder):
@@ -88,7 +86,7 @@ def test_the_manual_folder_is_no_part_of_what_the_records_are_named_by(folder):
     for file in moved.iterdir():
         file.rename(folder / "manual" / file.name)  # directly in manual_dir
     vocabulary = Vocabulary.train(["robe"], 100)
-    assert Source.from_config(load_config(folder)).fingerprint(vocabulary) == source.fingerprint(vocabulary)
+    assert Source.from_config(make_config(folder)).fingerprint(vocabulary) == source.fingerprint(vocabulary)
     assert "fashion-gen.com" in CatalogueBuilder.MANUAL_DOWNLOAD_INSTRUCTIONS
 
 

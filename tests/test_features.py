@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fbjax.data.batches.pipeline import read_images
-from fbjax.data.records.builder import prepare
+from fbjax.data.records.builder import build_records
 from fbjax.data.records.source import Source
 from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.model.patch_features import build_patch_network
@@ -21,7 +21,7 @@ def records_and_network(tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
     config = tiny_config(folder)
     vocabulary = Vocabulary.train(["red dress bag"], 100)
-    records = prepare(Source.from_config(config), vocabulary, folder, lambda rows, total, label: rows)["train"]
+    records = build_records(Source.from_config(config), vocabulary, folder, lambda rows, total, label: rows)["train"]
     return records, build_patch_network(config.patches)
 
 

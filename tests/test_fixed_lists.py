@@ -15,8 +15,8 @@ from fbjax.evaluation.fixed_lists import (
     Rules,
     describe,
     make_lists,
+    print_record,
     record_path,
-    report,
     serialized,
     write_lists,
 )
@@ -110,7 +110,7 @@ def test_the_record_counts_what_was_left_out_and_the_report_says_it():
         record = describe(make_lists(records, rules), records, rules)
         assert record["small_categories"] == {"c1": 1, "c2": 1} and record["products_in_small_categories"] == 3
         assert record["products"] == 6 and record["groups"] == 5 and record["categories"] == 3
-        report(record, said.append)
+        print_record(record, said.append)
         assert f"2 of 3, with 3 of 6 products; {doing}" in "".join(said)
 
 

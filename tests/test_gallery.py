@@ -10,14 +10,14 @@ import fbjax
 from fbjax.cli.main import main
 from fbjax.core.console import progress
 from fbjax.data.batches.pipeline import read_products
-from fbjax.data.records.builder import prepare
+from fbjax.data.records.builder import build_records
 from fbjax.data.records.source import Source
 from fbjax.evaluation import metrics
 from fbjax.evaluation.evaluate import evaluate
 from fbjax.evaluation.gallery import choose_queries, full_figures, reranked, search
-from fbjax.evaluation.protocols import PROTOCOLS, report
+from fbjax.evaluation.protocols import PROTOCOLS, print_figures
 from fbjax.inference.embed_catalogue import split_vectors
-from fbjax.inference.embedder import Towers
+from fbjax.inference.embedder import Embedder
 from fbjax.parallel.mesh import make_mesh
 from fbjax.report.report import write_report
 from fbjax.runs.run import Run
@@ -144,7 +144,7 @@ def test_several_photos_by_hand():
     assert figures["image_to_text"]["rank@1.product"] == 1.0
     assert figures["image_to_text"]["rank@1.strict"] == pytest.approx(1 / 3)  # a tie between the texts of 0 and 1
     said = []
-    report({"full": figures}, said.append)
+    print_figures({"full": figures}, said.append)
     assert sum("by product: 2 with 3 photos" in line for line in said) == 2
 
 
@@ -179,7 +179,7 @@ def runs(tmp_path_factory, trains_on_one_device):
         "adaptive.fixed=1.0",
         "adaptive.method=fixed",
     )
-    train(tiny_config(folder, *few, "tasks.names=itc", "model.vector_size=16"), folder / "towers")
+    train(tiny_config(folder, *few, "tasks.names=itc", "model.embedding_dim=16"), folder / "towers")
     train(tiny_config(folder, *few, "tasks.names=tia", f"train.start_from={folder / 'towers'}"), folder / "matcher")
     return folder / "towers", folder / "matcher"
 
@@ -188,9 +188,11 @@ def vectors_and_scores(towers, matcher):
     """Cosines and match scores [24, 24] of every text with every image of the validation split, and its groups."""
     run, model = Run.open(towers), fbjax.load(matcher)
     mesh = make_mesh(run.config.mesh)
-    records = prepare(Source.from_config(run.config), run.vocabulary, run.config.data.prepared, progress)["validation"]
+    records = build_records(Source.from_config(run.config), run.vocabulary, run.config.data.prepared, progress)[
+        "validation"
+    ]
     variables = run.frozen | load_params(run, towers, mesh)[1]
-    texts, images = split_vectors(run, Towers(run.model, run.step_patches, mesh), variables, records)
+    texts, images = split_vectors(run, Embedder(run.model, run.feature_input, mesh), variables, records)
     products = read_products(records, range(24))
     pairs = [(text, image) for text in products for image in products]
     scores = model.score([text.text for text, _ in pairs], [image.image for _, image in pairs])
@@ -213,7 +215,7 @@ def test_a_run_is_re_ranked_with_the_towers_of_another_as_by_brute_force(runs, c
                 ranks.append(rank_among(order[q], q, listed) if plain <= 4 else plain)
             for k in (1, 5, 10):
                 assert figures["full"][name][direction][f"rank@{k}"] == pytest.approx(np.mean(np.array(ranks) <= k))
-    report(figures, print)
+    print_figures(figures, print)
     assert "24 products, 24 queries" in capsys.readouterr().out
 
 
@@ -231,7 +233,7 @@ def test_towers_alone_decide_nothing_and_are_not_re_ranked(runs):
     )
     assert figures["full"]["rerank"] == 0 and "reranked" not in figures["full"]
     assert 0 <= figures["matching"]["auc"] <= 1 and not [name for name in figures["matching"] if "accuracy" in name]
-    report(figures, lambda line: None)
+    print_figures(figures, lambda line: None)
     page = write_report(towers).read_text()
     assert "Matching AUC" in page and "Balanced accuracy" not in page and "a match" not in page
 
@@ -247,7 +249,7 @@ def test_a_table_of_several_photos_a_product_is_counted_by_product(runs, tmp_pat
     assert figures["image_to_text"]["rank@10.product"] == 1.0  # of 7 texts
     hits = 7 * figures["text_to_image"]["rank@5.product"]  # each text asks once
     assert hits == pytest.approx(round(hits))
-    report({"full": figures}, print)
+    print_figures({"full": figures}, print)
     assert "by product: 7 with 13 photos" in capsys.readouterr().out
 
 

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from fbjax.config.schema import MeshConfig
 from fbjax.parallel import mesh as meshes
-from fbjax.parallel.mesh import Share, check_fit, make_mesh, put_batch, scattered, shardings
+from fbjax.parallel.mesh import HostShard, check_fit, make_mesh, put_batch, scatter_shards, shardings
 from fbjax.runs.state import abstract_state, make_optimizer
 from tests.test_objective import CONFIG, MODEL, make_objective
 
@@ -67,7 +67,7 @@ def state_on(mesh, model=MODEL):
 
 def test_every_kind_of_parameter_lies_where_it_should():
     mesh = make_mesh(MeshConfig(2, 2, 2))
-    model = dataclasses.replace(MODEL, vector_size=8, cross_attention="gated")
+    model = dataclasses.replace(MODEL, embedding_dim=8, cross_attention="gated")
     state = state_on(mesh, model)
     found = {}
     for path, leaf in jax.tree.leaves_with_path(state.params["fashionbert"]):
@@ -81,13 +81,13 @@ def test_every_kind_of_parameter_lies_where_it_should():
 
 def test_task_gradients_lie_in_shards_over_data():
     model = dataclasses.replace(MODEL, width=32)
-    shards = scattered(mesh := make_mesh(MeshConfig(2, 2, 2)), state_on(mesh, model).params["fashionbert"])
+    shards = scatter_shards(mesh := make_mesh(MeshConfig(2, 2, 2)), state_on(mesh, model).params["fashionbert"])
     layer = shards["encoder"]["layer_0"]
     assert layer["mlp_in"]["kernel"].spec == P(("fsdp", "data"), "tensor")
     assert layer["mlp_out"]["kernel"].spec == P("tensor", ("fsdp", "data"))
     assert layer["mlp_norm"]["scale"].spec == P(None)  # small, and whole on every device
     narrow = jax.ShapeDtypeStruct((24, 8), jnp.float32, sharding=NamedSharding(mesh, P("fsdp", "tensor")))
-    assert scattered(mesh, narrow).spec == P("fsdp", "tensor")  # 6 rows a device: no whole tile
+    assert scatter_shards(mesh, narrow).spec == P("fsdp", "tensor")  # 6 rows a device: no whole tile
 
 
 def boxed(names=("embed", "heads"), shape=(8, 8)):
@@ -132,7 +132,7 @@ def test_a_mesh_that_does_not_divide_is_an_error(mesh, settings, message):
 def test_a_share_of_the_batch_is_put_where_the_whole_batch_would_be(sizes):
     mesh = make_mesh(MeshConfig(*sizes))
     batch = np.arange(48).reshape(16, 3)
-    share = Share.of(mesh, 16)
+    share = HostShard.of(mesh, 16)
     assert share.rows.tolist() == list(range(16))  # one process feeds all
     assert put_batch(batch[share.rows], mesh, share).sharding == put_batch(batch, mesh).sharding
     for shard in put_batch(batch[share.rows], mesh, share).addressable_shards:

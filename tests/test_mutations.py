@@ -18,7 +18,7 @@ from fbjax.config.schema import Columns
 from fbjax.data.batches.pipeline import read_images
 from fbjax.data.inspection.check import render
 from fbjax.data.inspection.understand import understand
-from fbjax.data.records.builder import prepare, read_report
+from fbjax.data.records.builder import build_records, read_report
 from fbjax.data.records.source import Source
 from fbjax.data.sources import tables
 from fbjax.data.text.wordpiece import SPECIAL, Vocabulary
@@ -69,7 +69,7 @@ def outcome(path, vocabulary, decode=False):
         assert decode or "".join(render(understand([path]), str(path)))
         num_rows = sum(1 for _ in tables.read_products([path], COLUMNS_MAPPED, "", SIZE))
         source = Source((("train", str(path)),), COLUMNS_MAPPED, "", SIZE)
-        records = prepare(source, vocabulary, path.parent / "prepared", lambda rows, total, label: rows)["train"]
+        records = build_records(source, vocabulary, path.parent / "prepared", lambda rows, total, label: rows)["train"]
     except (ValueError, OSError) as error:
         assert path.name in str(error) and "\n" not in str(error), repr(error)
         return

@@ -85,7 +85,7 @@ def test_the_two_resnets_are_what_their_names_say(network, strided, epsilon, pre
 def test_resnet50_from_a_saved_hugging_face_model_gives_its_pooled_features(tmp_path):
     model = hugging_face_resnet50()
     model.float().save_pretrained(tmp_path)
-    config = PatchConfig(str(tmp_path / "model.safetensors"), "resnet50", "isolated", 64, 32, enlarge_to=32)
+    config = PatchConfig(str(tmp_path / "model.safetensors"), "resnet50", "per_patch", 64, 32, patch_input_size=32)
     network = build_patch_network(config)
     images = pictures(64, count=1)
     features = np.asarray(jax.jit(network.apply)(network.params, images))
@@ -170,9 +170,9 @@ def test_patches_taken_in_turns_are_patches_taken_at_once(monkeypatch):
         return jnp.stack([x.mean(axis=-1), x[..., 0] * x[..., 1]], axis=-1)
 
     images = jnp.asarray(pictures(48, count=3), jnp.float32)
-    whole = patch_features.isolated_features(network, images, 8, 12)
+    whole = patch_features.per_patch_features(network, images, 8, 12)
     for turns in (1, 2, 6, 36):  # patches of an image at a time: 36, 18, 6, 1
         monkeypatch.setattr(patch_features, "PIXELS_AT_ONCE", 3 * (36 // turns) * 12**2)
-        np.testing.assert_allclose(patch_features.isolated_features(network, images, 8, 12), whole, rtol=1e-6)
+        np.testing.assert_allclose(patch_features.per_patch_features(network, images, 8, 12), whole, rtol=1e-6)
     by_hand = network(jax.image.resize(images[1, 8:16, 16:24], (12, 12, 3), "bilinear")[None]).mean(axis=(1, 2))[0]
     np.testing.assert_allclose(whole[1, 1 * 6 + 2], by_hand, rtol=1e-5)

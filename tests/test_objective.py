@@ -22,15 +22,15 @@ from fbjax.training.step import compiled, make_step
 from tests.runs import make_one_device_mesh, write_mobilenet
 
 B, T, V = 16, 16, 60
-PATCHES = PatchConfig(network="pixels", image_size=16, patch_size=4, enlarge_to=4)
+PATCHES = PatchConfig(network="pixels", image_size=16, patch_size=4, patch_input_size=4)
 MODEL = ModelConfig(
-    num_layers=2, width=24, num_heads=4, mlp_width=48, text_tokens=T, hidden_dropout=0.0, attention_dropout=0.0
+    num_layers=2, width=24, num_heads=4, mlp_dim=48, text_tokens=T, hidden_dropout=0.0, attention_dropout=0.0
 )
 TRAIN = TrainConfig(batch_size=B, num_steps=10, warmup_steps=2, learning_rate=1e-2)
 CONFIG = Config(patches=PATCHES, model=MODEL, train=TRAIN)
 
 
-MODALITIES = dataclasses.replace(MODEL, vector_size=8, tia_reads="modalities")
+MODALITIES = dataclasses.replace(MODEL, embedding_dim=8, tia_reads="modalities")
 
 
 def make_batch(seed=0, text_tokens=T):
@@ -79,7 +79,7 @@ def test_losses_equal_a_recomputation_from_the_whole_sequence():
     valid = np.asarray(examples.piece_weight) > 0
     apply = lambda *a, **k: objective.model.apply({"params": params["fashionbert"]}, *a, **k)  # noqa: E731
     mlm, mpm, tia = [], [], []
-    for pair, images in enumerate([batch.image, batch.partner]):
+    for pair, images in enumerate([batch.image, batch.negative]):
         features = np.array(objective.patches.apply({}, images))
         hidden = features.copy()
         for b in range(B):
@@ -97,11 +97,11 @@ def test_losses_equal_a_recomputation_from_the_whole_sequence():
     np.testing.assert_allclose(losses_of(objective, params, batch), expected, rtol=2e-5)
 
 
-def test_mask_mismatched_off_leaves_mlm_and_mpm_to_the_true_pairs():
+def test_mask_negatives_off_leaves_mlm_and_mpm_to_the_true_pairs():
     batch = make_batch()
-    both, only_true = make_objective(), make_objective(tasks=TaskConfig(mask_mismatched=False))
+    both, only_true = make_objective(), make_objective(tasks=TaskConfig(mask_negatives=False))
     params = make_state(both).params
-    changed = batch._replace(partner=255 - batch.partner)
+    changed = batch._replace(negative=255 - batch.negative)
     np.testing.assert_array_equal(losses_of(only_true, params, batch)[:2], losses_of(only_true, params, changed)[:2])
     assert (losses_of(both, params, batch)[:2] != losses_of(both, params, changed)[:2]).all()
     assert losses_of(only_true, params, batch)[2] != losses_of(only_true, params, changed)[2]
@@ -122,10 +122,10 @@ def test_tia_reads_the_cosine_of_the_modalities_beside_cls():
     cosines = (text * image).sum(axis=1) / np.linalg.norm(text, axis=1) / np.linalg.norm(image, axis=1)
     expected = plain + np.exp(params["log_scale"]) * np.stack([0 * cosines, cosines], axis=1)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
-    other = np.asarray(apply(batch.ids, batch.ids != 0, objective.patches.apply({}, batch.partner))[2])
+    other = np.asarray(apply(batch.ids, batch.ids != 0, objective.patches.apply({}, batch.negative))[2])
     each = [-np.asarray(jax.nn.log_softmax(x))[:, label] for x, label in ((logits, 1), (other, 0))]
-    for mask_mismatched in (False, True):  # two trunks and one
-        tasks = TaskConfig(names=("tia",), mask_mismatched=mask_mismatched)
+    for mask_negatives in (False, True):  # two trunks and one
+        tasks = TaskConfig(names=("tia",), mask_negatives=mask_negatives)
         found = losses_of(make_objective(MODALITIES, tasks), {"fashionbert": params}, batch)
         np.testing.assert_allclose(found, [np.mean(each)], rtol=1e-4)
 
@@ -149,7 +149,7 @@ def test_gated_cross_attention_starts_as_the_two_towers_and_adds_the_other_modal
     _, means = read(shut, batch.ids, batch.image, method="encode_pair")
     towers = read(shut, batch.ids, None, method="tower"), read(shut, None, batch.image, method="tower")
     np.testing.assert_allclose(means, np.stack(towers, axis=1), atol=1e-5)
-    for ids, image in ((batch.ids, batch.partner), (np.roll(batch.ids, 1, axis=0), batch.image)):
+    for ids, image in ((batch.ids, batch.negative), (np.roll(batch.ids, 1, axis=0), batch.image)):
         one, other = (read(ajar, *pair, method="encode_pair")[1] for pair in ((batch.ids, batch.image), (ids, image)))
         assert (np.abs(one - other).max(axis=(0, 2)) > 1e-3).all()  # either mean depends on the other modality
 
@@ -198,10 +198,10 @@ def test_padding_does_not_change_the_alignment_scores():
     np.testing.assert_allclose(*scores, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("mask_mismatched, model", [(True, MODEL), (False, MODEL), (False, MODALITIES)])
-def test_padding_changes_no_loss_and_no_gradient(mask_mismatched, model):
+@pytest.mark.parametrize("mask_negatives, model", [(True, MODEL), (False, MODEL), (False, MODALITIES)])
+def test_padding_changes_no_loss_and_no_gradient(mask_negatives, model):
     """A batch of short texts as the length buckets give it, and padded to the full T."""
-    objective, padded = make_objective(model, TaskConfig(mask_mismatched=mask_mismatched)), make_batch()
+    objective, padded = make_objective(model, TaskConfig(mask_negatives=mask_negatives)), make_batch()
     shortened = padded.ids.copy()
     shortened[:, 8:] = 0
     word_ids = np.where(shortened > 0, padded.word_ids, -1)
@@ -315,7 +315,7 @@ def test_device_count_does_not_change_the_step(method, mesh, monkeypatch):
 
 
 def test_device_count_does_not_change_the_step_of_the_contrast():
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, vector_size=8), tasks=TaskConfig(("itc",)))
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, embedding_dim=8), tasks=TaskConfig(("itc",)))
     mesh = MeshConfig(2, 2, 2)
     assert_same_step(stepped(config), stepped(config, mesh=mesh))
 
@@ -323,13 +323,17 @@ def test_device_count_does_not_change_the_step_of_the_contrast():
 def test_a_patch_network_gets_gradients_when_it_trains_and_is_no_parameter_when_not(tmp_path):
     write_mobilenet(tmp_path / "weights.npz")
     frozen = PatchConfig(
-        network="mobilenet_v1", geometry="grid", image_size=64, patch_size=32, weights=str(tmp_path / "weights.npz")
+        network="mobilenet_v1",
+        geometry="feature_map",
+        image_size=64,
+        patch_size=32,
+        weights=str(tmp_path / "weights.npz"),
     )
     trained = dataclasses.replace(frozen, trainable=True)
     objective = make_objective(patches=trained)
     state = make_state(objective, dataclasses.replace(CONFIG, patches=trained))
     images = np.random.default_rng(0).integers(0, 255, (2, B, 64, 64, 3), dtype=np.uint8)
-    batch = make_batch()._replace(image=images[0], partner=images[1])
+    batch = make_batch()._replace(image=images[0], negative=images[1])
     loss = jax.jit(jax.grad(lambda p: objective.losses(p, {}, batch, jax.random.key(0))[0].sum()))
     gradient = loss(state.params)
     assert float(jnp.abs(gradient["patches"]["network"]["conv1"]["kernel"]).max()) > 0

@@ -113,7 +113,7 @@ def weights_file(tmp_path):
 
 
 def mobilenet(path, **settings):
-    settings = {"geometry": "grid", "image_size": 64, "patch_size": 32, "enlarge_to": 32} | settings
+    settings = {"geometry": "feature_map", "image_size": 64, "patch_size": 32, "patch_input_size": 32} | settings
     return build_patch_network(PatchConfig(network="mobilenet_v1", weights=str(path), **settings))
 
 
@@ -139,22 +139,23 @@ def test_padding_is_that_of_tensorflow_where_strides_meet_odd_and_unequal_sizes(
     assert_equal_to_reference(np.asarray(feature_map), torch_mobilenet(mobilenet_weights(), images))
 
 
-@pytest.mark.parametrize("enlarge_to", [32, 64])
-def test_isolated_is_the_network_over_each_patch_alone_and_mean_pooled(weights_file, enlarge_to):
-    network = mobilenet(weights_file, geometry="isolated", enlarge_to=enlarge_to)
+@pytest.mark.parametrize("patch_input_size", [32, 64])
+def test_isolated_is_the_network_over_each_patch_alone_and_mean_pooled(weights_file, patch_input_size):
+    network = mobilenet(weights_file, geometry="per_patch", patch_input_size=patch_input_size)
     images = pictures(64)
     patches = cut(images, 32)
     pooled = [
-        torch_mobilenet(mobilenet_weights(), enlarge(patches[:, i], enlarge_to)).mean(axis=(1, 2)) for i in range(4)
+        torch_mobilenet(mobilenet_weights(), enlarge(patches[:, i], patch_input_size)).mean(axis=(1, 2))
+        for i in range(4)
     ]
     assert_equal_to_reference(run(network, images), np.stack(pooled, axis=1))
     assert (network.num_patches, network.feature_size) == (4, 256)
 
 
-@pytest.mark.parametrize("geometry", ["isolated", "grid"])
+@pytest.mark.parametrize("geometry", ["per_patch", "feature_map"])
 def test_pixels_by_hand(geometry):
     image = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3) * 5
-    network = build_patch_network(PatchConfig(geometry=geometry, image_size=4, patch_size=2, enlarge_to=2))
+    network = build_patch_network(PatchConfig(geometry=geometry, image_size=4, patch_size=2, patch_input_size=2))
     by_hand = [
         [0, 1, 2, 3, 4, 5, 12, 13, 14, 15, 16, 17],
         [6, 7, 8, 9, 10, 11, 18, 19, 20, 21, 22, 23],
@@ -167,7 +168,7 @@ def test_pixels_by_hand(geometry):
 
 def test_enlarged_pixels_are_those_of_each_patch_interpolated_alone():
     images = pictures(24)
-    network = build_patch_network(PatchConfig(geometry="isolated", image_size=24, patch_size=8, enlarge_to=12))
+    network = build_patch_network(PatchConfig(geometry="per_patch", image_size=24, patch_size=8, patch_input_size=12))
     expected = np.stack([enlarge(patch, 12).reshape(2, -1) for patch in cut(images, 8).swapaxes(0, 1)], axis=1)
     np.testing.assert_allclose(run(network, images), expected / 127.5 - 1, atol=1e-5)
 
@@ -235,7 +236,7 @@ def test_a_file_of_another_network_is_named(tmp_path):
 
 
 def test_a_grid_finer_than_the_networks_own_is_an_error(weights_file):
-    with pytest.raises(ValueError, match="patch_size 16 is too small for geometry 'grid'.*use patch_size 32"):
+    with pytest.raises(ValueError, match="patch_size 16 is too small for geometry 'feature_map'.*use patch_size 32"):
         mobilenet(weights_file, patch_size=16)
 
 
@@ -258,9 +259,9 @@ def test_fingerprint_follows_weights_and_geometry_but_not_the_path(tmp_path, wei
     assert mobilenet(elsewhere).fingerprint == fingerprint
     others = [
         mobilenet(tmp_path / "nearly.npz"),
-        mobilenet(weights_file, geometry="isolated"),
-        mobilenet(weights_file, geometry="isolated", enlarge_to=64),
-        mobilenet(weights_file, geometry="isolated", patch_size=16),
+        mobilenet(weights_file, geometry="per_patch"),
+        mobilenet(weights_file, geometry="per_patch", patch_input_size=64),
+        mobilenet(weights_file, geometry="per_patch", patch_size=16),
         mobilenet(weights_file, image_size=96),
     ]
     assert len({fingerprint, *(network.fingerprint for network in others)}) == 1 + len(others)
@@ -287,10 +288,10 @@ def test_precomputed_takes_features_as_they_come(weights_file):
     assert all(getattr(precomputed, name) == getattr(network, name) for name in kept)
 
 
-@pytest.mark.parametrize("geometry", ["grid", "isolated"])
+@pytest.mark.parametrize("geometry", ["feature_map", "per_patch"])
 @pytest.mark.parametrize("network", ["pixels", "mobilenet_v1"])
 def test_the_token_of_the_whole_image_is_the_mean_of_its_feature_map(network, geometry, weights_file):
-    config = PatchConfig(str(weights_file), network, geometry, image_size=64, patch_size=32, enlarge_to=32)
+    config = PatchConfig(str(weights_file), network, geometry, image_size=64, patch_size=32, patch_input_size=32)
     plain, whole = (
         build_patch_network(dataclasses.replace(config, whole_image=whole_image)) for whole_image in (False, True)
     )

@@ -16,11 +16,11 @@ from fbjax.config.load import freeze
 from fbjax.config.schema import Config, MeshConfig, PatchConfig
 from fbjax.model.encoder import Encoder, EncoderShape
 from fbjax.monitoring.flops import program_flops
-from fbjax.parallel.mesh import AXES, make_mesh, scattered
+from fbjax.parallel.mesh import AXES, make_mesh, scatter_shards
 from fbjax.tools.plan.cost import Span, collective_seconds, step_time
-from fbjax.tools.plan.plan import largest, memory_error, plan, scaling
+from fbjax.tools.plan.plan import largest_batch, memory_error, plan, scaling
 from fbjax.tools.plan.program import Program, first_group, shape_bytes
-from fbjax.tools.plan.report import plot, table
+from fbjax.tools.plan.report import format_table, plot
 from fbjax.tools.plan.topology import TPUS, find, nothing_kept, rings
 from tests.runs import CONFIG_FILE
 
@@ -178,7 +178,7 @@ def test_flops_are_those_of_the_products_in_and_out_of_loops():
 
 @pytest.mark.parametrize("remat, passes", [("none", 3), ("layers", 4)])
 def test_an_encoders_gradient_costs_three_passes_and_a_fourth_where_it_recomputes(remat, passes):
-    encoder = Encoder(EncoderShape(num_layers=2, width=32, num_heads=4, mlp_width=64, remat=remat))
+    encoder = Encoder(EncoderShape(num_layers=2, width=32, num_heads=4, mlp_dim=64, remat=remat))
     x, mask = jnp.ones((2, 10, 32)), jnp.ones((2, 10), bool)
     params = jax.eval_shape(encoder.init, jax.random.key(0), x, mask)
     gradient = jax.grad(lambda params, x: encoder.apply(params, x, mask).sum(), argnums=(0, 1))
@@ -231,7 +231,7 @@ def test_the_largest_batch_that_fits_is_found_and_the_next_one_does_not():
             tried.append(n)
             return 7 + 3.1 * n + (n > 5) * 2
 
-        found = largest(used, capacity, 100, used(100), 7)
+        found = largest_batch(used, capacity, 100, used(100), 7)
         assert found == max((n for n in range(1, 100) if used(n) <= capacity), default=0) and len(tried) < 110
 
 
@@ -271,7 +271,7 @@ def test_a_plan_for_the_devices_at_hand_counts_parameters_as_they_are_sharded():
     assert {tuple(c["axes"]) for c in local["collectives"]} >= {("tensor",), ("data",)}
     assert local["seconds"] is None and local["fits"] is None and figures["scaling"] == []
     assert local["flops"] > 3 * 2 * 2 * 8 * (t + p) * (4 * d * d + 2 * d * f) / 8
-    assert json.loads(json.dumps(figures)) == figures or table(figures)
+    assert json.loads(json.dumps(figures)) == figures or format_table(figures)
 
 
 def test_task_gradients_in_shards_are_reduce_scattered_by_a_tpu():
@@ -283,7 +283,7 @@ def test_task_gradients_in_shards_are_reduce_scattered_by_a_tpu():
     )
 
     def squared(x, y):
-        gradient = jax.lax.with_sharding_constraint(x.T @ y, scattered(mesh, kernel))
+        gradient = jax.lax.with_sharding_constraint(x.T @ y, scatter_shards(mesh, kernel))
         return jnp.square(gradient).sum()
 
     with nothing_kept():
@@ -304,7 +304,9 @@ def test_a_plan_for_a_tpu_that_is_not_there(tmp_path):
     assert params / 2 < sum(c["bytes"] for c in found) < 3 * params  # the gradient, some of it in bfloat16
     assert 0 < tpu["seconds"]["step_overlapped"] < tpu["seconds"]["step"] < 0.1
     plot(figures, tmp_path / "p.svg")
-    assert "TPU v5 lite" in (tmp_path / "p.svg").read_text() and "| v5e:2x4 | 8 | 16 |" in "\n".join(table(figures))
+    assert "TPU v5 lite" in (tmp_path / "p.svg").read_text() and "| v5e:2x4 | 8 | 16 |" in "\n".join(
+        format_table(figures)
+    )
 
 
 def test_a_chip_of_two_cores_is_one_device_and_no_program_is_kept_that_cannot_be_read():
@@ -360,12 +362,12 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
 
 
 def test_no_patch_networks_weights_are_needed():
-    from fbjax.model.patch_features import outline_patch_network
+    from fbjax.model.patch_features import abstract_patch_network
 
-    paper = replace(PatchConfig(), network="resnext101_32x8d", enlarge_to=224, cached=True)
-    outline = outline_patch_network(paper)
+    paper = replace(PatchConfig(), network="resnext101_32x8d", patch_input_size=224, cached=True)
+    outline = abstract_patch_network(paper)
     assert (outline.num_patches, outline.feature_size) == (64, 2048)
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(outline.params)) == pytest.approx(86.7e6, rel=0.01)
     with pytest.raises(ValueError, match="patches.weights"):
-        outline_patch_network(replace(paper, network="mobilenet_v1"))
-    assert np.isfinite(outline_patch_network(PatchConfig()).feature_size)
+        abstract_patch_network(replace(paper, network="mobilenet_v1"))
+    assert np.isfinite(abstract_patch_network(PatchConfig()).feature_size)

@@ -12,7 +12,7 @@ import fbjax
 from fbjax.cli.main import main
 from fbjax.core.console import progress
 from fbjax.data.batches.pipeline import read_products
-from fbjax.data.records.builder import prepare
+from fbjax.data.records.builder import build_records
 from fbjax.data.records.source import Source
 from fbjax.evaluation.baselines.probe import classification, fit, label_figures, pooled_pairs, probe
 from fbjax.parallel.mesh import make_mesh
@@ -91,7 +91,7 @@ def runs(tmp_path_factory, trains_on_one_device):
         "adaptive.fixed=1.0",
         "adaptive.method=fixed",
     )
-    train(tiny_config(folder, *few, "tasks.names=itc", "model.vector_size=16"), folder / "towers")
+    train(tiny_config(folder, *few, "tasks.names=itc", "model.embedding_dim=16"), folder / "towers")
     train(tiny_config(folder, *few, "tasks.names=tia"), folder / "matcher")
     return folder
 
@@ -113,7 +113,9 @@ def test_both_kinds_of_run_are_probed(runs, capsys):
 def test_pooled_vectors_are_those_of_each_pair_alone(runs):
     model = fbjax.load(runs / "matcher")
     run, mesh = model.run, make_mesh(model.run.config.mesh)
-    records = prepare(Source.from_config(run.config), run.vocabulary, run.config.data.prepared, progress)["validation"]
+    records = build_records(Source.from_config(run.config), run.vocabulary, run.config.data.prepared, progress)[
+        "validation"
+    ]
     rows = np.array([5, 17, 2])
     vectors = pooled_pairs(run, mesh, run.frozen | model.variables, records, rows)
     products = read_products(records, rows)

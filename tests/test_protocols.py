@@ -7,10 +7,10 @@ import pytest
 
 from fbjax.cli.main import main
 from fbjax.data.batches.pipeline import text_codes
-from fbjax.data.records.builder import prepare
+from fbjax.data.records.builder import build_records
 from fbjax.data.records.source import Source
 from fbjax.evaluation.candidates import draw_lists
-from fbjax.evaluation.protocols import list_figures, read_request, report
+from fbjax.evaluation.protocols import list_figures, print_figures, read_request
 from fbjax.runs.vocabulary import make_vocabulary
 from tests.runs import tiny_config, write_config
 from tests.tables import make_products, write_parquet
@@ -26,7 +26,7 @@ def records(tmp_path_factory):
         p |= {"title": "one dress", "caption": "in four photos", "group": "photographed", "category": "dress"}
     write_parquet(folder / "validation.parquet", products)
     source, vocabulary = Source.from_config(config), make_vocabulary(config, print)
-    return prepare(source, vocabulary, config.data.prepared, lambda items, *_: items)["validation"]
+    return build_records(source, vocabulary, config.data.prepared, lambda items, *_: items)["validation"]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_the_miscount_stands_beside_the_right_count_and_says_what_it_is(records,
     score = lambda pairs: scores[pairs[:, 0], pairs[:, 1]]  # noqa: E731
     figures, rankings = list_figures(records, ("candidates", "legacy"), None, 30, score, decides=False)
     said = []
-    report(figures, said.append)
+    print_figures(figures, said.append)
     assert any("miscounted on purpose" in line for line in said)
     assert len(rankings) == 60
     alone, none = list_figures(records, ("legacy",), None, 30, score, decides=False)

@@ -6,11 +6,11 @@ import pytest
 import fbjax
 from fbjax.core.console import progress
 from fbjax.data.batches.pipeline import read_products
-from fbjax.data.records.builder import prepare
+from fbjax.data.records.builder import build_records
 from fbjax.data.records.source import Source
 from fbjax.data.sources.images import normalise_image
 from fbjax.inference.explain import explain
-from fbjax.inference.rank import rank, table
+from fbjax.inference.rank import format_table, rank
 from fbjax.training.loop import train
 from tests.runs import tiny_config
 from tests.tables import encode, make_products, write_csv
@@ -54,7 +54,7 @@ def test_a_table_of_its_own_and_one_category_are_ranked(run, tmp_path):
 
 
 def test_the_table_keeps_to_the_width_of_the_terminal(run):
-    lines = table(rank(run, text="a red bag", top=5), width=60)
+    lines = format_table(rank(run, text="a red bag", top=5), width=60)
     assert len(lines) == 7 and max(map(len, lines)) <= 60 and lines[1].startswith("  1 ")
 
 
@@ -80,7 +80,7 @@ def test_a_run_without_towers_gives_no_vectors(run):
 
 def test_products_are_read_back_as_they_stood_in_the_table(run):
     config, vocabulary = fbjax.load(run).run.config, fbjax.load(run).run.vocabulary
-    records = prepare(Source.from_config(config), vocabulary, config.data.prepared, progress)["validation"]
+    records = build_records(Source.from_config(config), vocabulary, config.data.prepared, progress)["validation"]
     products = make_products(24, seed=1)
     for read, product in zip(read_products(records, [0, 7]), (products[0], products[7]), strict=True):
         assert (read.id, read.text, read.category) == (product["id"], text_of(product), product["category"])

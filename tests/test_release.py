@@ -9,7 +9,7 @@ import pytest
 from fbjax.cli.main import main
 from fbjax.config.load import load_config
 from fbjax.data.batches.pipeline import read_products
-from fbjax.data.records.builder import prepare, read_report
+from fbjax.data.records.builder import build_records, read_report
 from fbjax.data.records.source import Source
 from fbjax.data.sources import release_features
 from fbjax.data.sources.release_features import PREDICTION, TRAINING, Pair, Reader
@@ -31,7 +31,7 @@ def get_config():
     c.patches.network, c.patches.cached = "features", True
     c.patches.image_size, c.patches.patch_size, c.patches.feature_size = 64, 32, 6
     c.model.vocabulary = {vocabulary!r}
-    c.model.num_layers, c.model.width, c.model.num_heads, c.model.mlp_width, c.model.text_tokens = 1, 16, 2, 32, 8
+    c.model.num_layers, c.model.width, c.model.num_heads, c.model.mlp_dim, c.model.text_tokens = 1, 16, 2, 32, 8
     c.train.batch_size, c.train.num_steps, c.train.warmup_steps, c.train.learning_rate = 8, 2, 1, 1e-3
     c.train.save_every, c.train.evaluate_products = 2, 8
     return c
@@ -156,7 +156,7 @@ def test_true_rows_become_products_and_their_features_the_cache(tmp_path):
     release_features.write(tmp_path / "train.tsv", rows, TRAINING)
     config = load_config(write_config(tmp_path))
     vocabulary = Vocabulary.from_file(config.model.vocabulary)
-    splits = prepare(Source.from_config(config), vocabulary, tmp_path, lambda rows, total, label: rows)
+    splits = build_records(Source.from_config(config), vocabulary, tmp_path, lambda rows, total, label: rows)
     report = read_report(splits["train"])
     assert report["skipped"] == {release_features.MISMATCHED: 20, "image_feature has nan at patch 2, feature 5": 1}
     assert sum(report["splits"].values()) == 20 and report["groups"]["train"] + report["groups"]["validation"] == 19
@@ -178,7 +178,7 @@ def test_a_cache_of_another_network_or_with_nan_is_an_error_that_names_the_file(
     release_features.write(tmp_path / "train.tsv", made.training_rows(20), TRAINING)
     config = load_config(write_config(tmp_path))
     vocabulary = Vocabulary.from_file(config.model.vocabulary)
-    records = prepare(Source.from_config(config), vocabulary, tmp_path, lambda rows, *_: rows)["train"]
+    records = build_records(Source.from_config(config), vocabulary, tmp_path, lambda rows, *_: rows)["train"]
     network = build_patch_network(config.patches)
     fill = lambda: cached_features(records, network, 64, tmp_path, lambda rows, total, label: rows)  # noqa: E731
     features = np.array(fill())

@@ -1,4 +1,4 @@
-"""Order, partners and batches against brute force, and as pure functions of the step."""
+"""Order, negatives and batches against brute force, and as pure functions of the step."""
 
 import dataclasses
 
@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fbjax.config.schema import Config, TaskConfig
-from fbjax.data.batches.negatives import Partners
+from fbjax.data.batches.negatives import NegativeSampler
 from fbjax.data.batches.pipeline import train_batches
 from fbjax.data.batches.sampler import WINDOW, Sampler, padded_lengths
-from fbjax.data.records.builder import prepare
+from fbjax.data.records.builder import build_records
 from fbjax.data.records.source import Source
 from fbjax.data.text.wordpiece import Vocabulary
 from tests.tables import make_products, write_parquet
@@ -25,13 +25,13 @@ orders = given(st.integers(2, 300), st.integers(1, 50), st.integers(0, 3))  # pr
 
 
 def make_sampler(categories, groups, batch_size, seed=0, lengths=None, **tasks) -> Sampler:
-    partners = Partners(np.asarray(categories), np.asarray(groups))
+    negatives = NegativeSampler(np.asarray(categories), np.asarray(groups))
     lengths = np.full(len(categories), 64) if lengths is None else lengths
-    return Sampler(partners, lengths, batch_size, seed, TaskConfig(**tasks))
+    return Sampler(negatives, lengths, batch_size, seed, TaskConfig(**tasks))
 
 
 def make_order(num_products, batch_size, seed, lengths=None) -> Sampler:
-    """A sampler whose partners do not matter."""
+    """A sampler whose negatives do not matter."""
     return make_sampler(np.zeros(num_products, int), np.arange(num_products), batch_size, seed, lengths)
 
 
@@ -39,7 +39,7 @@ def draw_lengths(num_products, seed):
     return np.random.default_rng(seed).choice([16, 32, 48, 64], num_products, p=[0.3, 0.5, 0.15, 0.05])
 
 
-def allowed_partners(row, categories, groups, easy) -> set[int]:
+def allowed_negatives(row, categories, groups, easy) -> set[int]:
     others = {j for j in range(len(groups)) if groups[j] != groups[row]}
     same = {j for j in others if categories[j] == categories[row]}
     return others if easy or not same else same
@@ -112,7 +112,7 @@ def draw_paired(num_products, batch_size, seed, same_category) -> Sampler:
 def test_products_of_one_category_stand_together_as_far_as_a_window_has_them(num_products, units, same, seed):
     sampler = draw_paired(num_products, units * same, seed, same)
     plain, size = dataclasses.replace(sampler, same_category=1), sampler.batch_size
-    categories = sampler.partners.categories
+    categories = sampler.negatives.categories
     for epoch in range(2):
         order, drawn = sampler._order(epoch), plain._order(epoch)
         assert sorted(order) == list(range(num_products))  # each product once
@@ -138,22 +138,22 @@ def test_batches_of_pairs_of_one_category_come_in_any_order_of_length():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_as_many_partners_are_mined_as_their_share_says_and_where_there_are_any(share):
+def test_as_many_negatives_are_mined_as_their_share_says_and_where_there_are_any(share):
     num_products = 4000
     groups, categories = np.arange(num_products) // 2, np.arange(num_products) // 40  # neighbours share a group
     mined = (np.arange(num_products)[:, None] + num_products // 2 + np.arange(3)) % num_products  # of other categories
     mined[::4] = -1
     sampler = dataclasses.replace(make_sampler(categories, groups, num_products, mined=share), mined=mined)
-    rows, partners = sampler.batch(0)
-    is_mined = (mined[rows] == partners[:, None]).any(axis=1)
+    rows, negatives = sampler.batch(0)
+    is_mined = (mined[rows] == negatives[:, None]).any(axis=1)
     assert is_mined[rows % 4 > 0].mean() == pytest.approx(share, abs=0.03 if 0 < share < 1 else 0)
     assert not is_mined[rows % 4 == 0].any()
-    assert (groups[rows] != groups[partners]).all()
-    drawn = [(partners[is_mined] == mined[rows[is_mined], place]).mean() for place in range(3)] if share else []
+    assert (groups[rows] != groups[negatives]).all()
+    drawn = [(negatives[is_mined] == mined[rows[is_mined], place]).mean() for place in range(3)] if share else []
     assert drawn == pytest.approx([1 / 3] * len(drawn), abs=0.05)
     plain = make_sampler(categories, groups, num_products).batch(0)
     np.testing.assert_array_equal(rows, plain[0])
-    np.testing.assert_array_equal(partners[~is_mined], plain[1][~is_mined])
+    np.testing.assert_array_equal(negatives[~is_mined], plain[1][~is_mined])
 
 
 def test_the_mined_share_rises_linearly_and_then_stays():
@@ -171,58 +171,58 @@ def test_lengths_count_the_frame_and_are_rounded_up_to_buckets_below_the_limit()
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.integers(1, 25))
 def test_a_batch_depends_on_its_step_alone(steps, batch_size):
     arguments = (np.arange(18) % 3, np.arange(18) // 2, batch_size, 0, np.arange(18) % 5)
-    used = make_sampler(*arguments, easy_start=1.0, easy_steps=30)
+    used = make_sampler(*arguments, random_negatives_start=1.0, random_negatives_steps=30)
     for step in steps:
-        batch, fresh = used.batch(step), make_sampler(*arguments, easy_start=1.0, easy_steps=30)
+        batch, fresh = used.batch(step), make_sampler(*arguments, random_negatives_start=1.0, random_negatives_steps=30)
         np.testing.assert_array_equal(batch, fresh.batch(step))
         for array in batch:
             array[:] = -1  # a caller's changes must not reach later batches
 
 
 @given(catalogues, st.booleans())
-def test_each_allowed_partner_is_drawn_equally_often_over_a_grid_and_no_other_ever(products, easy):
+def test_each_allowed_negative_is_drawn_equally_often_over_a_grid_and_no_other_ever(products, easy):
     categories, groups = np.array(products).T
     if len(set(groups)) == 1:
         with pytest.raises(ValueError, match=f"all {len(groups)} products are of one group"):
-            Partners(categories, groups)
+            NegativeSampler(categories, groups)
         return
-    partners, each = Partners(categories, groups), 3
+    negatives, each = NegativeSampler(categories, groups), 3
     for row in range(len(products)):
-        allowed = allowed_partners(row, categories, groups, easy)
+        allowed = allowed_negatives(row, categories, groups, easy)
         num = len(allowed) * each
-        drawn = partners.draw(np.full(num, row), (np.arange(num) + 0.5) / num, np.full(num, easy))
+        drawn = negatives.draw(np.full(num, row), (np.arange(num) + 0.5) / num, np.full(num, easy))
         assert dict(zip(*np.unique(drawn, return_counts=True), strict=True)) == dict.fromkeys(sorted(allowed), each)
 
 
 @given(catalogues.filter(lambda products: len({group for _, group in products}) > 1), st.integers(0, 5))
-def test_a_partner_is_never_of_the_same_group(products, seed):
+def test_a_negative_is_never_of_the_same_group(products, seed):
     categories, groups = np.array(products).T
-    sampler = make_sampler(categories, groups, 16, seed, easy_start=0.5, easy_end=0.5)
+    sampler = make_sampler(categories, groups, 16, seed, random_negatives_start=0.5, random_negatives_end=0.5)
     for step in range(4):
-        rows, partners = sampler.batch(step)
-        assert (groups[rows] != groups[partners]).all()
+        rows, negatives = sampler.batch(step)
+        assert (groups[rows] != groups[negatives]).all()
 
 
-def test_a_product_alone_in_its_category_gets_partners_of_any_category():
+def test_a_product_alone_in_its_category_gets_negatives_of_any_category():
     categories, groups = np.array([0, 0, 0, 7]), np.arange(4)
     sampler = make_sampler(categories, groups, 4)
     drawn = {row: set() for row in range(4)}
     for epoch in range(50):
-        for row, partner in zip(*sampler.batch(epoch), strict=True):
-            drawn[int(row)].add(int(partner))
+        for row, negative in zip(*sampler.batch(epoch), strict=True):
+            drawn[int(row)].add(int(negative))
     assert drawn == {0: {1, 2}, 1: {0, 2}, 2: {0, 1}, 3: {0, 1, 2}}
 
 
-def test_partners_are_redrawn_every_epoch_and_uniform_over_epochs():
+def test_negatives_are_redrawn_every_epoch_and_uniform_over_epochs():
     size, num_epochs = 6, 600
     sampler = make_sampler(np.zeros(size, int), np.arange(size), size)
     counts = np.zeros((size, size))
     last = np.full(size, -1)
     num_repeated = 0
     for epoch in range(num_epochs):
-        rows, partners = sampler.batch(epoch)
-        np.add.at(counts, (rows, partners), 1)
-        now = partners[np.argsort(rows)]
+        rows, negatives = sampler.batch(epoch)
+        np.add.at(counts, (rows, negatives), 1)
+        now = negatives[np.argsort(rows)]
         num_repeated += (now == last).sum()
         last = now
     expected = num_epochs / (size - 1)
@@ -235,16 +235,20 @@ def test_partners_are_redrawn_every_epoch_and_uniform_over_epochs():
     "steps, step, share",
     [(100, 0, 0.8), (100, 25, 0.65), (100, 50, 0.5), (100, 100, 0.2), (100, 1000, 0.2), (0, 0, 0.2), (0, 7, 0.2)],
 )
-def test_the_easy_share_falls_linearly_and_then_stays(steps, step, share):
-    sampler = make_sampler([0, 0], [0, 1], 1, easy_start=0.8, easy_end=0.2, easy_steps=steps)
-    assert sampler.easy_share(step) == pytest.approx(share)
+def test_the_random_share_falls_linearly_and_then_stays(steps, step, share):
+    sampler = make_sampler(
+        [0, 0], [0, 1], 1, random_negatives_start=0.8, random_negatives_end=0.2, random_negatives_steps=steps
+    )
+    assert sampler.random_share(step) == pytest.approx(share)
 
 
 @pytest.mark.parametrize("easy, crossing", [(0.0, 0.0), (0.4, 0.4 * 3 / 4), (1.0, 3 / 4)])
-def test_as_many_partners_are_of_any_category_as_the_easy_share_says(easy, crossing):
+def test_as_many_negatives_are_of_any_category_as_the_random_share_says(easy, crossing):
     categories = np.arange(4000) % 4
-    rows, partners = make_sampler(categories, np.arange(4000), 4000, easy_start=easy, easy_end=easy).batch(0)
-    assert (categories[rows] != categories[partners]).mean() == pytest.approx(crossing, abs=0.025 if crossing else 0)
+    rows, negatives = make_sampler(
+        categories, np.arange(4000), 4000, random_negatives_start=easy, random_negatives_end=easy
+    ).batch(0)
+    assert (categories[rows] != categories[negatives]).mean() == pytest.approx(crossing, abs=0.025 if crossing else 0)
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +269,7 @@ def catalogue(tmp_path_factory):
     )
     vocabulary = Vocabulary.train([p["title"] for p in products], 200)
     source = Source.one_table(str(write_parquet(folder / "table.parquet", products)), config)
-    records = prepare(source, vocabulary, folder / "prepared", lambda rows, total, label: rows)["validation"]
+    records = build_records(source, vocabulary, folder / "prepared", lambda rows, total, label: rows)["validation"]
     lengths = padded_lengths(records.num_pieces, TEXT_TOKENS, TEXT_BUCKET)
     sampler = make_sampler(records.categories, records.groups, 8, lengths=lengths)
     pixels = np.stack([np.asarray(p["image"]) for p in products])
@@ -277,15 +281,15 @@ def catalogue(tmp_path_factory):
     return sampler, vocabulary, products, pixels, stream
 
 
-def test_a_batch_holds_the_sampled_texts_images_and_partners(catalogue):
+def test_a_batch_holds_the_sampled_texts_images_and_negatives(catalogue):
     sampler, vocabulary, products, pixels, stream = catalogue
     batches = stream()
     assert len(batches) == NUM_STEPS
     for step, batch in enumerate(batches):
-        rows, partners = sampler.batch(step)
+        rows, negatives = sampler.batch(step)
         np.testing.assert_array_equal(batch.index, rows)
         np.testing.assert_array_equal(batch.image, pixels[rows])
-        np.testing.assert_array_equal(batch.partner, pixels[partners])
+        np.testing.assert_array_equal(batch.negative, pixels[negatives])
         for row, ids, word_ids in zip(rows, batch.ids, batch.word_ids, strict=True):
             ((pieces, words),) = vocabulary.pieces([products[row]["title"]])
             pieces, words = pieces[: TEXT_TOKENS - 2], words[: TEXT_TOKENS - 2]
@@ -300,7 +304,7 @@ def test_the_stream_from_a_step_is_the_tail_of_the_stream_from_the_first(catalog
     whole, tail = stream(), stream(start=5)
     assert len(tail) == NUM_STEPS - 5
     for expected, batch in zip(whole[5:], tail, strict=True):
-        for name in ("index", "ids", "word_ids", "image", "partner"):
+        for name in ("index", "ids", "word_ids", "image", "negative"):
             np.testing.assert_array_equal(getattr(batch, name), getattr(expected, name), err_msg=name)
 
 
@@ -308,7 +312,7 @@ def test_the_stream_from_a_step_is_the_tail_of_the_stream_from_the_first(catalog
 def test_a_process_gets_its_rows_of_the_global_batch(catalogue, rows):
     *_, stream = catalogue
     for batch, part in zip(stream(), stream(share=np.array(rows)), strict=True):
-        for name in ("index", "group", "ids", "word_ids", "image", "partner"):
+        for name in ("index", "group", "ids", "word_ids", "image", "negative"):
             np.testing.assert_array_equal(getattr(part, name), getattr(batch, name)[rows], err_msg=name)
 
 
@@ -316,7 +320,7 @@ def test_cached_features_take_the_place_of_images(catalogue):
     sampler, *_, stream = catalogue
     features = np.arange(NUM_PRODUCTS * 4 * 3, dtype=np.float16).reshape(NUM_PRODUCTS, 4, 3)
     for step, batch in enumerate(stream(features=features)):
-        rows, partners = sampler.batch(step)
+        rows, negatives = sampler.batch(step)
         np.testing.assert_array_equal(batch.index, rows)
         np.testing.assert_array_equal(batch.image, features[rows])
-        np.testing.assert_array_equal(batch.partner, features[partners])
+        np.testing.assert_array_equal(batch.negative, features[negatives])

@@ -19,7 +19,7 @@ from fbjax.monitoring import hardware, telemetry
 from fbjax.monitoring.flops import step_work, training_flops
 from fbjax.monitoring.goodput import INPUT, LOST, START_UP, STEP, split
 from fbjax.monitoring.hardware import CHIPS, chip_of, peak_flops
-from fbjax.monitoring.telemetry import Telemetry, note, read_events, read_figures
+from fbjax.monitoring.telemetry import Telemetry, log_event, read_events, read_figures
 from fbjax.parallel.mesh import make_mesh
 from fbjax.runs.state import abstract_state, make_optimizer
 from fbjax.tasks.objective import Pretraining
@@ -103,7 +103,7 @@ def test_every_second_of_a_killed_run_has_the_cause_that_a_brute_force_reckoning
 
 
 def test_a_killed_process_leaves_all_but_its_last_seconds_and_a_cut_line_harms_no_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(telemetry, "BEAT", 0.1)
+    monkeypatch.setattr(telemetry, "HEARTBEAT_SECONDS", 0.1)
     killed = Telemetry(tmp_path, begun=time.time() - 5)
     killed.enter_loop(0, 10)
     killed.stepping()
@@ -111,16 +111,16 @@ def test_a_killed_process_leaves_all_but_its_last_seconds_and_a_cut_line_harms_n
         time.sleep(0.5)  # nobody asks it for anything, and it is never left
         found = split(read_events(tmp_path))
     assert found.seconds[START_UP] == pytest.approx(5, abs=0.2) and 0.2 < found.seconds[INPUT] < 0.6
-    killed.mark(4, {"utilisation": 0.5})
+    killed.checkpoint_figures(4, {"utilisation": 0.5})
     monkeypatch.setattr(killed, "_path", None)  # as good as dead
     with open(tmp_path / telemetry.FILE, "a") as stream:
         stream.write('{"at": 17')
-    note(tmp_path, "evaluation", 3)  # the cut line takes this one along
+    log_event(tmp_path, "evaluation", 3)  # the cut line takes this one along
 
     with Telemetry(tmp_path) as again:
         again.enter_loop(4, 10)
         again.stepping()
-        again.mark(10, {"utilisation": 0.25})
+        again.checkpoint_figures(10, {"utilisation": 0.25})
     events = read_events(tmp_path)
     found = split(events)
     assert [(a.first, a.last, a.ended) for a in found.attempts] == [(0, 4, ""), (4, 10, "done")]
@@ -134,9 +134,9 @@ def test_a_killed_process_leaves_all_but_its_last_seconds_and_a_cut_line_harms_n
 def test_a_full_disk_costs_lines_but_no_seconds(tmp_path, monkeypatch):
     with Telemetry(tmp_path, begun=time.time() - 1) as clock:
         monkeypatch.setattr(clock, "_path", tmp_path / "none" / "file")
-        clock.mark(1, {})
+        clock.checkpoint_figures(1, {})
         monkeypatch.undo()
-        clock.mark(2, {})
+        clock.checkpoint_figures(2, {})
     assert split(read_events(tmp_path)).wall == pytest.approx(1, abs=0.2)
     assert all(json.loads(line) for line in (tmp_path / telemetry.FILE).read_text().splitlines() if line)
 
@@ -156,8 +156,8 @@ def work_of(config: Config, text_tokens: int):
 
 
 SMALL = Config(
-    patches=PatchConfig(image_size=16, patch_size=4, enlarge_to=4),
-    model=ModelConfig(num_layers=2, width=24, num_heads=4, mlp_width=48, text_tokens=16),
+    patches=PatchConfig(image_size=16, patch_size=4, patch_input_size=4),
+    model=ModelConfig(num_layers=2, width=24, num_heads=4, mlp_dim=48, text_tokens=16),
     tasks=TaskConfig(names=("tia",)),
     train=TrainConfig(batch_size=16),
     adaptive=AdaptiveConfig(method="fixed", fixed=(1.0,)),
@@ -178,7 +178,7 @@ def test_model_flops_are_those_counted_by_hand():
 
 @pytest.mark.parametrize("remat, dtype", [("none", "float32"), ("layers", "bfloat16")])
 def test_model_flops_are_what_xla_counts_less_what_is_no_matrix_product(remat, dtype):
-    model = dataclasses.replace(SMALL.model, width=256, mlp_width=1024)
+    model = dataclasses.replace(SMALL.model, width=256, mlp_dim=1024)
     tasks = TaskConfig(names=("mlm", "mpm", "tia"))
     config = dataclasses.replace(SMALL, model=model, tasks=tasks, adaptive=AdaptiveConfig(method="fixed"))
     config = dataclasses.replace(config, mesh=MeshConfig(data=8))

@@ -14,28 +14,28 @@ import fbjax
 from fbjax.cli.main import main
 from fbjax.config.schema import Config, MeshConfig, TaskConfig
 from fbjax.data.batches.sampler import Sampler
-from fbjax.data.records.builder import prepare
+from fbjax.data.records.builder import build_records
 from fbjax.data.records.source import Source
 from fbjax.evaluation.evaluate import evaluate
 from fbjax.inference.embed_catalogue import embed
-from fbjax.inference.embedder import Towers, trained_towers
+from fbjax.inference.embedder import Embedder, make_embedder
 from fbjax.inference.explain import explain
-from fbjax.inference.pair_scorer import Scorer
+from fbjax.inference.pair_scorer import PairScorer
 from fbjax.parallel.mesh import make_mesh, put_batch
 from fbjax.runs.run import MINED, Run
 from fbjax.runs.state import init_state, make_optimizer
 from fbjax.runs.trained import load_params
-from fbjax.tasks.itc import belong_apart, contrastive_losses
+from fbjax.tasks.itc import info_nce, valid_negatives
 from fbjax.tasks.objective import Pretraining
 from fbjax.training.hard_negatives import nearest_apart
 from fbjax.training.loop import train
 from fbjax.training.step import make_step
-from fbjax.training.warm_start import calibrated, starting_params
+from fbjax.training.warm_start import calibrate_tia_bias, initial_params
 from tests.runs import make_one_device_mesh, tiny_config
 from tests.tables import encode, make_products, write_parquet
 from tests.test_objective import CONFIG, MODEL, B, make_batch, make_objective, make_state
 
-TOWERS = dataclasses.replace(MODEL, vector_size=8, num_layers=1)
+TOWERS = dataclasses.replace(MODEL, embedding_dim=8, num_layers=1)
 ITC = TaskConfig(names=("itc",))
 
 
@@ -45,7 +45,7 @@ def unit(rng, *shape):
 
 
 def contrast(texts, images, scale, apart):
-    return jax.jit(contrastive_losses)(*map(jnp.asarray, (texts, images, scale, apart)))
+    return jax.jit(info_nce)(*map(jnp.asarray, (texts, images, scale, apart)))
 
 
 def test_the_contrast_of_two_products_by_hand():
@@ -64,7 +64,7 @@ def test_the_contrast_is_a_softmax_over_products_of_other_groups_and_texts(produ
     group, text = np.array(products).T
     rng = np.random.default_rng(seed)
     texts, images = unit(rng, 5, 4), unit(rng, 5, 4)
-    apart = np.asarray(belong_apart(jnp.asarray(group), jnp.stack([jnp.full(5, 7), jnp.asarray(text)], axis=1)))
+    apart = np.asarray(valid_negatives(jnp.asarray(group), jnp.stack([jnp.full(5, 7), jnp.asarray(text)], axis=1)))
     losses, _ = contrast(texts, images, 5.0, apart)
     for i in range(5):
         negatives = [j for j in range(5) if group[j] != group[i] and text[j] != text[i]]
@@ -78,7 +78,7 @@ def test_the_contrast_is_a_softmax_over_products_of_other_groups_and_texts(produ
 def test_a_batch_of_one_group_teaches_nothing_and_breaks_nothing():
     objective, mesh = make_objective(TOWERS, ITC), make_one_device_mesh()
     config = dataclasses.replace(CONFIG, model=TOWERS, tasks=ITC)
-    batch = put_batch(make_batch()._replace(partner=None, group=np.zeros(B, np.int32)), mesh)
+    batch = put_batch(make_batch()._replace(negative=None, group=np.zeros(B, np.int32)), mesh)
     state = make_state(objective, config, mesh)
     step = make_step(objective, make_optimizer(config.train), config, mesh, state)
     for _ in range(2):  # the first step's learning rate is 0
@@ -96,7 +96,7 @@ def itc():
     params = jax.device_get(make_state(objective, config).params)
     loss = lambda p, batch: objective.losses(p, {"patches": {}}, batch, jax.random.key(3))[0][0]  # noqa: E731
     value_and_grad = jax.jit(jax.value_and_grad(loss))
-    batch = make_batch()._replace(partner=None, group=np.arange(B, dtype=np.int32) // 2)
+    batch = make_batch()._replace(negative=None, group=np.arange(B, dtype=np.int32) // 2)
     return objective, params, batch, lambda batch: jax.device_get(value_and_grad(params, batch))
 
 
@@ -153,7 +153,7 @@ def test_vectors_depend_on_nothing_beside_them(itc):
     variables = params | {"patches": {}}
 
     def embedded(rows, mesh, size):
-        towers = Towers(longer.model, longer.patches, mesh, size)
+        towers = Embedder(longer.model, longer.patches, mesh, size)
 
         def read(places):
             for i in range(0, len(places), towers.batch_size):
@@ -175,7 +175,7 @@ def test_vectors_depend_on_nothing_beside_them(itc):
 
 def test_products_read_one_batch_of_images_after_another(itc):
     objective, params, batch, _ = itc
-    towers, held = Towers(objective.model, objective.patches, make_one_device_mesh(), 4), []
+    towers, held = Embedder(objective.model, objective.patches, make_one_device_mesh(), 4), []
 
     def read(rows):
         for i in range(0, len(rows), 4):
@@ -215,7 +215,7 @@ def run(tmp_path_factory, trains_on_one_device):
     config = tiny_config(
         folder,
         "tasks.names=itc",
-        "model.vector_size=16",
+        "model.embedding_dim=16",
         "model.num_layers=1",
         "patches.whole_image=true",
         "train.num_steps=4",
@@ -290,7 +290,7 @@ def test_a_wrong_request_for_vectors_is_said_before_any_work(arguments, message)
 
 def test_a_run_that_trained_no_towers_says_how_to_get_some():
     with pytest.raises(ValueError, match="no towers, its tasks are mlm, mpm, tia: train one with 'itc'"):
-        trained_towers(Config(), None, None, None)
+        make_embedder(Config(), None, None, None)
 
 
 def test_a_run_takes_over_another_s_weights_and_the_rest_is_fresh(run, capfd):
@@ -302,7 +302,7 @@ def test_a_run_takes_over_another_s_weights_and_the_rest_is_fresh(run, capfd):
     mesh = make_mesh(theirs.mesh)
     objective = Pretraining(ours.model, ours.patches, theirs.tasks, 4)
     fresh = init_state(objective, make_optimizer(theirs.train), theirs, mesh).params
-    taken = starting_params(fresh, ours, mesh)
+    taken = initial_params(fresh, ours, mesh)
     _, source = load_params(begun, folder / "run", mesh)
     source, before, after = (dict(jax.tree.leaves_with_path(jax.device_get(tree))) for tree in (source, fresh, taken))
     (untrained,) = (path for path in after if jax.tree_util.keystr(path).endswith("['tia']['kernel']"))
@@ -316,19 +316,19 @@ def test_a_run_takes_over_another_s_weights_and_the_rest_is_fresh(run, capfd):
     objective = Pretraining(ours_longer.model, ours_longer.patches, longer.tasks, 4)
     fresh_longer = init_state(objective, make_optimizer(longer.train), longer, mesh).params
     own = np.array(fresh_longer["fashionbert"]["text_embeddings"]["position"])
-    positions = starting_params(fresh_longer, ours_longer, mesh)["fashionbert"]["text_embeddings"]["position"]
+    positions = initial_params(fresh_longer, ours_longer, mesh)["fashionbert"]["text_embeddings"]["position"]
     np.testing.assert_array_equal(positions[:24], taken["fashionbert"]["text_embeddings"]["position"])
     np.testing.assert_array_equal(positions[24:], own[24:])
 
     kernel = {"projection": {"kernel": np.zeros((32, 8))}}
     with pytest.raises(ValueError, match=r"do not fit the config:\n  .*projection/kernel \(32, 16\), here \(32, 8\)"):
-        starting_params({"fashionbert": kernel}, ours, mesh)
+        initial_params({"fashionbert": kernel}, ours, mesh)
     other = Run.build(variant(theirs, patches={"whole_image": False}), begun.vocabulary, None)
     with pytest.raises(ValueError, match="other image tokens"):
-        starting_params(fresh, other, mesh)
+        initial_params(fresh, other, mesh)
     words = type(begun.vocabulary).train(["quite other words"], 60)
     with pytest.raises(ValueError, match="another vocabulary"):
-        starting_params(fresh, Run.build(theirs, words, None), mesh)
+        initial_params(fresh, Run.build(theirs, words, None), mesh)
 
 
 def test_alignment_starts_from_a_bias_that_splits_pairs_from_mismatches(run, capfd):
@@ -339,13 +339,13 @@ def test_alignment_starts_from_a_bias_that_splits_pairs_from_mismatches(run, cap
     ours, mesh = Run.build(config, begun.vocabulary, None), make_mesh(config.mesh)
     objective = Pretraining(ours.model, ours.patches, config.tasks, 4)
     params = jax.device_get(init_state(objective, make_optimizer(config.train), config, mesh).params)
-    records = prepare(Source.from_config(config), ours.vocabulary, config.data.prepared, lambda x, *_: x)["train"]
-    arguments = ours, records, Sampler.of(config, records), Scorer(ours.model, ours.step_patches, mesh)
-    split = calibrated(params, *arguments)
+    records = build_records(Source.from_config(config), ours.vocabulary, config.data.prepared, lambda x, *_: x)["train"]
+    arguments = ours, records, Sampler.of(config, records), PairScorer(ours.model, ours.feature_input, mesh)
+    split = calibrate_tia_bias(params, *arguments)
     bias = split["fashionbert"]["tia"]["bias"]
     assert abs(bias[1] - params["fashionbert"]["tia"]["bias"][1]) > 0.1
     head = split["fashionbert"]["tia"] | {"bias": bias + jnp.array([3.0, -2.0])}
-    again = calibrated(split | {"fashionbert": split["fashionbert"] | {"tia": head}}, *arguments)
+    again = calibrate_tia_bias(split | {"fashionbert": split["fashionbert"] | {"tia": head}}, *arguments)
     moved = again["fashionbert"]["tia"]["bias"]
     assert float(moved[1] - moved[0]) == pytest.approx(float(bias[1] - bias[0]), abs=1e-3)
     assert "alignment starts from a bias of 5.0" in capfd.readouterr().err

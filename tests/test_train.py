@@ -23,7 +23,7 @@ from fbjax.monitoring.goodput import LOST, split
 from fbjax.monitoring.telemetry import read_events
 from fbjax.parallel.mesh import make_mesh
 from fbjax.runs.checkpoints import Checkpoints
-from fbjax.runs.run import Run, begin
+from fbjax.runs.run import Run, create_or_resume
 from fbjax.runs.trained import load_params
 from fbjax.training.loop import train
 from tests import store
@@ -64,12 +64,12 @@ def test_how_a_run_is_computed_may_change_when_it_is_resumed(finished, tmp_path)
     folder, config, _ = finished
     workdir = shutil.copytree(folder / "run", tmp_path / "run")
     changed = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="dots"))
-    assert begin(changed, workdir, print).model.shape.remat == "dots"
+    assert create_or_resume(changed, workdir, print).model.shape.remat == "dots"
     stored = json.loads((workdir / "config.json").read_text())
     del stored["model"]["text_bucket"]
     (workdir / "config.json").write_text(json.dumps(stored))
     with pytest.raises(ValueError, match="model.text_bucket: nothing in the workdir, 16 given"):
-        begin(changed, workdir, print)
+        create_or_resume(changed, workdir, print)
 
 
 def test_a_finished_run_started_again_does_nothing(finished, capfd):
@@ -229,15 +229,15 @@ def test_a_batch_that_the_devices_cannot_share_is_an_error(tmp_path):
         ("tasks.names=tia,tia", "tasks.names ('tia', 'tia') must be one or more of"),
         ("tasks.names=()", "tasks.names () must be one or more of"),
         ("tasks.names=mlm,mpm", "has no task that learns which text and image match: add 'tia' or 'itc'"),
-        ("tasks.names=tia,itc", "'itc', which needs towers: set model.vector_size, not 0"),
-        ("tasks.names=itc model.vector_size=8 train.micro_batches=2", "micro_batches 2: 'itc' contrasts the whole"),
-        ("tasks.names=itc model.vector_size=8 adaptive.method=fixed", "must be 1 weights >= 0 that sum to 1, of itc"),
+        ("tasks.names=tia,itc", "'itc', which needs towers: set model.embedding_dim, not 0"),
+        ("tasks.names=itc model.embedding_dim=8 train.micro_batches=2", "micro_batches 2: 'itc' contrasts the whole"),
+        ("tasks.names=itc model.embedding_dim=8 adaptive.method=fixed", "must be 1 weights >= 0 that sum to 1, of itc"),
         ("train.same_category=3", "train.same_category 3 does not divide batch_size 8"),
         ("train.same_category=0", "train.same_category 0 must be at least 1"),
         ("tasks.mined=0.5", "tasks.mined 0.5 needs the towers of another run: set train.start_from"),
         ("tasks.mined=1.5", "tasks.mined 1.5 must be in [0, 1]"),
         ("tasks.mined_nearest=0", "tasks.mined_nearest 0 must be at least 1"),
-        ("model.vector_size=-1", "model.vector_size -1 must be at least 0"),
+        ("model.embedding_dim=-1", "model.embedding_dim -1 must be at least 0"),
         ("adaptive.domain=0", "adaptive.domain 0.0 must be in (0, 1), Eq. 6's domain as a share of K"),
     ],
 )
@@ -253,7 +253,7 @@ def test_a_wrong_setting_names_the_value_and_the_remedy(tmp_path, override, mess
         ("data.columns.text=title", ("title",)),
         ('data.columns.text=("title", "caption")', ("title", "caption")),
         ("adaptive.fixed=.2,.2,.6", (0.2, 0.2, 0.6)),
-        ("tasks.mask_mismatched=false", False),
+        ("tasks.mask_negatives=false", False),
         ("train.learning_rate=1", 1.0),
     ],
 )

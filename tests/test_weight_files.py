@@ -18,7 +18,7 @@ from fbjax.model.backbones.resnet import ResNet, caffe_centred, resnet50  # noqa
 from fbjax.model.patch_features import build_patch_network  # noqa: E402
 from fbjax.model.weights import name_maps  # noqa: E402
 from fbjax.model.weights.files import read_arrays, write_npz  # noqa: E402
-from fbjax.runs.run import Run, begin  # noqa: E402
+from fbjax.runs.run import Run, create_or_resume  # noqa: E402
 from tests import inceptions  # noqa: E402
 from tests.resnets import (  # noqa: E402
     RESNET50,
@@ -34,10 +34,10 @@ from tests.resnets import (  # noqa: E402
 from tests.runs import tiny_config, write_mobilenet  # noqa: E402
 
 PINNED = {  # computed before there were other networks: features cached then stay valid
-    ("grid", False): "mobilenet_v1-grid-64-9fbe84d38141",
-    ("grid", True): "mobilenet_v1-grid-64-722673748f03",
-    ("isolated", False): "mobilenet_v1-isolated-64-05786a43a56a",
-    ("isolated", True): "mobilenet_v1-isolated-64-09a536154daf",
+    ("feature_map", False): "mobilenet_v1-grid-64-9fbe84d38141",
+    ("feature_map", True): "mobilenet_v1-grid-64-722673748f03",
+    ("per_patch", False): "mobilenet_v1-isolated-64-05786a43a56a",
+    ("per_patch", True): "mobilenet_v1-isolated-64-09a536154daf",
 }
 
 
@@ -47,7 +47,7 @@ def resnet50_state():
 
 
 def build(path, network="resnet50", **settings):
-    settings = {"geometry": "isolated", "image_size": 64, "patch_size": 32, "enlarge_to": 32} | settings
+    settings = {"geometry": "per_patch", "image_size": 64, "patch_size": 32, "patch_input_size": 32} | settings
     return build_patch_network(PatchConfig(str(path), network, **settings))
 
 
@@ -180,8 +180,8 @@ def test_a_run_keeps_its_network_under_our_own_names_whatever_the_file(tmp_path)
     path = tmp_path / "weights.safetensors"
     save_file(dict(np.load(tmp_path / "weights.npz")), path)
     config = tiny_config(tmp_path, "patches.network=mobilenet_v1", f"patches.weights={path}",
-                         "patches.image_size=64", "patches.patch_size=32", "patches.enlarge_to=32")  # fmt: skip
-    begun = begin(config, tmp_path / "run", lambda message: None)
+                         "patches.image_size=64", "patches.patch_size=32", "patches.patch_input_size=32")  # fmt: skip
+    begun = create_or_resume(config, tmp_path / "run", lambda message: None)
     path.unlink()
     assert_same_network(begun.patches, Run.open(tmp_path / "run").patches)
     kept = np.load(tmp_path / "run" / "patches.npz")
@@ -298,17 +298,19 @@ def test_without_pytorch_the_remedy_is_named(resnet50_state, tmp_path, monkeypat
 
 def test_networks_say_what_they_are_too_small_for(resnet50_state, tmp_path):
     path = save(inceptions.random_state(), tmp_path / "inception.pth")
-    with pytest.raises(ValueError, match="enlarge_to 64 .* inception_v3, which takes 75 .* patches.enlarge_to=96"):
-        build(path, "inception_v3", enlarge_to=64)
+    with pytest.raises(
+        ValueError, match="patch_input_size 64 .* inception_v3, which takes 75 .* patches.patch_input_size=96"
+    ):
+        build(path, "inception_v3", patch_input_size=64)
     with pytest.raises(ValueError, match="8 patches a side, and 6 cells in its map of 256 pixels .*patch_size 64"):
-        build(path, "inception_v3", geometry="grid", image_size=256)
-    assert build(path, "inception_v3", geometry="grid", image_size=256, patch_size=64).num_patches == 16
+        build(path, "inception_v3", geometry="feature_map", image_size=256)
+    assert build(path, "inception_v3", geometry="feature_map", image_size=256, patch_size=64).num_patches == 16
     with pytest.raises(ValueError, match="image_size 64 .* inception_v3"):
-        build(path, "inception_v3", enlarge_to=96, whole_image=True)
+        build(path, "inception_v3", patch_input_size=96, whole_image=True)
     path = save(resnet50_state, tmp_path / "resnet50.pth")
-    with pytest.raises(ValueError, match="enlarge_to 16 is too small for resnet50"):
-        build(path, enlarge_to=16)
-    assert build(path, geometry="grid", image_size=256).num_patches == 64
+    with pytest.raises(ValueError, match="patch_input_size 16 is too small for resnet50"):
+        build(path, patch_input_size=16)
+    assert build(path, geometry="feature_map", image_size=256).num_patches == 64
 
 
 KERAS = """
@@ -339,7 +341,7 @@ def test_networks_that_keras_itself_saved_give_keras_features(tmp_path):
     np.save(tmp_path / "images.npy", images)
     subprocess.run([sys.executable, "-c", KERAS], cwd=tmp_path, check=True)
     for name, network in [("resnet50", "resnet50_v1"), ("mobilenet", "mobilenet_v1")]:
-        ours = build(tmp_path / f"{name}.h5", network, geometry="grid")
+        ours = build(tmp_path / f"{name}.h5", network, geometry="feature_map")
         features = np.asarray(jax.jit(ours.apply)(ours.params, images))
         reference = np.load(tmp_path / f"{name}.npy").reshape(2, 4, -1)
         assert np.abs(features - reference).max() < 1e-4 * np.abs(reference).max()

@@ -10,7 +10,7 @@ from fbjax.config.load import load_config
 from fbjax.config.schema import Config
 from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.model.backbones.registry import NETWORKS
-from fbjax.model.patch_features import outline_patch_network
+from fbjax.model.patch_features import abstract_patch_network
 from fbjax.model.weights.files import write_npz
 from fbjax.runs.checkpoints import Checkpoints
 from fbjax.runs.run import Run, write_run
@@ -27,15 +27,15 @@ SIZES = {
     "model.num_layers": 2,
     "model.width": 32,
     "model.num_heads": 4,
-    "model.mlp_width": 64,
+    "model.mlp_dim": 64,
     "model.text_tokens": 24,
     "data.train": "nowhere.parquet",
     "data.validation": "",
     "train.start_from": "",
     "train.batch_size": 8,
 }
-PIXELS = {"patches.image_size": 32, "patches.patch_size": 8, "patches.enlarge_to": 4}
-NETWORK = {"patches.image_size": 64, "patches.patch_size": 32, "patches.enlarge_to": 48}
+PIXELS = {"patches.image_size": 32, "patches.patch_size": 8, "patches.patch_input_size": 4}
+NETWORK = {"patches.image_size": 64, "patches.patch_size": 32, "patches.patch_input_size": 48}
 
 
 def silent(message: str) -> None:
@@ -47,8 +47,8 @@ def tiny(name: str, folder: Path, **changes) -> Config:
     config = load_config(CONFIGS / f"{name}.py", [f"{key}={value}" for key, value in SIZES.items()])
     sizes = PIXELS if config.patches.network == "pixels" else NETWORK
     weights = folder / f"{config.patches.network}.npz"
-    vectors = 16 if config.model.vector_size else 0
-    sizes = sizes | {"patches.weights": weights, "model.vector_size": vectors}
+    vectors = 16 if config.model.embedding_dim else 0
+    sizes = sizes | {"patches.weights": weights, "model.embedding_dim": vectors}
     sizes |= {key.replace("__", "."): value for key, value in changes.items()}
     overrides = [f"{key}={value}" for key, value in (SIZES | sizes).items()]
     config = load_config(CONFIGS / f"{name}.py", overrides)
@@ -61,7 +61,7 @@ def write_weights(patches, path: Path) -> None:
     """Random weights of a patch network that neither die nor explode."""
     if patches.network == "mobilenet_v1":
         return write_mobilenet(path)
-    write_npz(path, randomised(outline_patch_network(patches).params["network"]))
+    write_npz(path, randomised(abstract_patch_network(patches).params["network"]))
 
 
 def randomised(tree, seed: int = 0):
@@ -88,7 +88,7 @@ def write_untrained(config: Config, workdir: Path, mesh=None) -> Path:
     run = Run.build(config, vocabulary, None)
     workdir.mkdir(parents=True)
     write_run(run, workdir)
-    objective = Pretraining(run.model, run.step_patches, config.tasks, vocabulary.mask_id)
+    objective = Pretraining(run.model, run.feature_input, config.tasks, vocabulary.mask_id)
     state = init_state(objective, make_optimizer(config.train), config, mesh or make_one_device_mesh())
     params = state.params | {"fashionbert": randomised(state.params["fashionbert"])}
     params = jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), params, state.params)

@@ -33,7 +33,7 @@ def prepare(arguments, overrides) -> None:
         return check(arguments.check, config, print)
 
     from fbjax.core.console import progress, say
-    from fbjax.data.records.builder import is_prepared, prepare, read_report
+    from fbjax.data.records.builder import build_records, is_prepared, read_report
     from fbjax.data.records.source import Source
     from fbjax.runs.vocabulary import make_vocabulary
 
@@ -44,7 +44,7 @@ def prepare(arguments, overrides) -> None:
         builder = functools.partial(BeamBuilder, options=parse_options(arguments.beam_options or ""))
     source, vocabulary = Source.from_config(config), make_vocabulary(config, say)
     verb = "reusing" if is_prepared(source, vocabulary, config.data.prepared) else "prepared"
-    records = prepare(source, vocabulary, config.data.prepared, progress, builder)
+    records = build_records(source, vocabulary, config.data.prepared, progress, builder)
     report = read_report(records["train"])
     for split, count in report["splits"].items():
         print(
@@ -72,9 +72,9 @@ def train(arguments, overrides) -> None:
 def candidates(arguments, overrides) -> None:
     from fbjax.config.load import load_config
     from fbjax.core.console import progress, say
-    from fbjax.data.records.builder import prepare
+    from fbjax.data.records.builder import build_records
     from fbjax.data.records.source import Source
-    from fbjax.evaluation.fixed_lists import Rules, describe, make_lists, record_path, report, write_lists
+    from fbjax.evaluation.fixed_lists import Rules, describe, make_lists, print_record, record_path, write_lists
     from fbjax.runs.vocabulary import make_vocabulary
 
     _check_out("--out", arguments.out)
@@ -83,7 +83,7 @@ def candidates(arguments, overrides) -> None:
     rules = Rules(arguments.others, arguments.queries, arguments.seed, arguments.small)
     config = load_config(arguments.config, overrides)
     source = Source.one_table(arguments.data, config) if arguments.data else Source.from_config(config)
-    splits = prepare(source, make_vocabulary(config, say), config.data.prepared, progress)
+    splits = build_records(source, make_vocabulary(config, say), config.data.prepared, progress)
     split = arguments.split or "validation"
     lists = make_lists(splits[split], rules)
     made_of = {"split": split} if not arguments.data else {}
@@ -91,7 +91,7 @@ def candidates(arguments, overrides) -> None:
     columns = {"category": config.data.columns.category, "group": config.data.columns.group}
     record = describe(lists, splits[split], rules) | made_of | {"columns": columns}
     written = write_lists(arguments.out, lists, record)
-    report(record, print)
+    print_record(record, print)
     print(
         f"{'written' if written else 'unchanged'}: {arguments.out}, and how it was made: {record_path(arguments.out)}"
     )
@@ -99,7 +99,7 @@ def candidates(arguments, overrides) -> None:
 
 def evaluate(arguments, overrides) -> None:
     from fbjax.evaluation.evaluate import evaluate
-    from fbjax.evaluation.protocols import report
+    from fbjax.evaluation.protocols import print_figures
 
     if arguments.out:
         _check_out("--out", arguments.out)
@@ -115,14 +115,14 @@ def evaluate(arguments, overrides) -> None:
         towers=arguments.towers,
         rerank=arguments.rerank,
     )
-    report(figures, print)
+    print_figures(figures, print)
     if arguments.out:
         _write_json(arguments.out, figures)
 
 
 def _evaluate_release(arguments) -> None:
     from fbjax.core.console import say
-    from fbjax.evaluation.released import evaluate_release, report
+    from fbjax.evaluation.released import evaluate_release, print_figures
 
     if not arguments.release:
         raise ValueError(f"--direction {arguments.direction} is for --release FILE")
@@ -132,7 +132,7 @@ def _evaluate_release(arguments) -> None:
     figures = evaluate_release(
         arguments.workdir, arguments.release, say, direction=arguments.direction, step=arguments.step
     )
-    report(figures, print)
+    print_figures(figures, print)
     if arguments.out:
         _write_json(arguments.out, figures)
 
@@ -140,7 +140,7 @@ def _evaluate_release(arguments) -> None:
 def baseline(arguments, overrides) -> None:
     from fbjax.config.load import load_config
     from fbjax.evaluation.baselines.run import baseline
-    from fbjax.evaluation.protocols import report
+    from fbjax.evaluation.protocols import print_figures
 
     if arguments.out:
         _check_out("--out", arguments.out)
@@ -156,48 +156,48 @@ def baseline(arguments, overrides) -> None:
         num_directions=arguments.svd,
         hardest=arguments.hardest,
     )
-    report(figures, print)
+    print_figures(figures, print)
     if arguments.out:
         _write_json(arguments.out, figures)
 
 
 def compare(arguments, overrides) -> None:
-    from fbjax.evaluation.compare import compare, report
+    from fbjax.evaluation.compare import compare, print_figures
 
     if arguments.out:
         _check_out("--out", arguments.out)
     figures = compare(arguments.first, arguments.second)
-    report(figures, print)
+    print_figures(figures, print)
     if arguments.out:
         _write_json(arguments.out, figures)
 
 
 def legacy(arguments, overrides) -> None:
-    from fbjax.evaluation.legacy import WARNING, legacy_figures, read_scores, report
+    from fbjax.evaluation.legacy import WARNING, legacy_figures, print_figures, read_scores
 
     if arguments.out:
         _check_out("--out", arguments.out)
     figures = legacy_figures(*read_scores(arguments.scores), arguments.batch, arguments.shuffle)
     print(WARNING)
-    report(figures, Path(arguments.scores).name, print)
+    print_figures(figures, Path(arguments.scores).name, print)
     if arguments.out:
         _write_json(arguments.out, figures)
 
 
 def probe(arguments, overrides) -> None:
-    from fbjax.evaluation.baselines.probe import probe, report
+    from fbjax.evaluation.baselines.probe import print_figures, probe
 
     if arguments.out:
         _check_out("--out", arguments.out)
     labels = _names(arguments.labels) if arguments.labels else ()
     figures = probe(arguments.workdir, labels=labels, num_products=arguments.products, step=arguments.step)
-    report(figures, print)
+    print_figures(figures, print)
     if arguments.out:
         _write_json(arguments.out, figures)
 
 
 def rank(arguments, overrides) -> None:
-    from fbjax.inference.rank import rank, table
+    from fbjax.inference.rank import format_table, rank
 
     if arguments.html:
         _check_out("--html", arguments.html)
@@ -210,7 +210,7 @@ def rank(arguments, overrides) -> None:
         top=arguments.top,
         step=arguments.step,
     )
-    for line in table(ranking, shutil.get_terminal_size().columns):
+    for line in format_table(ranking, shutil.get_terminal_size().columns):
         print(line)
     if arguments.html:
         from fbjax.report.ranking import write_ranking
@@ -245,9 +245,9 @@ def export(arguments, overrides) -> None:
 
 def import_(arguments, overrides) -> None:
     from fbjax.core.console import say
-    from fbjax.export.importing import bring_in
+    from fbjax.export.importing import import_checkpoint
 
-    bring_in(arguments.source, arguments.workdir, say)
+    import_checkpoint(arguments.source, arguments.workdir, say)
     print(f"imported: {arguments.workdir}; next: fbjax evaluate --workdir {arguments.workdir}")
 
 
@@ -262,11 +262,11 @@ def report(arguments, overrides) -> None:
 def bench(arguments, overrides) -> None:
     from fbjax.config.load import load_config
     from fbjax.core.console import say
-    from fbjax.tools.bench.bench import bench, table
+    from fbjax.tools.bench.bench import bench, format_table
 
     config = load_config(arguments.config, overrides)
     figures = bench(config, arguments.repeats, say, arguments.compare, arguments.trace)
-    for line in [json.dumps(figures, indent=2)] if arguments.json else table(figures):
+    for line in [json.dumps(figures, indent=2)] if arguments.json else format_table(figures):
         print(line)
 
 
@@ -274,7 +274,7 @@ def plan(arguments, overrides) -> None:
     from fbjax.config.load import load_config
     from fbjax.core.console import say
     from fbjax.tools.plan.plan import plan
-    from fbjax.tools.plan.report import check_plot, plot, table
+    from fbjax.tools.plan.report import check_plot, format_table, plot
 
     if arguments.plot:
         _check_out("--plot", arguments.plot)
@@ -283,7 +283,7 @@ def plan(arguments, overrides) -> None:
         raise ValueError(f"--per-chip {arguments.per_chip}: give a number of products, at least 1")
     config = load_config(arguments.config, overrides)
     figures = plan(config, list(_names(arguments.topology)), arguments.per_chip, say)
-    for line in [json.dumps(figures, indent=2)] if arguments.json else table(figures):
+    for line in [json.dumps(figures, indent=2)] if arguments.json else format_table(figures):
         print(line)
     if arguments.plot and figures["scaling"]:
         plot(figures, arguments.plot)

@@ -10,7 +10,7 @@ def contradictions(config) -> list[str]:
     data, patches, model, tasks = config.data, config.patches, config.model, config.tasks
     adaptive, train = config.adaptive, config.train
     choices = {
-        "patches.geometry": (patches.geometry, ("isolated", "grid")),
+        "patches.geometry": (patches.geometry, ("per_patch", "feature_map")),
         "model.dtype": (model.dtype, ("float32", "bfloat16")),
         "model.tia_reads": (model.tia_reads, ("cls", "modalities")),
         "model.cross_attention": (model.cross_attention, ("joint", "gated")),
@@ -20,12 +20,17 @@ def contradictions(config) -> list[str]:
         "adaptive.scaling": (adaptive.scaling, ("share", "squash")),
     }
     ranges = [
-        ("tasks.easy_start", tasks.easy_start, 0 <= tasks.easy_start <= 1, "in [0, 1]"),
-        ("tasks.easy_end", tasks.easy_end, 0 <= tasks.easy_end <= 1, "in [0, 1]"),
-        ("tasks.easy_steps", tasks.easy_steps, tasks.easy_steps >= 0, "at least 0"),
+        (
+            "tasks.random_negatives_start",
+            tasks.random_negatives_start,
+            0 <= tasks.random_negatives_start <= 1,
+            "in [0, 1]",
+        ),
+        ("tasks.random_negatives_end", tasks.random_negatives_end, 0 <= tasks.random_negatives_end <= 1, "in [0, 1]"),
+        ("tasks.random_negatives_steps", tasks.random_negatives_steps, tasks.random_negatives_steps >= 0, "at least 0"),
         ("adaptive.domain", adaptive.domain, 0 < adaptive.domain < 1, "in (0, 1), Eq. 6's domain as a share of K"),
         ("tasks.mined", tasks.mined, 0 <= tasks.mined <= 1, "in [0, 1]"),
-        ("model.vector_size", model.vector_size, model.vector_size >= 0, "at least 0"),
+        ("model.embedding_dim", model.embedding_dim, model.embedding_dim >= 0, "at least 0"),
         ("model.gate_start", model.gate_start, math.isfinite(model.gate_start), "finite"),
         ("tasks.mined_steps", tasks.mined_steps, tasks.mined_steps >= 0, "at least 0"),
         ("tasks.mlm_rate", tasks.mlm_rate, 0 < tasks.mlm_rate < 1, "in (0, 1)"),
@@ -45,8 +50,8 @@ def contradictions(config) -> list[str]:
     positive = {
         f"{section}.{name}": getattr(getattr(config, section), name)
         for section, names in {
-            "patches": ("image_size", "patch_size", "enlarge_to", "feature_size"),
-            "model": ("num_layers", "width", "num_heads", "mlp_width", "text_bucket"),
+            "patches": ("image_size", "patch_size", "patch_input_size", "feature_size"),
+            "model": ("num_layers", "width", "num_heads", "mlp_dim", "text_bucket"),
             "adaptive": ("every",),
             "tasks": ("mined_nearest",),
             "train": (
@@ -141,13 +146,13 @@ def contradictions(config) -> list[str]:
             f"tasks.names {tasks.names} has no task that learns which text and image match: add 'tia' or 'itc'",
         ),
         (
-            "itc" in tasks.names and model.vector_size < 1,
-            f"tasks.names has 'itc', which needs towers: set model.vector_size, not {model.vector_size} (try 256)",
+            "itc" in tasks.names and model.embedding_dim < 1,
+            f"tasks.names has 'itc', which needs towers: set model.embedding_dim, not {model.embedding_dim} (try 256)",
         ),
         (
-            model.tia_reads == "modalities" and model.vector_size < 1,
-            f"model.tia_reads 'modalities' needs model.vector_size, the size of what it compares, not "
-            f"{model.vector_size} (try 256)",
+            model.tia_reads == "modalities" and model.embedding_dim < 1,
+            f"model.tia_reads 'modalities' needs model.embedding_dim, the size of what it compares, not "
+            f"{model.embedding_dim} (try 256)",
         ),
         (
             "itc" in tasks.names and train.micro_batches > 1,
@@ -160,18 +165,19 @@ def contradictions(config) -> list[str]:
         ),
         (
             tasks.mined > 0 and not tasks.mismatched,
-            f"tasks.mined {tasks.mined}: only 'tia' reads mismatched pairs, and tasks.names {tasks.names} lacks it",
+            f"tasks.mined {tasks.mined}: only 'tia' reads negative pairs, and tasks.names {tasks.names} lacks it",
         ),
         (
-            max(tasks.easy_start, tasks.easy_end) + tasks.mined > 1,
-            f"tasks.easy_start {tasks.easy_start} or easy_end {tasks.easy_end} and tasks.mined {tasks.mined} are "
-            "shares of the same partners: together at most 1",
+            max(tasks.random_negatives_start, tasks.random_negatives_end) + tasks.mined > 1,
+            f"tasks.random_negatives_start {tasks.random_negatives_start} or random_negatives_end "
+            f"{tasks.random_negatives_end} and tasks.mined {tasks.mined} are "
+            "shares of the same negatives: together at most 1",
         ),
         (
             patches.whole_image
-            and (patches.network, patches.geometry) == ("pixels", "isolated")
-            and patches.image_size % patches.enlarge_to,
-            f"patches.whole_image: patches.enlarge_to {patches.enlarge_to} does not divide image_size "
+            and (patches.network, patches.geometry) == ("pixels", "per_patch")
+            and patches.image_size % patches.patch_input_size,
+            f"patches.whole_image: patches.patch_input_size {patches.patch_input_size} does not divide image_size "
             f"{patches.image_size}, which 'pixels' cuts into cells of that size",
         ),
         (

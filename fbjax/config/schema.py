@@ -54,11 +54,13 @@ class PatchConfig:
     # paper) | inception_v3 | features (ready-made ones, in the release's files); which file goes with which network:
     # docs/patch-networks.md
     network: str = "pixels"
-    geometry: str = "isolated"  # isolated (the paper) | grid (cells of one pass's feature map)
+    geometry: str = "per_patch"  # isolated (the paper) | grid (cells of one pass's feature map)
     image_size: int = 256  # pixels; every image is resized to image_size x image_size
-    patch_size: int = 32  # pixels; P = (image_size / patch_size)^2; `grid` averages the cells that a patch touches
-    # pixels; `isolated` resizes each patch to this before the network (the release's maintainers: 224)
-    enlarge_to: int = 32
+    patch_size: int = (
+        32  # pixels; P = (image_size / patch_size)^2; `feature_map` averages the cells that a patch touches
+    )
+    # pixels; `per_patch` resizes each patch to this before the network (the release's maintainers: 224)
+    patch_input_size: int = 32
     whole_image: bool = False  # the whole image as a further token before the patches: the mean of its feature map
     trainable: bool = False  # train the network's weights along with FashionBERT
     cached: bool = False  # run the (frozen) network once over all images and keep the features on disk
@@ -79,9 +81,9 @@ class ModelConfig:
     num_layers: int = 12  # the pretrained BERT's first n
     width: int = 768
     num_heads: int = 12
-    mlp_width: int = 3072
+    mlp_dim: int = 3072
     text_tokens: int = 64  # T, [CLS] and [SEP] included
-    vector_size: int = 0  # E, of the two towers' vectors (64 to 512); 0: no towers
+    embedding_dim: int = 0  # E, of the two towers' vectors (64 to 512); 0: no towers
     # what TIA reads: cls (the paper) | modalities ([CLS], and the cosine of the means over text and over image)
     tia_reads: str = "cls"
     # how text and image attend to each other: joint (in one softmax, the paper) | gated (beside the own modality, by a
@@ -104,17 +106,17 @@ class TaskConfig:
     names: tuple[str, ...] = ("mlm", "mpm", "tia")
     mlm_rate: float = 0.15  # share of text pieces masked, whole words at a time
     mpm_rate: float = 0.10  # share of patches masked
-    mask_mismatched: bool = True  # MLM and MPM on mismatched pairs too (the release does; the paper is silent)
-    easy_start: float = 0.0  # share of partners from any category at step 0 ...
-    easy_end: float = 0.0  # ... falling linearly to this ...
-    easy_steps: int = 0  # ... over so many steps
-    mined: float = 0.0  # share of partners that are among the nearest mistakes of the towers of `train.start_from`
+    mask_negatives: bool = True  # MLM and MPM on negative pairs too (the release does; the paper is silent)
+    random_negatives_start: float = 0.0  # share of negatives from any category at step 0 ...
+    random_negatives_end: float = 0.0  # ... falling linearly to this ...
+    random_negatives_steps: int = 0  # ... over so many steps
+    mined: float = 0.0  # share of negatives that are among the nearest mistakes of the towers of `train.start_from`
     mined_steps: int = 0  # ... reached linearly over so many steps
     mined_nearest: int = 32  # how many nearest images of a text count as such
 
     @property
     def mismatched(self) -> bool:
-        """Whether a task reads mismatched pairs."""
+        """Whether a task reads negative pairs."""
         return "tia" in self.names
 
 

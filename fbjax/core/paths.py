@@ -23,18 +23,18 @@ def is_remote(path: str | Path) -> bool:
     return re.match(r"[a-z][a-z0-9]*://", str(path)) is not None
 
 
-def place(path: str | Path) -> Path:
+def as_path(path: str | Path) -> Path:
     """A path of this machine, or one of etils with the same methods."""
     return epath.Path(path) if is_remote(path) else Path(path)
 
 
 def find(pattern: str | Path) -> list[Path]:
     """The files that a path or glob names, sorted."""
-    path = place(pattern)
+    path = as_path(pattern)
     if path.is_file():
         return [path]
     names = path.parent.glob(path.name) if is_remote(path) else glob.glob(str(pattern))
-    return [place(name) for name in sorted(map(str, names))]
+    return [as_path(name) for name in sorted(map(str, names))]
 
 
 def size_and_time(file: Path) -> tuple[int, int]:
@@ -66,7 +66,7 @@ def upload(file: Path, path: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A file of this machine to write, which becomes `path` when the block ends well: a kill leaves what was there."""
     if is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +82,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def here(path: Path) -> Iterator[Path]:
+def local_copy(path: Path) -> Iterator[Path]:
     """`path` as a file of this machine: itself, or a copy for as long as the block lasts."""
     if not is_remote(path):
         yield path

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fbjax.data.batches.negatives import Partners
+from fbjax.data.batches.negatives import NegativeSampler
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 FIELDS = ("direction", "query", "positive", "candidates")
@@ -71,9 +71,9 @@ def draw_lists(records, num_others: int, num_queries: int, seed: int) -> tuple[l
 def any_category_negatives(lists: list[CandidateList], records, seed: int = 0) -> list[str]:
     """For each list a product of any category and another group than its query's, seeded."""
     rows = records.rows([x.query for x in lists])
-    partners = Partners(records.categories, records.groups)
+    negatives = NegativeSampler(records.categories, records.groups)
     uniform = np.random.default_rng(seed).random(len(rows))
-    return [str(i) for i in records.ids[partners.draw(rows, uniform, np.ones(len(rows), bool))]]
+    return [str(i) for i in records.ids[negatives.draw(rows, uniform, np.ones(len(rows), bool))]]
 
 
 def _parse(line: str, where: str) -> CandidateList:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fbjax.core.paths import place
+from fbjax.core.paths import as_path
 from fbjax.evaluation import metrics
 from fbjax.evaluation.candidates import DIRECTIONS
 from fbjax.runs.stored_evaluation import read_evaluation
@@ -55,7 +55,7 @@ def _compare_ranks(before: np.ndarray, ranks: np.ndarray) -> dict:
 def _read(workdir: str | Path) -> dict:
     evaluation = read_evaluation(workdir)
     if evaluation is None:
-        if not place(workdir).is_dir():
+        if not as_path(workdir).is_dir():
             raise FileNotFoundError(f"no workdir {workdir}")
         raise FileNotFoundError(
             f"{workdir} has no evaluation over lists yet: "
@@ -84,7 +84,7 @@ def _check_alike(workdirs: tuple, evaluations: list[dict]) -> None:
         raise ValueError(f"{workdirs[0]} and {workdirs[1]} were asked different queries of the same lists: run {again}")
 
 
-def report(figures: dict, say: Callable[[str], None]) -> None:
+def print_figures(figures: dict, say: Callable[[str], None]) -> None:
     """The comparison in words."""
     for name in "ab":
         say(f"{name.upper()}: {figures[name]['workdir']}, checkpoint {figures[name]['checkpoint_step']}")

@@ -10,14 +10,14 @@ import numpy as np
 from fbjax.config.load import absolute
 from fbjax.core.console import duration, progress, say
 from fbjax.data.batches import pipeline
-from fbjax.data.records.builder import Records, prepare
+from fbjax.data.records.builder import Records, build_records
 from fbjax.data.records.source import Source
 from fbjax.evaluation.gallery import full_figures
 from fbjax.evaluation.protocols import OVER_LISTS, list_figures, read_request
 from fbjax.inference.embed_catalogue import split_vectors
-from fbjax.inference.embedder import Towers
-from fbjax.inference.pair_scorer import Scorer, matcher
-from fbjax.monitoring.telemetry import note
+from fbjax.inference.embedder import Embedder
+from fbjax.inference.pair_scorer import PairScorer, make_scorer
+from fbjax.monitoring.telemetry import log_event
 from fbjax.parallel.mesh import make_mesh
 from fbjax.runs.feature_cache import image_inputs
 from fbjax.runs.run import Run
@@ -57,9 +57,9 @@ def evaluate(
     if giver is not None and giver is not run:
         their_step, theirs = load_params(giver, towers, mesh, newest_step(towers))
     source = Source.one_table(data, run.config) if data else Source.from_config(run.config)
-    records = prepare(source, run.vocabulary, run.config.data.prepared, progress)["validation"]
+    records = build_records(source, run.vocabulary, run.config.data.prepared, progress)["validation"]
 
-    score = _PairScores(run, matcher(run.config, run.model, run.step_patches, mesh), variables, records)
+    score = _PairScores(run, make_scorer(run.config, run.model, run.feature_input, mesh), variables, records)
     figures, rankings = list_figures(records, protocols, lists, num_queries, score, decides)
     figures["checkpoint_step"] = step
     if rankings:
@@ -67,7 +67,7 @@ def evaluate(
         write_evaluation(workdir, sources | {"figures": figures, "rankings": rankings})
     if giver is not None:
         theirs = giver.frozen | theirs
-        embedder = Towers(giver.model, giver.step_patches, mesh)
+        embedder = Embedder(giver.model, giver.feature_input, mesh)
         figures["full"] = {"towers": os.path.abspath(towers or workdir), "towers_step": their_step} | full_figures(
             *split_vectors(giver, embedder, theirs, records),
             records.groups,
@@ -79,7 +79,7 @@ def evaluate(
         )
     if score.num_pairs:
         figures["pairs_per_second"] = score.num_pairs / score.seconds
-        note(workdir, "evaluation", score.seconds)
+        log_event(workdir, "evaluation", score.seconds)
     return figures
 
 
@@ -107,7 +107,7 @@ def _vector_run(run: Run, towers: str | Path | None) -> Run:
 class _PairScores:
     """Match scores of any pairs [N, 2] of rows (text, image) of `records`, and how many took how long so far."""
 
-    def __init__(self, run: Run, scorer: Scorer | Towers, variables: Any, records: Records):
+    def __init__(self, run: Run, scorer: PairScorer | Embedder, variables: Any, records: Records):
         self._run, self._scorer, self._variables, self._records = run, scorer, variables, records
         self.num_pairs, self.seconds = 0, 0.0  # embeddings included
 

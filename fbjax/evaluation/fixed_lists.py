@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from fbjax import __version__
-from fbjax.core.paths import replacing
+from fbjax.core.paths import atomic_write
 from fbjax.evaluation.candidates import DIRECTIONS, CandidateList
 
 SMALL = ("exclude", "fill", "short")
@@ -131,9 +131,9 @@ def write_lists(path: str | Path, lists: list[CandidateList], record: dict) -> b
         raise ValueError(f"{path} is there and holds something else: give another --out, or delete it first")
     beside = record_path(path)
     if not same:
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write_bytes(content)
-    with replacing(beside) as file:
+    with atomic_write(beside) as file:
         file.write_text(json.dumps(record, indent=2) + "\n")
     return not same
 
@@ -142,7 +142,7 @@ def record_path(path: str | Path) -> Path:
     return Path(f"{path}.json")
 
 
-def report(record: dict, say: Callable[[str], None]) -> None:
+def print_record(record: dict, say: Callable[[str], None]) -> None:
     """The record as a person reads it."""
     rules, fewest, most = record["rules"], record["candidates"]["fewest"], record["candidates"]["most"]
     queries = ", ".join(f"{count:,} {direction.replace('_', ' ')}" for direction, count in record["queries"].items())

@@ -182,7 +182,7 @@ def _improved(found: Search, scores: np.ndarray) -> dict:
     return metrics.hit_rates(ranks) | metrics.gains(ranks, found.apart)
 
 
-def report(figures: dict, say: Callable[[str], None]) -> None:
+def print_figures(figures: dict, say: Callable[[str], None]) -> None:
     """The figures of `full_figures` as a person reads them."""
     say(
         f"{'full gallery':14} {figures['gallery']:,} products, {figures['num_queries']:,} queries a direction; "

@@ -106,7 +106,7 @@ def _parse(cells: list[str], where: str) -> tuple[int, float]:
     return int(cells[1]), score
 
 
-def report(figures: dict, label: str, say: Callable[[str], None]) -> None:
+def print_figures(figures: dict, label: str, say: Callable[[str], None]) -> None:
     """Both readings of `legacy_figures`, `label` before each."""
     rates = "  ".join(f"Rank@{k} {figures[f'rank@{k}']:.1%}" for k in metrics.RANKS)
     correct = figures["correct"]

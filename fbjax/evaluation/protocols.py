@@ -55,9 +55,9 @@ def list_figures(
 ) -> tuple[dict, list[dict]]:
     """The figures of all protocols but ``full``, and each query's ranking of ``candidates`` and ``matching``.
 
-    ({}, []) where none is asked for. `lists` None: drawn from the records, seed 0. `decides`: whether a score above 0
-    says "match". A ranking is {"direction", "query", "positive", "candidates": how many, "rank" and "score" of the
-    positive, "top": the first [id, score]s}. Every distinct pair of all protocols is scored once.
+    ({}, []) where none is asked for. `lists` None: drawn from the records, seed 0. `scores_matches`: whether a score
+    above 0 says "match". A ranking is {"direction", "query", "positive", "candidates": how many, "rank" and "score" of
+    the positive, "top": the first [id, score]s}. Every distinct pair of all protocols is scored once.
     """
     pairs, num_drawn = _Pairs(records), num_queries or DRAWN_QUERIES
     asked = None
@@ -198,7 +198,7 @@ class _Listed:
         return _Scored(self.lists, self.digest, scores[self.positives], other)
 
 
-def report(figures: dict, say: Callable[[str], None]) -> None:
+def print_figures(figures: dict, say: Callable[[str], None]) -> None:
     """The figures as a person reads them."""
     for direction in DIRECTIONS:
         if direction in figures:
@@ -218,9 +218,9 @@ def report(figures: dict, say: Callable[[str], None]) -> None:
     if "legacy" in figures:
         say(legacy.WARNING)
         for direction, rates in figures["legacy"].items():
-            legacy.report(rates, direction.replace("_", " "), say)
+            legacy.print_figures(rates, direction.replace("_", " "), say)
     if "full" in figures:
-        gallery.report(figures["full"], say)
+        gallery.print_figures(figures["full"], say)
     size = figures.get("candidates_per_list", NUM_OTHERS + 1)
     if size < NUM_OTHERS + 1:
         say(f"NOTE: {size:.0f} candidates a list on average, not {NUM_OTHERS + 1}: Rank@1 by chance is {1 / size:.0%}")

@@ -21,7 +21,7 @@ from fbjax.data.sources.release_features import PREDICTION, Pair, Reader
 from fbjax.data.sources.tables import Skipped
 from fbjax.evaluation import legacy, metrics
 from fbjax.evaluation.candidates import DIRECTIONS
-from fbjax.inference.pair_scorer import matcher
+from fbjax.inference.pair_scorer import make_scorer
 from fbjax.parallel.mesh import make_mesh
 from fbjax.runs.run import Run
 from fbjax.runs.trained import load_params
@@ -60,7 +60,7 @@ def evaluate_release(
     _check_fit(run, reader, file)
     mesh = make_mesh(run.config.mesh)
     step, params = load_params(run, workdir, mesh, step)
-    scorer = matcher(run.config, run.model, run.patches.precomputed(), mesh)
+    scorer = make_scorer(run.config, run.model, run.patches.precomputed(), mesh)
     begin, skipped = time.perf_counter(), []
     pairs = progress(_usable(reader, file, skipped), None, f"pairs of {Path(file).name}")
     names, positive, scores = [], [], []
@@ -89,7 +89,7 @@ def release_figures(scored: Scored, decides: bool) -> dict:
     """Rank@k of each query's true row among its mismatched ones, ties against us, and matching over the same lists.
 
     A query of several true rows counts once for each. One without a true or without a mismatched row is left out and
-    counted. `decides`: whether a score above 0 says "match".
+    counted. `scores_matches`: whether a score above 0 says "match".
     """
     positives, lists, left_out = [], [], 0
     _, places = np.unique(scored.queries, return_inverse=True)
@@ -118,7 +118,7 @@ def release_figures(scored: Scored, decides: bool) -> dict:
     }
 
 
-def report(figures: dict, say: Callable[[str], None]) -> None:
+def print_figures(figures: dict, say: Callable[[str], None]) -> None:
     """The figures as a person reads them."""
     for direction in DIRECTIONS:
         if direction in figures:
@@ -130,7 +130,7 @@ def report(figures: dict, say: Callable[[str], None]) -> None:
     say(f"{'matching':14} AUC {m['auc']:.3f} [{m['auc.ci'][0]:.3f}, {m['auc.ci'][1]:.3f}]{decided}")
     say(legacy.WARNING)
     for direction, rates in figures["legacy"].items():
-        legacy.report(rates, direction.replace("_", " "), say)
+        legacy.print_figures(rates, direction.replace("_", " "), say)
     for reason, count in figures["skipped"].items():
         say(f"skipped: {count:,} {reason}")
     if figures["queries_left_out"]:

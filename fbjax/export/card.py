@@ -5,7 +5,7 @@ from pathlib import Path
 from fbjax import __version__
 from fbjax.config.schema import Config
 from fbjax.evaluation import metrics
-from fbjax.export.source_model import Subject
+from fbjax.export.source_model import SourceModel
 from fbjax.runs.run import Run
 from fbjax.runs.stored_evaluation import read_evaluation
 
@@ -13,7 +13,7 @@ SHOWN = (
     "num_layers",
     "width",
     "num_heads",
-    "mlp_width",
+    "mlp_dim",
     "text_tokens",
     "network",
     "geometry",
@@ -25,7 +25,7 @@ READS = {"tia": "whether a text and an image match", "itc": "vectors of texts, i
 READS |= {"mlm": "hidden text pieces", "mpm": "hidden patches"}
 
 
-def model_card(subject: Subject) -> str:
+def model_card(subject: SourceModel) -> str:
     """README.md of a Hugging Face folder; paths of the machine that trained are left out, but for files' names."""
     run = subject.run
     sections = {
@@ -42,7 +42,7 @@ def model_card(subject: Subject) -> str:
     return f"---\nlibrary_name: transformers\ntags:\n- fashionbert\n- image-text-matching\n---\n\n{body}\n"
 
 
-def _summary(subject: Subject) -> str:
+def _summary(subject: SourceModel) -> str:
     tasks = ", ".join(f"{READS[name]} (`{name}`)" for name in subject.run.config.tasks.names)
     return (
         "[FashionBERT](https://arxiv.org/abs/2005.09801) in PyTorch: the patches of a product's image stand as tokens "
@@ -105,7 +105,7 @@ def _configuration(run: Run) -> str:
     return "\n".join(["| | |", "|---|---|", *rows])
 
 
-def _figures(subject: Subject) -> str:
+def _figures(subject: SourceModel) -> str:
     stored = read_evaluation(subject.workdir)
     figures = stored["figures"] if stored else {}
     if figures.get("checkpoint_step") != subject.step:

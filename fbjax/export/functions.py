@@ -54,7 +54,7 @@ def functions(run: Run) -> dict[str, Function]:
         )
     if "tia" in config.tasks.names:
         found += parts.from_images_and_features("match", parts.match, (parts.ids,), ("score", "logits"))
-    if "itc" in config.tasks.names and config.model.vector_size:
+    if "itc" in config.tasks.names and config.model.embedding_dim:
         found.append(Function("embed_text", lambda p, ids: parts.embed(p, ids, None), (parts.ids,), ("vectors",)))
         image_alone = lambda p, features: parts.embed(p, None, features)  # noqa: E731
         found += parts.from_images_and_features("embed_image", image_alone, (), ("vectors",))
@@ -89,7 +89,7 @@ class _Parts:
         patches, size = run.config.patches, run.config.patches.image_size
         plain = dataclasses.replace(run.config.model, dtype="float32", attention="xla", remat="none")
         self._model, self._patches = build_model(plain, run.vocabulary.size, run.patches), run.patches
-        self._at_once = patches.geometry == "grid" or bool(patches.ready_made)
+        self._at_once = patches.geometry == "feature_map" or bool(patches.ready_made)
         self.ids = Input("ids", "int32", (BATCH, LENGTH))
         self.images = Input("images", "uint8", (BATCH, size, size, 3))
         self.features = Input("features", "float32", (BATCH, run.patches.num_patches, run.patches.feature_size))

@@ -18,7 +18,7 @@ from fbjax.config.load import config_to_json
 from fbjax.config.schema import PatchConfig
 from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.export import card
-from fbjax.export.source_model import Subject
+from fbjax.export.source_model import SourceModel
 from fbjax.model.bert_weights import parameter_names
 from fbjax.model.embeddings import NUM_TEXT_SEGMENTS
 from fbjax.model.encoder import NORM_EPSILON
@@ -33,7 +33,7 @@ LAYOUT = 1  # of config.json's "fbjax" section and the names of arrays
 LEAVES = {"kernel": "weight", "scale": "weight", "depthwise_kernel": "weight"}
 
 
-def write(subject: Subject, folder: Path) -> None:
+def write(subject: SourceModel, folder: Path) -> None:
     """config.json, model.safetensors, the tokenizer's files, the PyTorch code and the model card."""
     from safetensors.numpy import save
 
@@ -62,7 +62,7 @@ def describe(run: Run, step: int) -> dict:
         "hidden_size": model.width,
         "num_hidden_layers": model.num_layers,
         "num_attention_heads": model.num_heads,
-        "intermediate_size": model.mlp_width,
+        "intermediate_size": model.mlp_dim,
         "max_position_embeddings": model.text_tokens,
         "type_vocab_size": NUM_TEXT_SEGMENTS,
         "hidden_act": "gelu",
@@ -71,7 +71,7 @@ def describe(run: Run, step: int) -> dict:
         "initializer_range": model.initializer_range,
         "layer_norm_eps": NORM_EPSILON,
         "pad_token_id": 0,
-        "vector_size": model.vector_size,
+        "embedding_dim": model.embedding_dim,
         "match_reads": model.tia_reads,
         "cross_attention": model.cross_attention,
         "tasks": list(config.tasks.names),
@@ -92,7 +92,7 @@ def digest_of_pieces(vocabulary: Vocabulary) -> str:
 
 def describe_patches(patches: PatchConfig, network: PatchNetwork) -> dict:
     """The section of config.json that says how an image becomes features."""
-    told = ("network", "geometry", "image_size", "patch_size", "enlarge_to", "whole_image", "trainable")
+    told = ("network", "geometry", "image_size", "patch_size", "patch_input_size", "whole_image", "trainable")
     sizes = {"num_patches": network.num_patches, "feature_size": network.feature_size}
     if patches.network == "mobilenet_v1":
         sizes["alpha"] = network.feature_size / 1024

@@ -24,7 +24,7 @@ FREE = ("architectures", "auto_map", "dtype", "tasks", "fbjax")  # of config.jso
 FREE += ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
 
 
-def bring_in(folder: str | Path, workdir: str | Path, say: Callable[[str], None]) -> None:
+def import_checkpoint(folder: str | Path, workdir: str | Path, say: Callable[[str], None]) -> None:
     """The model in `folder` as a run in `workdir`, empty or not there yet: its weights are a checkpoint of step 0.
 
     Training then begins with a fresh optimiser. Raises OSError or ValueError where the folder is not whole or is not
@@ -47,7 +47,7 @@ def bring_in(folder: str | Path, workdir: str | Path, say: Callable[[str], None]
 
 
 def _write_checkpoint(run: Run, arrays: dict[str, np.ndarray], workdir: Path) -> None:
-    objective = Pretraining(run.model, run.step_patches, run.config.tasks, run.vocabulary.mask_id)
+    objective = Pretraining(run.model, run.feature_input, run.config.tasks, run.vocabulary.mask_id)
     state = init_state(objective, make_optimizer(run.config.train), run.config, one_device())
     shapes = {
         name: leaf.shape

@@ -19,7 +19,7 @@ import onnxruntime
 from jax2onnx import to_onnx
 
 from fbjax.export.functions import BATCH, Function, abstract_inputs
-from fbjax.export.source_model import Subject
+from fbjax.export.source_model import SourceModel
 from fbjax.model.backbones.layers import DepthwiseConv
 
 WEIGHTS, SUFFIX = "weights.bin", ".onnx"
@@ -29,7 +29,7 @@ for _name in ("jax2onnx", "onnx_ir"):
     logging.getLogger(_name).setLevel(logging.ERROR)  # of plug-ins for libraries that are not used here
 
 
-def write(subject: Subject, folder: Path) -> None:
+def write(subject: SourceModel, folder: Path) -> None:
     params = jax.tree.map(jax.numpy.asarray, subject.params)
     with open(folder / WEIGHTS, "wb") as stream:
         store = _Store(stream)

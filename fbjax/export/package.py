@@ -16,7 +16,7 @@ from fbjax import __version__
 from fbjax.core.atomic_folder import check_fresh, fresh_folder
 from fbjax.core.console import progress
 from fbjax.export.proof import RealInputs, prove
-from fbjax.export.source_model import Subject
+from fbjax.export.source_model import SourceModel
 from fbjax.exported import manifest
 from fbjax.runs.run import VOCABULARY
 
@@ -43,7 +43,7 @@ def export(
     """
     module = _module(form)
     check_fresh("--out", out)
-    subject = Subject.open(workdir, step, with_heads=FORMATS[form][1])
+    subject = SourceModel.open(workdir, step, with_heads=FORMATS[form][1])
     with fresh_folder("--out", out) as folder:
         module.write(subject, folder)
         subject.run.vocabulary.save(folder / VOCABULARY)
@@ -56,7 +56,7 @@ def export(
     return content
 
 
-def describe(subject: Subject, form: str) -> dict:
+def describe(subject: SourceModel, form: str) -> dict:
     """What a manifest says of a run beside proof and files."""
     config = subject.run.config
     return {

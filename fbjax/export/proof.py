@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from fbjax.data.batches.pipeline import read_images, read_texts
-from fbjax.data.records.builder import Records, prepare
+from fbjax.data.records.builder import Records, build_records
 from fbjax.data.records.source import Source
 from fbjax.export.functions import BATCH, LENGTH, Function
-from fbjax.export.source_model import Subject
+from fbjax.export.source_model import SourceModel
 from fbjax.runs.run import Run
 
 TOLERANCE = 1e-4
@@ -23,7 +23,7 @@ class ProofFailed(ValueError):
     """The export is not the model."""
 
 
-def prove(subject: Subject, exported, real: "RealInputs | str", say: Callable[[str], None]) -> dict:
+def prove(subject: SourceModel, exported, real: "RealInputs | str", say: Callable[[str], None]) -> dict:
     """The largest absolute differences of ``exported.call(name, **arrays)`` from the live model, by output.
 
     `real`: inputs of a catalogue, or the reason why there are none. Raises ProofFailed past `TOLERANCE`, which for
@@ -44,7 +44,7 @@ def prove(subject: Subject, exported, real: "RealInputs | str", say: Callable[[s
     return found
 
 
-def _compare(subject: Subject, exported, function: Function, batches: Iterator[dict]) -> dict:
+def _compare(subject: SourceModel, exported, function: Function, batches: Iterator[dict]) -> dict:
     """{"examples": how many, output: largest difference} over as many of `batches` as `SECONDS` allow."""
     examples, largest, begin = 0, dict.fromkeys(function.outputs, 0.0), time.monotonic()
     for arrays in batches:
@@ -102,18 +102,18 @@ _MAKERS = {
 class RealInputs:
     """The first products of a run's validation split, each text with its own image; read when they are asked for."""
 
-    def __init__(self, subject: Subject, records: Records):
+    def __init__(self, subject: SourceModel, records: Records):
         self._subject, self._records = subject, records
         self._features: dict[int, np.ndarray] = {}
         self.rows = np.arange(min(PAIRS, len(records)))
 
     @classmethod
-    def of(cls, subject: Subject, data: str | None, progress: Callable) -> "RealInputs | str":
+    def of(cls, subject: SourceModel, data: str | None, progress: Callable) -> "RealInputs | str":
         """Those of `data` (a table or glob), or of the run's own tables: the reason where these cannot be read."""
         config = subject.run.config
         try:
             source = Source.one_table(data, config) if data else Source.from_config(config)
-            records = prepare(source, subject.run.vocabulary, config.data.prepared, progress)["validation"]
+            records = build_records(source, subject.run.vocabulary, config.data.prepared, progress)["validation"]
         except (OSError, ValueError) as error:
             if data:
                 raise

@@ -15,7 +15,7 @@ from fbjax.runs.trained import load_params
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class SourceModel:
     """`params` are float32 host arrays, "fashionbert" and "patches", as `functions` take them."""
 
     workdir: Path
@@ -25,7 +25,7 @@ class Subject:
     functions: dict[str, Function]
 
     @classmethod
-    def open(cls, workdir: str | Path, step: int | None, with_heads: bool) -> "Subject":
+    def open(cls, workdir: str | Path, step: int | None, with_heads: bool) -> "SourceModel":
         """The best checkpoint of a run, or that of `step`, with its pretraining `heads` where they are asked for.
 
         One device takes it, whatever mesh it was trained on.

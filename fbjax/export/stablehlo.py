@@ -13,13 +13,13 @@ import jax.export
 import numpy as np
 
 from fbjax.export.functions import Function, abstract_inputs
-from fbjax.export.source_model import Subject
+from fbjax.export.source_model import SourceModel
 from fbjax.exported.runtime import PROGRAMS, SUFFIX, WEIGHTS, Exported
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def write(subject: Subject, folder: Path) -> None:
+def write(subject: SourceModel, folder: Path) -> None:
     params = flax.traverse_util.flatten_dict(subject.params, sep="/")
     np.savez(folder / WEIGHTS, **params)
     shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in params.items()}

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from fbjax.core.console import duration, progress, say
-from fbjax.core.paths import replacing
+from fbjax.core.paths import atomic_write
 from fbjax.data.batches.pipeline import read_texts
-from fbjax.data.records.builder import Records, prepare, read_report
+from fbjax.data.records.builder import Records, build_records, read_report
 from fbjax.data.records.source import Source
-from fbjax.inference.embedder import Towers, trained_towers
+from fbjax.inference.embedder import Embedder, make_embedder
 from fbjax.parallel.mesh import make_mesh
 from fbjax.runs.feature_cache import image_inputs
 from fbjax.runs.run import Run
@@ -43,22 +43,22 @@ def embed(
         raise ValueError(f"--data {data} is a table of its own: leave --split {split} out")
     run = Run.open(workdir)
     mesh = make_mesh(run.config.mesh)
-    towers = trained_towers(run.config, run.model, run.step_patches, mesh)
+    towers = make_embedder(run.config, run.model, run.feature_input, mesh)
     step, params = load_params(run, workdir, mesh, step)
     source = Source.one_table(data, run.config) if data else Source.from_config(run.config)
-    splits = prepare(source, run.vocabulary, run.config.data.prepared, progress)
+    splits = build_records(source, run.vocabulary, run.config.data.prepared, progress)
     records = splits[split or "validation"]
     begin = time.perf_counter()
     vectors = _vectors(run, towers, run.frozen | params, records, what)
     seconds = time.perf_counter() - begin
-    with replacing(out) as file:
+    with atomic_write(out) as file:
         np.savez(file, ids=np.asarray(records.ids, str), vectors=vectors, checkpoint_step=step, what=what)
     _describe(records, vectors, what, step, seconds, say)
     return vectors
 
 
 def split_vectors(
-    run: Run, towers: Towers, variables, records: Records, ids: np.ndarray | None = None
+    run: Run, towers: Embedder, variables, records: Records, ids: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The vectors of all texts and of all images of a split, [N, E] each; `ids` [N, T] where they are read already."""
     rows = np.arange(len(records))
@@ -70,7 +70,7 @@ def split_vectors(
     return texts, towers.embed_images(variables, progress(inputs, num_batches, "vectors of images"))
 
 
-def _vectors(run: Run, towers: Towers, variables, records: Records, what: str) -> np.ndarray:
+def _vectors(run: Run, towers: Embedder, variables, records: Records, what: str) -> np.ndarray:
     rows = np.arange(len(records))
     if what == "image":
         batches = image_inputs(run, records, rows, towers.batch_size)

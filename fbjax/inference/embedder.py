@@ -15,22 +15,24 @@ import numpy as np
 from fbjax.data.text.wordpiece import PAD_ID
 from fbjax.model.fashionbert import FashionBert
 from fbjax.model.patch_features import PatchNetwork
-from fbjax.parallel.mesh import by_example, padded, put_batch, replicated
+from fbjax.parallel.mesh import by_example, pad_rows, put_batch, replicated
 
 BUCKET = 16  # a text's length is rounded up to a multiple of this: as many programs are compiled
 CPU_ROWS, ACCELERATOR_ROWS = 32, 512  # in a batch
 
 
-class Towers:
+class Embedder:
     """Vectors [N, E] of length 1 with any parameters of one model: `variables` hold "fashionbert" and "patches".
 
     The cosine of two is their match score. Raises ValueError where the model has no towers.
     """
 
     def __init__(self, model: FashionBert, patches: PatchNetwork, mesh, rows_per_batch: int | None = None):
-        if not model.vector_size:
-            raise ValueError("this run has no towers: train it with config.model.vector_size above 0 and the task itc")
-        self._model, self._mesh, self.size = model, mesh, model.vector_size
+        if not model.embedding_dim:
+            raise ValueError(
+                "this run has no towers: train it with config.model.embedding_dim above 0 and the task itc"
+            )
+        self._model, self._mesh, self.size = model, mesh, model.embedding_dim
         if rows_per_batch is None:
             rows_per_batch = CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -55,7 +57,7 @@ class Towers:
         """Vectors of batches of at most `batch_size` images (or cached features)."""
         vectors = []
         for images in batches:
-            launched = self._embed(variables, None, put_batch(padded(images, self.batch_size), self._mesh))
+            launched = self._embed(variables, None, put_batch(pad_rows(images, self.batch_size), self._mesh))
             vectors.append(np.asarray(launched)[: len(images)])
         return np.concatenate([np.empty((0, self.size), np.float32), *vectors])
 
@@ -98,7 +100,7 @@ class Towers:
     def _run(self, variables, ids, read, progress) -> np.ndarray:
         vectors = np.empty((len(ids), self.size), np.float32)
         batches = list(self._batches(ids))
-        filled = [padded(rows, self.batch_size) for _, rows in batches]
+        filled = [pad_rows(rows, self.batch_size) for _, rows in batches]
         images = iter(read(np.concatenate(filled))) if read and batches else None
         numbered = list(zip(batches, filled, strict=True))
         for (length, rows), whole in progress(numbered, len(batches), "batches") if progress else numbered:
@@ -115,11 +117,12 @@ class Towers:
                 yield int(length), rows[start : start + self.batch_size]
 
 
-def trained_towers(config, model: FashionBert, patches: PatchNetwork, mesh) -> Towers:
+def make_embedder(config, model: FashionBert, patches: PatchNetwork, mesh) -> Embedder:
     """The towers of a run that trained them under this `Config`. Raises ValueError where it did not."""
     if "itc" not in config.tasks.names:
         raise ValueError(
             f"this run has no towers, its tasks are {', '.join(config.tasks.names)}: train one with 'itc' in "
-            "config.tasks.names and config.model.vector_size above 0 (config.train.start_from takes this one's weights)"
+            "config.tasks.names and config.model.embedding_dim above 0 "
+            "(config.train.start_from takes this one's weights)"
         )
-    return Towers(model, patches, mesh)
+    return Embedder(model, patches, mesh)

@@ -11,7 +11,7 @@ import numpy as np
 
 from fbjax.data.sources.tables import clean_text
 from fbjax.inference.model import Model
-from fbjax.inference.pair_scorer import matcher
+from fbjax.inference.pair_scorer import make_scorer
 from fbjax.parallel.mesh import make_mesh
 
 
@@ -41,7 +41,7 @@ def explain(model: Model, text: str, image) -> Explanation:
     for row, word in enumerate(shown, start=1):
         ids[row, 1 + np.flatnonzero(kept == word)] = run.vocabulary.mask_id
 
-    scorer = matcher(run.config, run.model, patches.precomputed(), make_mesh(run.config.mesh))
+    scorer = make_scorer(run.config, run.model, patches.precomputed(), make_mesh(run.config.mesh))
     batches = (images[start : start + scorer.batch_size] for start in range(0, len(images), scorer.batch_size))
     embedded = scorer.embed_images(model.variables, batches)
     pairs = [(0, p) for p in range(1 + num_patches)] + [(w, 0) for w in range(1, 1 + len(shown))]

@@ -17,8 +17,8 @@ from fbjax.data.batches.pipeline import decode_image
 from fbjax.data.sources.images import encoded, is_image, normalise_image
 from fbjax.data.sources.tables import clean_text
 from fbjax.data.text.wordpiece import PAD_ID
-from fbjax.inference.embedder import Towers, trained_towers
-from fbjax.inference.pair_scorer import Scorer, matcher
+from fbjax.inference.embedder import Embedder, make_embedder
+from fbjax.inference.pair_scorer import PairScorer, make_scorer
 from fbjax.parallel.mesh import make_mesh
 from fbjax.runs.run import Run
 from fbjax.runs.trained import load_params
@@ -31,7 +31,7 @@ class Model:
     run: Run = dataclasses.field(repr=False)
     step: int
     variables: Any = dataclasses.field(repr=False)  # "fashionbert" and "patches", as the scorer takes them
-    _scorer: Scorer | Towers = dataclasses.field(repr=False)
+    _scorer: PairScorer | Embedder = dataclasses.field(repr=False)
 
     @classmethod
     def load(cls, workdir: str | Path, step: int | None = None) -> "Model":
@@ -39,7 +39,7 @@ class Model:
         run = Run.open(workdir)
         mesh = make_mesh(run.config.mesh)
         step, params = load_params(run, workdir, mesh, step)
-        scorer = matcher(run.config, run.model, run.patches, mesh)
+        scorer = make_scorer(run.config, run.model, run.patches, mesh)
         return cls(run, step, {"patches": run.patches.params} | params, scorer)
 
     def score(self, texts: Sequence[str], images: Sequence) -> np.ndarray:
@@ -83,10 +83,10 @@ class Model:
         return towers.embed_products(self.variables, self._encode_texts(texts), read)
 
     @cached_property
-    def _towers(self) -> Towers:
-        if isinstance(self._scorer, Towers):
+    def _towers(self) -> Embedder:
+        if isinstance(self._scorer, Embedder):
             return self._scorer
-        return trained_towers(self.run.config, self.run.model, self.run.patches, make_mesh(self.run.config.mesh))
+        return make_embedder(self.run.config, self.run.model, self.run.patches, make_mesh(self.run.config.mesh))
 
     def _score(self, texts: list[str], images: list, pairs: np.ndarray) -> np.ndarray:
         if not len(pairs):

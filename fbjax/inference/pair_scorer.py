@@ -13,22 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from fbjax.data.text.wordpiece import PAD_ID
-from fbjax.inference.embedder import Towers
+from fbjax.inference.embedder import Embedder
 from fbjax.model.fashionbert import FashionBert, match_score
 from fbjax.model.patch_features import PatchNetwork
-from fbjax.parallel.mesh import by_example, padded, put_batch, replicated
+from fbjax.parallel.mesh import by_example, pad_rows, put_batch, replicated
 
 BUCKET = 8  # a batch's text length is rounded up to a multiple of this: as many programs are compiled
 IN_FLIGHT = 4  # batches
 CPU_PAIRS, ACCELERATOR_PAIRS = 32, 256  # in a batch
 
 
-def matcher(config, model: FashionBert, patches: PatchNetwork, mesh) -> "Scorer | Towers":
+def make_scorer(config, model: FashionBert, patches: PatchNetwork, mesh) -> "PairScorer | Embedder":
     """What gives a pair's match score under a `Config`: FashionBERT where it learns alignment, else its towers."""
-    return (Scorer if "tia" in config.tasks.names else Towers)(model, patches, mesh)
+    return (PairScorer if "tia" in config.tasks.names else Embedder)(model, patches, mesh)
 
 
-class Scorer:
+class PairScorer:
     """Scores with any parameters of one model: `variables` hold "fashionbert" and "patches".
 
     On a CPU a batch is small, so that the MLP's hidden layer stays in its cache: 64 pairs at a time took 1.28 times as
@@ -61,7 +61,7 @@ class Scorer:
         """Image embeddings [I, P, D] of batches of at most `batch_size` images (or cached features)."""
         embedded = []
         for images in batches:
-            whole = put_batch(padded(images, self.batch_size), self._mesh)
+            whole = put_batch(pad_rows(images, self.batch_size), self._mesh)
             embedded.append(np.asarray(self._embed(variables, whole))[: len(images)])
         return np.concatenate(embedded)
 
@@ -99,7 +99,7 @@ class Scorer:
 
     def _launch(self, variables, ids, images, pairs, length) -> jax.Array:
         batch = (ids[pairs[:, 0], :length], images[pairs[:, 1]])
-        return self._score(variables, *put_batch(tuple(padded(x, self.batch_size) for x in batch), self._mesh))
+        return self._score(variables, *put_batch(tuple(pad_rows(x, self.batch_size) for x in batch), self._mesh))
 
 
 def _collect(scores: np.ndarray, launched) -> None:

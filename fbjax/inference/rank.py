@@ -7,11 +7,11 @@ import numpy as np
 
 from fbjax.core.console import duration, progress, say
 from fbjax.data.batches.pipeline import read_products, read_texts
-from fbjax.data.records.builder import Records, prepare
+from fbjax.data.records.builder import Records, build_records
 from fbjax.data.records.source import Source
 from fbjax.data.sources.tables import Product
 from fbjax.inference.model import Model
-from fbjax.inference.pair_scorer import matcher
+from fbjax.inference.pair_scorer import make_scorer
 from fbjax.parallel.mesh import make_mesh
 from fbjax.runs.feature_cache import image_inputs
 
@@ -27,7 +27,7 @@ class Ranking:
     num_candidates: int
     products: list[Product]
     scores: list[float]
-    decides: bool  # whether a score above 0 says "match"
+    scores_matches: bool  # whether a score above 0 says "match"
 
 
 def rank(
@@ -54,11 +54,11 @@ def rank(
     query_ids = model.encode_text(text) if text is not None else None
     query_image = model.read_image(image) if image is not None else None
     source = Source.one_table(data, config) if data else Source.from_config(config)
-    records = prepare(source, vocabulary, config.data.prepared, progress)["validation"]
+    records = build_records(source, vocabulary, config.data.prepared, progress)["validation"]
     rows = _of_category(records, category)
 
-    patches = model.run.patches if image is not None else model.run.step_patches  # records may have cached features
-    scorer = matcher(config, model.run.model, patches, make_mesh(config.mesh))
+    patches = model.run.patches if image is not None else model.run.feature_input  # records may have cached features
+    scorer = make_scorer(config, model.run.model, patches, make_mesh(config.mesh))
     places = np.arange(len(rows))
     if text is not None:
         batches = -(-len(rows) // scorer.batch_size)
@@ -83,7 +83,7 @@ def rank(
     )
 
 
-def table(ranking: Ranking, width: int) -> list[str]:
+def format_table(ranking: Ranking, width: int) -> list[str]:
     """The ranking as lines of at most `width` columns: place, score, id, category, text."""
     ids = max(len(product.id) for product in ranking.products)
     categories = max(len(product.category) for product in ranking.products)

@@ -206,7 +206,7 @@ def _architecture_problems(folder: Path, config: ModelConfig) -> list[str]:
         for name, value in computed.items()
         if bert.get(name, value) != value
     ]
-    sizes = {"width": "hidden_size", "num_heads": "num_attention_heads", "mlp_width": "intermediate_size"}
+    sizes = {"width": "hidden_size", "num_heads": "num_attention_heads", "mlp_dim": "intermediate_size"}
     problems += [
         f"model.{ours} is {getattr(config, ours)}, the BERT's {theirs} {bert.get(theirs)}"
         for ours, theirs in sizes.items()

@@ -28,7 +28,7 @@ class EncoderShape:
     num_layers: int
     width: int
     num_heads: int
-    mlp_width: int
+    mlp_dim: int
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
@@ -211,7 +211,7 @@ class Layer(nn.Module):
             crosses = (kinds[None] if positions is None else kinds[positions])[..., None] != kinds
         attended = Attention(self.shape, name="attention")(rows, x, mask, deterministic, crosses)
         rows = layer_norm("attention_norm")(rows + drop(attended, deterministic))
-        hidden = gelu(dense(self.shape, self.shape.mlp_width, ("embed", "mlp"), name="mlp_in")(rows))
+        hidden = gelu(dense(self.shape, self.shape.mlp_dim, ("embed", "mlp"), name="mlp_in")(rows))
         hidden = dense(self.shape, self.shape.width, ("mlp", "embed"), name="mlp_out")(hidden)
         return by_example(layer_norm("mlp_norm")(rows + drop(hidden, deterministic)))
 

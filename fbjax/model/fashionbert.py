@@ -1,8 +1,8 @@
 """FashionBERT (section 3): text pieces and image patches through one BERT encoder, a head for each pretraining task.
 
 The two modalities share the encoder and nothing before it: position, segment and LayerNorm tables are each its own.
-Methods are the parts that callers combine: `embed_text`, `embed_image`, `encode`, and the heads. With `vector_size` the
-same encoder also reads text or image alone, as two towers that share their parameters: `tower`, `vector`.
+Methods are the parts that callers combine: `embed_text`, `embed_image`, `encode`, and the heads. With `embedding_dim`
+the same encoder also reads text or image alone, as two towers that share their parameters: `tower`, `vector`.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class FashionBert(nn.Module):
     num_patches: int
     feature_size: int
     shape: EncoderShape
-    vector_size: int = 0
+    embedding_dim: int = 0
     tia_reads: str = "cls"
 
     def setup(self):
@@ -44,8 +44,8 @@ class FashionBert(nn.Module):
         self.mlm = MlmHead(self.vocabulary_size, self.shape)
         self.mpm = dense(self.shape, self.feature_size, ("embed", "feature"), use_bias=False, name="mpm")
         self.tia = dense(dataclasses.replace(self.shape, dtype=jnp.float32), 2, ("embed", None), name="tia")
-        if self.vector_size:
-            self.projection = dense(self.shape, self.vector_size, ("embed", None), use_bias=False, name="projection")
+        if self.embedding_dim:
+            self.projection = dense(self.shape, self.embedding_dim, ("embed", None), use_bias=False, name="projection")
             start = nn.with_logical_partitioning(nn.initializers.constant(math.log(START_SCALE)), ())
             self.log_scale = self.param("log_scale", start, ())
 
@@ -54,7 +54,7 @@ class FashionBert(nn.Module):
         text = self.embed_text(ids)
         hidden, means = self.encode_pair(text, text_mask, self.embed_image(features))
         t = ids.shape[1]
-        if self.vector_size:
+        if self.embedding_dim:
             self.projection(hidden[:, 0])
         return self.mlm_logits(hidden[:, :t]), self.mpm_logits(hidden[:, t:]), self.tia_logits(hidden[:, 0], means)
 
@@ -153,13 +153,13 @@ def build_model(config: ModelConfig, vocabulary_size: int, patches: PatchNetwork
         text_tokens=config.text_tokens,
         num_patches=patches.num_patches,
         feature_size=patches.feature_size,
-        vector_size=config.vector_size,
+        embedding_dim=config.embedding_dim,
         tia_reads=config.tia_reads,
         shape=EncoderShape(
             num_layers=config.num_layers,
             width=config.width,
             num_heads=config.num_heads,
-            mlp_width=config.mlp_width,
+            mlp_dim=config.mlp_dim,
             hidden_dropout=config.hidden_dropout,
             attention_dropout=config.attention_dropout,
             dtype=jnp.dtype(config.dtype),

@@ -30,37 +30,37 @@ PIXELS_AT_ONCE = 2**22  # of enlarged patches; what a network holds of them is s
 def extract(network: Callable[[jax.Array], jax.Array], config, images: jax.Array) -> jax.Array:
     """``images [B, S, S, 3] uint8 -> features [B, P, C]`` float32, (S / patch_size)^2 patches row by row.
 
-    `isolated` (the paper): each patch alone, enlarged to `enlarge_to` pixels, through the network, average-pooled.
-    `grid`: the cells of one pass's feature map, averaged where a patch touches several. Departs from the paper: a cell
-    also sees its surroundings.
+    `per_patch` (the paper): each patch alone, enlarged to `patch_input_size` pixels, through the network,
+    average-pooled. `feature_map`: the cells of one pass's feature map, averaged where a patch touches several. Departs
+    from the paper: a cell also sees its surroundings.
     `whole_image`: before them stands the mean of the whole image's feature map. Departs from the paper: a token that is
     no patch.
     """
     images = images.astype(jnp.float32)
     side = images.shape[1] // config.patch_size
-    feature_map = network(images) if config.geometry == "grid" or config.whole_image else None
-    if config.geometry == "grid":
+    feature_map = network(images) if config.geometry == "feature_map" or config.whole_image else None
+    if config.geometry == "feature_map":
         patches = average_cells(feature_map, side).reshape(images.shape[0], side * side, -1)
     else:
-        patches = isolated_features(network, images, config.patch_size, config.enlarge_to)
+        patches = per_patch_features(network, images, config.patch_size, config.patch_input_size)
     if not config.whole_image:
         return patches
     return jnp.concatenate([feature_map.mean(axis=(1, 2))[:, None], patches], axis=1)
 
 
-def isolated_features(
-    network: Callable[[jax.Array], jax.Array], images: jax.Array, patch_size: int, enlarge_to: int
+def per_patch_features(
+    network: Callable[[jax.Array], jax.Array], images: jax.Array, patch_size: int, patch_input_size: int
 ) -> jax.Array:
     """``[B, S, S, 3] -> [B, P, C]``, so many patches of each image at a time as `PIXELS_AT_ONCE` allows."""
     b, side = len(images), images.shape[1] // patch_size
     patches = images.reshape(b, side, patch_size, side, patch_size, 3).swapaxes(2, 3)
-    at_once = max(n for n in _divisors(side * side) if n == 1 or n * b * enlarge_to**2 <= PIXELS_AT_ONCE)
-    weights = resampling.weights(patch_size, enlarge_to)
+    at_once = max(n for n in _divisors(side * side) if n == 1 or n * b * patch_input_size**2 <= PIXELS_AT_ONCE)
+    weights = resampling.weights(patch_size, patch_input_size)
     turns = patches.reshape(b, -1, at_once, patch_size, patch_size, 3).swapaxes(0, 1)
 
     def features(patches):
         patches = patches.reshape(b * at_once, patch_size, patch_size, 3)
-        if enlarge_to != patch_size:
+        if patch_input_size != patch_size:
             patches = jnp.einsum("rh,cw,bhwk->brck", weights, weights, patches, precision="highest")
         return network(patches).mean(axis=(1, 2)).reshape(b, at_once, -1)
 
@@ -106,9 +106,9 @@ def build_patch_network(config, weights_path: str | Path | None = None) -> Patch
     if kind.needs_weights:
         network, weights = _load(config.network, weights_path or config.weights)
     else:
-        cell = config.patch_size if config.geometry == "grid" else config.enlarge_to
+        cell = config.patch_size if config.geometry == "feature_map" else config.patch_input_size
         network, weights = kind.build({}, cell), {}
-    geometry = (config.network, config.geometry, config.image_size, config.patch_size, config.enlarge_to)
+    geometry = (config.network, config.geometry, config.image_size, config.patch_size, config.patch_input_size)
     geometry += ("whole image",) * config.whole_image
     digest = hashlib.sha256(repr(geometry).encode())
     for name in sorted(weights):
@@ -117,7 +117,7 @@ def build_patch_network(config, weights_path: str | Path | None = None) -> Patch
     return _around(config, network, arrays, digest.hexdigest())
 
 
-def outline_patch_network(config) -> PatchNetwork:
+def abstract_patch_network(config) -> PatchNetwork:
     """The same with shapes for parameters, and no file read: to trace and to compile, not to run."""
     if config.ready_made or not _kind(config).needs_weights:
         return build_patch_network(config)
@@ -149,10 +149,10 @@ def _around(config, network: nn.Module, arrays: dict[str, Any], digest: str) -> 
     def apply(params, images):
         return extract(lambda x: network.apply({"params": params.get("network", {})}, x), config, images)
 
-    size = config.image_size if config.geometry == "grid" else config.enlarge_to
+    size = config.image_size if config.geometry == "feature_map" else config.patch_input_size
     seen = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     _, cells, _, feature_size = jax.eval_shape(network.apply, {"params": tree}, seen).shape
-    if config.geometry == "grid":
+    if config.geometry == "feature_map":
         _check_cells(config, cells)
     return PatchNetwork(
         apply=apply,
@@ -183,12 +183,13 @@ def count_live_dimensions(features: np.ndarray) -> int:
 
 def _check_sizes(config, kind: NetworkKind) -> None:
     """Raises ValueError where what goes through the network is too small for it."""
-    if config.geometry == "isolated" and config.enlarge_to < kind.smallest:
+    if config.geometry == "per_patch" and config.patch_input_size < kind.smallest:
         raise ValueError(
-            f"enlarge_to {config.enlarge_to} is too small for {config.network}, which takes {kind.smallest} pixels or "
-            f"more (set patches.enlarge_to={-(-kind.smallest // 32) * 32} or more)"
+            f"patch_input_size {config.patch_input_size} is too small for {config.network}, "
+            f"which takes {kind.smallest} pixels or more (set patches.patch_input_size={-(-kind.smallest "
+            f"// 32) * 32} or more)"
         )
-    if (config.geometry == "grid" or config.whole_image) and config.image_size < kind.smallest:
+    if (config.geometry == "feature_map" or config.whole_image) and config.image_size < kind.smallest:
         raise ValueError(
             f"image_size {config.image_size} is too small for {config.network}, which takes {kind.smallest} pixels or "
             "more (raise patches.image_size)"
@@ -201,8 +202,8 @@ def _check_cells(config, cells: int) -> None:
     if side > cells:
         coarser = min(size // n for n in _divisors(size) if n <= cells)
         raise ValueError(
-            f"patch_size {config.patch_size} is too small for geometry 'grid' with {config.network}: {side} patches a "
-            f"side, and {cells} cells in its map of {size} pixels (use patch_size {coarser} or more)"
+            f"patch_size {config.patch_size} is too small for geometry 'feature_map' with {config.network}: {side} "
+            f"patches a side, and {cells} cells in its map of {size} pixels (use patch_size {coarser} or more)"
         )
 
 

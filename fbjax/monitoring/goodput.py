@@ -16,8 +16,8 @@ its command to the last event it wrote. Every second of it has one cause:
 * ``evaluation``: validation between steps.
 
 Not of the wall time: what passed **down**, between one attempt's last event and the next one's start; the seconds
-between a killed process's last event and its end (`telemetry.BEAT` at most), which stand under down; and attempts
-that found the run finished.
+between a killed process's last event and its end (`telemetry.HEARTBEAT_SECONDS` at most), which stand under down; and
+attempts that found the run finished.
 """
 
 from collections import Counter

@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from fbjax.config.schema import Config
 from fbjax.core.console import duration, say
-from fbjax.core.paths import place
+from fbjax.core.paths import as_path
 from fbjax.monitoring.flops import StepWork
 from fbjax.monitoring.goodput import COMPILE, EVALUATION, INPUT, STEP
 from fbjax.monitoring.hardware import machine, peak_flops
 from fbjax.monitoring.telemetry import Telemetry
-from fbjax.parallel.distributed import agreed, is_first
+from fbjax.parallel.distributed import broadcast_from_first, is_first
 from fbjax.runs.checkpoints import BEST_METRIC
 from fbjax.runs.state import make_schedule
 
@@ -49,7 +49,7 @@ class Log:
     def __init__(self, workdir: str | Path, config: Config, start: int, telemetry: Telemetry):
         self._config, self._telemetry = config.train, telemetry
         self._schedule = make_schedule(config.train)
-        self._writer = Writer(str(place(workdir) / FOLDER)) if is_first() else None
+        self._writer = Writer(str(as_path(workdir) / FOLDER)) if is_first() else None
         quiet = None if is_first() else True  # None: where there is no terminal
         self._bar = tqdm(total=config.train.num_steps, initial=start, desc="train", dynamic_ncols=True, disable=quiet)
         self._pending: list[tuple[dict, int]] = []  # metrics, and the length of the texts
@@ -125,7 +125,7 @@ class Log:
         """The checkpoint's metrics by `auc`, or None where that would take more than its share of the wall time."""
         before = self._telemetry.seconds()
         allowed = EVALUATION_SHARE * sum(before.values())
-        if agreed(not must and before[EVALUATION] + self._evaluation_cost > allowed):
+        if broadcast_from_first(not must and before[EVALUATION] + self._evaluation_cost > allowed):
             if not self._skipped_validation:
                 say(f"step {step}: validation put off, it would take more than {EVALUATION_SHARE:.0%} of the time")
             self._skipped_validation = True
@@ -206,7 +206,7 @@ def _mean(name: str, values: list) -> float:
 
 def read_curves(workdir: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """(steps, values) of every metric that a run has written; steps that a resumed run did again count once."""
-    folder = place(workdir) / FOLDER
+    folder = as_path(workdir) / FOLDER
     if not folder.is_dir():
         return {}
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0})

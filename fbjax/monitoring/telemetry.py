@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fbjax.core.paths import append, is_remote, place
+from fbjax.core.paths import append, as_path, is_remote
 from fbjax.monitoring.goodput import START_UP, STEP, split
 
 FILE = "telemetry.jsonl"
-BEAT, BEAT_OF_STORES = 5.0, 60.0  # seconds after which a line is written, whatever the run is at
+HEARTBEAT_SECONDS, REMOTE_HEARTBEAT_SECONDS = 5.0, 60.0  # seconds after which a line is written, whatever the run is at
 
 
 class Telemetry:
@@ -44,7 +44,7 @@ class Telemetry:
         self._accounted, self._step = 0.0, None
         self._seconds, self._unwritten = Counter(), Counter()
         self._lock, self._stop = threading.RLock(), threading.Event()
-        self._path = place(workdir) / FILE if writes else None
+        self._path = as_path(workdir) / FILE if writes else None
         self._cut = bool(self._earlier)  # a kill may have cut the last line
         self._write({"began": round(self._begun, 3)})
         self._beating = threading.Thread(target=self._beat, name="telemetry", daemon=True)
@@ -61,7 +61,8 @@ class Telemetry:
 
     @contextlib.contextmanager
     def spent(self, cause: str | Callable[[], str]):
-        """Puts the time of a block down to `cause`, or to what `cause()` says at its end, and at every `BEAT` in it."""
+        """Puts the time of a block down to `cause`, or to what `cause()` says at its end, and at every
+        `HEARTBEAT_SECONDS` in it."""
         self._account()
         self._doing.append(cause)
         try:
@@ -84,7 +85,7 @@ class Telemetry:
         self._account()
         self._doing[0] = STEP
 
-    def mark(self, step: int, figures: dict[str, float]) -> None:
+    def checkpoint_figures(self, step: int, figures: dict[str, float]) -> None:
         """`step` is done, and that is how fast it went."""
         self._step = step
         self._mark({"figures": {name: float(f"{value:.5g}") for name, value in figures.items()}})
@@ -131,13 +132,13 @@ class Telemetry:
         return written
 
     def _beat(self) -> None:
-        while not self._stop.wait(BEAT_OF_STORES if is_remote(self._path) else BEAT):
+        while not self._stop.wait(REMOTE_HEARTBEAT_SECONDS if is_remote(self._path) else HEARTBEAT_SECONDS):
             self._mark()
 
 
-def note(workdir: str | Path, stage: str, seconds: float) -> None:
+def log_event(workdir: str | Path, stage: str, seconds: float) -> None:
     """Notes what another command took; a full disk costs the note, not the command."""
-    _append(place(workdir) / FILE, {"noted": stage, "seconds": round(seconds, 1)})
+    _append(as_path(workdir) / FILE, {"noted": stage, "seconds": round(seconds, 1)})
 
 
 def _append(path: Path, event: dict, new_line: bool = False) -> bool:
@@ -151,7 +152,7 @@ def _append(path: Path, event: dict, new_line: bool = False) -> bool:
 
 def read_events(workdir: str | Path) -> list[dict]:
     """All events of a run in the order in which they were written; what a kill or a full disk cut is left out."""
-    path, events = place(workdir) / FILE, []
+    path, events = as_path(workdir) / FILE, []
     for line in path.read_text().splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError):
             if isinstance(event := json.loads(line), dict):

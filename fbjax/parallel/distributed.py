@@ -143,18 +143,18 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def meet(place: str) -> None:
-    """Waits until all processes have come to `place`. Not for long: what takes minutes waits at a file's lock."""
+def barrier(place: str) -> None:
+    """Waits until all processes have come to `as_path`. Not for long: what takes minutes waits at a file's lock."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(place)
 
 
-def all_of(value: bool) -> bool:
+def all_processes(value: bool) -> bool:
     """Whether it is so in every process."""
     return bool(multihost_utils.process_allgather(np.array(value)).all()) if jax.process_count() > 1 else value
 
 
-def agreed(value: bool) -> bool:
+def broadcast_from_first(value: bool) -> bool:
     """What the first process says, in all of them: for what depends on a clock or a disk."""
     if jax.process_count() == 1:
         return value

@@ -75,17 +75,17 @@ def _problems(name: str | None, size: int, mesh: Mesh) -> Iterator[str]:
         yield f"mesh.{rules[name]} {mesh.shape[rules[name]]} does not divide it"
 
 
-def whole(params):
+def replicated_params(params):
     """`params` boxed to lie whole on every device, as is meant of a patch network that trains."""
     return jax.tree.map(lambda p: nn.LogicallyPartitioned(p, (None,) * p.ndim), params)
 
 
-def placed(tree):
+def shardings_of(tree):
     """Where each array or shape of `tree` lies."""
     return jax.tree.map(lambda x: x.sharding, tree)
 
 
-def scattered(mesh: Mesh, tree):
+def scatter_shards(mesh: Mesh, tree):
     """A `NamedSharding` for each placed array or shape of `tree`: as it lies, and in shards over ``data`` besides.
 
     Along the width D, which ``fsdp`` cuts up already: there XLA adds up on TPUs by reduce-scatter, and not along the
@@ -117,19 +117,19 @@ def by_example(mesh: Mesh) -> NamedSharding:
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
+class HostShard:
     """The part of each global batch that this process feeds: what lies on its devices."""
 
     rows: np.ndarray  # [b] int, sorted
     batch_size: int  # of the global batch
 
     @classmethod
-    def of(cls, mesh: Mesh, batch_size: int) -> "Share":
+    def of(cls, mesh: Mesh, batch_size: int) -> "HostShard":
         places = by_example(mesh).addressable_devices_indices_map((batch_size,)).values()
         return cls(np.unique(np.concatenate([np.arange(batch_size)[place] for place in places])), batch_size)
 
 
-def put_batch(batch, mesh: Mesh, share: Share | None = None):
+def put_batch(batch, mesh: Mesh, share: HostShard | None = None):
     """Host arrays as one global batch on the mesh: whole ones, the same in every process, or this one's `share`."""
     sharding = by_example(mesh)
 
@@ -145,7 +145,7 @@ def put_batch(batch, mesh: Mesh, share: Share | None = None):
     return jax.tree.map(put, batch) if share or jax.process_count() > 1 else jax.device_put(batch, sharding)
 
 
-def padded(rows: np.ndarray, size: int) -> np.ndarray:
+def pad_rows(rows: np.ndarray, size: int) -> np.ndarray:
     """`rows` followed by copies of the first up to `size`, whose results are to be dropped."""
     return rows if len(rows) == size else np.concatenate([rows, np.repeat(rows[:1], size - len(rows), axis=0)])
 

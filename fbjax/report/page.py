@@ -12,7 +12,7 @@ from PIL import Image
 
 from fbjax import __version__
 from fbjax.core.console import duration
-from fbjax.core.paths import place, replacing
+from fbjax.core.paths import as_path, atomic_write
 from fbjax.data.sources.images import encode_array, normalise_image
 
 HEIGHT = 160  # pixels of a picture at most, and at most twice as wide
@@ -21,11 +21,11 @@ SHORT = 150  # letters of a text
 
 def write_page(path: str | Path, template: str, **values) -> Path:
     """Fills in `template` and writes it to `path`, whole or not at all."""
-    path = place(path)
+    path = as_path(path)
     today = datetime.date.today()
     values |= {"version": __version__, "today": f"{today.day} {today:%B %Y}"}
     text = _environment().get_template(template).render(values)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write_text(text, encoding="utf-8")
     return path
 

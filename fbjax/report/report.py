@@ -10,8 +10,8 @@ import numpy as np
 
 from fbjax.config.schema import Config
 from fbjax.core.console import progress, say
-from fbjax.core.paths import place
-from fbjax.data.records.builder import SKIPPED, Records, prepare, read_report
+from fbjax.core.paths import as_path
+from fbjax.data.records.builder import SKIPPED, Records, build_records, read_report
 from fbjax.data.records.source import Source
 from fbjax.evaluation.candidates import DIRECTIONS
 from fbjax.evaluation.evaluate import evaluate
@@ -43,7 +43,7 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
 
     A best checkpoint that has not been evaluated is evaluated first, with `num_queries` queries a direction.
     """
-    workdir = place(workdir)
+    workdir = as_path(workdir)
     run = Run.open(workdir)
     with Checkpoints(workdir) as checkpoints:
         newest, best = max(checkpoints.steps(), default=None), checkpoints.best_step()
@@ -52,11 +52,11 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
     evaluation = _evaluation(workdir, best, num_queries)
     figures, rankings = evaluation["figures"], evaluation["rankings"]
 
-    splits = prepare(Source.from_config(run.config), run.vocabulary, run.config.data.prepared, progress)
+    splits = build_records(Source.from_config(run.config), run.vocabulary, run.config.data.prepared, progress)
     records, prepared = splits["validation"], read_report(splits["train"])
     if evaluation["data"]:
         source = Source.one_table(evaluation["data"], run.config)
-        records = prepare(source, run.vocabulary, run.config.data.prepared, progress)["validation"]
+        records = build_records(source, run.vocabulary, run.config.data.prepared, progress)["validation"]
 
     curves = read_curves(workdir)
     chosen = {d: examples.choose([r for r in rankings if r["direction"] == d]) for d in DIRECTIONS}
@@ -92,7 +92,7 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
         },
         explanations=explanations,
         weak=examples.WEAK,
-        seen_together=run.config.patches.geometry == "grid",
+        seen_together=run.config.patches.geometry == "feature_map",
         panels=list(_panels(run, curves, best)),
         cost=costs.cost(run.config, newest, read_events(workdir), prepared.get("seconds")),
         skipped={"reasons": prepared["skipped"], "file": splits["train"].home / SKIPPED},
@@ -217,9 +217,9 @@ def _told_apart(last: dict) -> str:
 
 def _easy(config: Config) -> str:
     tasks = config.tasks
-    if not tasks.easy_steps or tasks.easy_start <= tasks.easy_end:
+    if not tasks.random_negatives_steps or tasks.random_negatives_start <= tasks.random_negatives_end:
         return ""
-    return f" Mismatched pairs grow harder until step {tasks.easy_steps:,}."
+    return f" Mismatched pairs grow harder until step {tasks.random_negatives_steps:,}."
 
 
 def _flat(values: dict, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -15,8 +15,8 @@ from pathlib import Path
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from fbjax.core.paths import is_remote, place
-from fbjax.parallel.distributed import all_of, is_first, meet
+from fbjax.core.paths import as_path, is_remote
+from fbjax.parallel.distributed import all_processes, barrier, is_first
 
 BEST_METRIC = "auc"
 # made in the background, a folder that cannot be made leaves a thread that waits ten minutes for it (Orbax 0.12.8)
@@ -31,7 +31,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, keep_last: int | None = None, say: Callable[[str], None] = print):
-        workdir = place(workdir)
+        workdir = as_path(workdir)
         if is_remote(workdir) and not find_spec("google.cloud.storage"):
             raise ModuleNotFoundError(f"checkpoints in {workdir} need google-cloud-storage: pip install 'fbjax[gcs]'")
         self._folder = (workdir if is_remote(workdir) else workdir.absolute()) / "checkpoints"
@@ -95,7 +95,7 @@ class Checkpoints:
                 state = self._orbax.load(step, abstract_state)
             except Exception as error:  # a damaged file surfaces as any of a dozen kinds
                 reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            if all_of(state is not None):
+            if all_processes(state is not None):
                 return step, state
             self._set_aside(step, reason or "in another process")
             self._orbax.reload()
@@ -115,7 +115,7 @@ class Checkpoints:
         self._say(f"checkpoint {step} cannot be read ({reason}); falling back to the one before")
         if is_first():
             (self._folder / str(step)).rename(self._folder / f"unreadable-{step}")
-        meet(f"checkpoint {step} set aside")
+        barrier(f"checkpoint {step} set aside")
 
     def _set_aside_damaged_metrics(self) -> None:
         """Orbax reads every checkpoint's metrics when it opens the folder, and fails as a whole on a damaged file."""
@@ -125,7 +125,7 @@ class Checkpoints:
                 json.loads(path.read_text())
             except ValueError as error:
                 damaged.append((int(path.parent.parent.name), f"{path.name}: {error}"))
-        meet("metrics looked at")
+        barrier("metrics looked at")
         for step, reason in damaged:
             self._set_aside(step, reason)
 

@@ -19,7 +19,7 @@ from fbjax.core.paths import is_remote
 from fbjax.data.batches.pipeline import read_images
 from fbjax.data.records.builder import Records
 from fbjax.model.patch_features import PatchNetwork, count_live_dimensions
-from fbjax.parallel.mesh import padded
+from fbjax.parallel.mesh import pad_rows
 from fbjax.runs.run import Run
 
 LOOKED_AT = 4096  # rows of a file that are checked when it is opened: all of most, a gigabyte of Fashion-Gen's 77
@@ -73,7 +73,7 @@ def _make(
     with contextlib.closing(read_images(records, np.arange(done, len(records)), image_size, batch_size)) as batches:
         num_batches, flushed = -(-(len(records) - done) // batch_size), time.monotonic()
         for images in progress(batches, num_batches, f"patch features, batches of {batch_size}"):
-            whole = padded(images, batch_size)
+            whole = pad_rows(images, batch_size)
             made = np.asarray(apply(network.params, whole))[: len(images)].astype(np.float16)
             _check_finite(made, records.ids[done : done + len(made)], f"patch network {network.fingerprint}")
             features[done : done + len(made)] = made
@@ -160,6 +160,6 @@ def describe(features: np.ndarray) -> str:
     if live < size / 10:
         line += (
             "\nWARNING: hardly any dimension varies between patches: the patches are too small for this network "
-            "(use patches.geometry='grid', or a larger patches.enlarge_to)"
+            "(use patches.geometry='feature_map', or a larger patches.patch_input_size)"
         )
     return line

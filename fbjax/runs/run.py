@@ -17,7 +17,7 @@ from fbjax.model import bert_weights
 from fbjax.model.fashionbert import FashionBert, build_model
 from fbjax.model.patch_features import PatchNetwork, build_patch_network
 from fbjax.model.weights.files import write_npz
-from fbjax.parallel.distributed import is_first, meet
+from fbjax.parallel.distributed import barrier, is_first
 from fbjax.runs.vocabulary import make_vocabulary
 
 CONFIG, VOCABULARY, PATCH_WEIGHTS, DATA = "config.json", "tokenizer.json", "patches.npz", "data.sha256"
@@ -41,14 +41,14 @@ class Run:
     @classmethod
     def open(cls, workdir: str | Path, config: Config | None = None) -> "Run":
         """The run that training left in `workdir`; with a `config` of the same run, built and computed as that says."""
-        workdir = paths.place(workdir)
+        workdir = paths.as_path(workdir)
         if not (workdir / CONFIG).is_file():
             raise FileNotFoundError(f"{workdir} is no workdir: it has no {CONFIG} (fbjax train makes one)")
         config = config or config_from_json((workdir / CONFIG).read_text())
         weights, vocabulary = workdir / PATCH_WEIGHTS, Vocabulary.load(workdir / VOCABULARY)
         if not weights.is_file():
             return cls.build(config, vocabulary, None)
-        with paths.here(weights) as file:
+        with paths.local_copy(weights) as file:
             return cls.build(config, vocabulary, file)
 
     @classmethod
@@ -65,22 +65,22 @@ class Run:
         return other
 
     @property
-    def step_patches(self) -> PatchNetwork:
+    def feature_input(self) -> PatchNetwork:
         """The patch network as the step sees it: nothing to do where features come from the cache."""
         return self.patches.precomputed() if self.config.patches.cached else self.patches
 
     @property
     def frozen(self) -> dict:
         """What the step takes beside its parameters; a patch network that trains is among those, and replaces this."""
-        return {"patches": self.step_patches.params}
+        return {"patches": self.feature_input.params}
 
 
-def begin(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Run:
+def create_or_resume(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Run:
     """The run of `config` in `workdir`, begun or, where a checkpoint stands, taken up again.
 
     Raises ValueError with the differences where the workdir holds another config, OSError where it cannot be written.
     """
-    workdir = paths.place(workdir)
+    workdir = paths.as_path(workdir)
     _check_writable(workdir)
     if (workdir / CONFIG).is_file() and any((workdir / "checkpoints").glob("[0-9]*")):
         differences = difference((workdir / CONFIG).read_text(), config)
@@ -96,10 +96,10 @@ def begin(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Ru
     if config.model.pretrained:
         bert_weights.check_fit(bert_weights.find(config.model.pretrained), config.model, vocabulary.rows)
     run = Run.build(config, vocabulary, None)
-    meet("workdir")  # that all have looked for checkpoints before one is written
+    barrier("workdir")  # that all have looked for checkpoints before one is written
     if is_first():
         write_run(run, workdir)
-    meet("workdir begun")
+    barrier("workdir begun")
     return run
 
 
@@ -109,18 +109,18 @@ def write_run(run: Run, workdir: Path) -> None:
         (workdir / name).unlink(missing_ok=True)
     run.vocabulary.save(workdir / VOCABULARY)
     if run.patches.params:
-        with paths.replacing(workdir / PATCH_WEIGHTS) as file:
+        with paths.atomic_write(workdir / PATCH_WEIGHTS) as file:
             write_npz(file, run.patches.params["network"])
-    with paths.replacing(workdir / CONFIG) as file:  # last: a workdir with a config has the rest
+    with paths.atomic_write(workdir / CONFIG) as file:  # last: a workdir with a config has the rest
         file.write_text(config_to_json(run.config))
 
 
 def check_data(workdir: str | Path, digest: str) -> None:
     """Raises ValueError where the run in `workdir` began on other products than those of `digest`."""
-    path = paths.place(workdir) / DATA
+    path = paths.as_path(workdir) / DATA
     if is_first() and not path.is_file():
         path.write_text(digest)
-    meet("data noted")
+    barrier("data noted")
     if path.read_text() != digest:
         raise ValueError(
             f"the training table is not the one that the run in {workdir} began on: its order of products could not be "

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fbjax.config.schema import TrainConfig
-from fbjax.parallel.mesh import shardings, whole
+from fbjax.parallel.mesh import replicated_params, shardings
 
 
 @flax.struct.dataclass
@@ -80,7 +80,7 @@ def _initialiser(objective, optimizer, config, mesh):
         features = jnp.ones((1, patches.num_patches, patches.feature_size))
         params = {"fashionbert": model.init(key, ids, ids > 0, features)["params"]}
         if config.patches.trainable:
-            params["patches"] = whole(patch_params)
+            params["patches"] = replicated_params(patch_params)
         held = jnp.zeros(len(objective.tasks)) if config.adaptive.every > 1 else None
         return TrainState(jnp.int32(0), params, optimizer.init(params), held)
 

@@ -10,7 +10,7 @@ from fbjax.tasks.objective import Pretraining
 
 def load_params(run: Run, workdir: str | Path, mesh, step: int | None = None) -> tuple[int, dict]:
     """(step, parameters) of a checkpoint: by default the best by validation AUC."""
-    objective = Pretraining(run.model, run.step_patches, run.config.tasks, run.vocabulary.mask_id)
+    objective = Pretraining(run.model, run.feature_input, run.config.tasks, run.vocabulary.mask_id)
     shape = abstract_state(objective, make_optimizer(run.config.train), run.config, mesh)
     with Checkpoints(workdir) as checkpoints:
         there = checkpoints.steps()

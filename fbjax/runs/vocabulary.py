@@ -39,14 +39,14 @@ def _from_catalogue(
     tables.check_columns(files, config.data.columns)
     stats = [(file.name, *paths.size_and_time(file)) for file in files]
     key = hashlib.sha256(repr((stats, config.data.columns.text, recipe)).encode()).hexdigest()[:12]
-    path = paths.place(config.data.prepared) / f"vocabulary-{key}.json"
+    path = paths.as_path(config.data.prepared) / f"vocabulary-{key}.json"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         with paths.lock(path.with_suffix(".lock")):  # two processes may want it at once: the second finds it made
             if not path.is_file():
                 say(doing)
                 vocabulary = make(_texts(config, files))
-                with paths.replacing(path) as file:
+                with paths.atomic_write(path) as file:
                     vocabulary.save(file)
     return Vocabulary.load(path)
 

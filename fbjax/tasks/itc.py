@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 
-def belong_apart(group: jax.Array, ids: jax.Array) -> jax.Array:
+def valid_negatives(group: jax.Array, ids: jax.Array) -> jax.Array:
     """``group [B], ids [B, T] -> [B, B]`` bool: True where text i may serve as a negative of image j.
 
     Not of its own product, nor of one that shares its group or its text: that would be no mistake.
@@ -17,9 +17,7 @@ def belong_apart(group: jax.Array, ids: jax.Array) -> jax.Array:
     return (group[:, None] != group) & (ids[:, None] != ids).any(axis=-1)
 
 
-def contrastive_losses(
-    texts: jax.Array, images: jax.Array, scale: jax.Array, apart: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def info_nce(texts: jax.Array, images: jax.Array, scale: jax.Array, apart: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy of each product's own pair among its negatives, the mean of both directions, and its hits.
 
     ``texts, images [B, E], apart [B, B] -> [B], [B]``. A product without a single negative in the batch has loss 0

@@ -21,7 +21,7 @@ from fbjax.model.fashionbert import FashionBert
 from fbjax.model.patch_features import PatchNetwork
 from fbjax.tasks import masking
 from fbjax.tasks.branches import Branches, Head
-from fbjax.tasks.itc import belong_apart, contrastive_losses
+from fbjax.tasks.itc import info_nce, valid_negatives
 from fbjax.tasks.mpm import patch_divergence
 
 SHARED = ("text_embeddings", "image_embeddings", "encoder")  # the pooler serves tia alone, as the heads do their task
@@ -41,7 +41,7 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
-    """MLM, MPM and TIA over the true and the mismatched pair of each product, ITC over all pairs of the batch."""
+    """MLM, MPM and TIA over the true and the negative pair of each product, ITC over all pairs of the batch."""
 
     model: FashionBert
     patches: PatchNetwork
@@ -93,11 +93,11 @@ class Pretraining:
         """The losses of MLM, MPM and TIA over hidden states [B, n, 1 + M + K, D] at [CLS], masked pieces and patches.
 
         One trunk computes both pairs (n = 2). Where MLM and MPM look at true pairs only, each kind has its own: those
-        two tasks then cost no pull-back through mismatched pairs, of which [CLS] alone leaves the last layer. Without
-        TIA nobody reads mismatched pairs. ITC has a trunk of its own, the two towers.
+        two tasks then cost no pull-back through negative pairs, of which [CLS] alone leaves the last layer. Without
+        TIA nobody reads negative pairs. ITC has a trunk of its own, the two towers.
         """
         num_slots = examples.text_positions.shape[1]
-        kinds = (slice(0, 2),) if self.config.mask_mismatched else (slice(0, 1), slice(1, 2))
+        kinds = (slice(0, 2),) if self.config.mask_negatives else (slice(0, 1), slice(1, 2))
         kinds = kinds if "tia" in self.tasks else (slice(0, 1),)
         kinds = kinds if {"mlm", "mpm", "tia"} & set(self.tasks) else ()
         *keys, key_towers = jax.random.split(key, 1 + len(kinds))
@@ -144,8 +144,8 @@ class Pretraining:
 
         def itc(params, means):
             vectors = (head(params, mean, method="vector") for mean in means)
-            apart = belong_apart(examples.batch.group, examples.batch.ids)
-            losses, hits = contrastive_losses(*vectors, head(params, method="scale"), apart)
+            apart = valid_negatives(examples.batch.group, examples.batch.ids)
+            losses, hits = info_nce(*vectors, head(params, method="scale"), apart)
             return examples.weight @ losses, {"itc_accuracy": examples.weight @ hits}
 
         trunks = tuple(partial(trunk, kind=kind, key=key) for kind, key in zip(kinds, keys, strict=True))
@@ -174,8 +174,8 @@ class Pretraining:
         return parts | {"patches": gradients.get("patches", {})}
 
     def _features(self, params: Any, batch: Batch, kind: slice) -> jax.Array:
-        """Features of image and partner, [B, n, P, C] float32: stacked on axis 1, so that a shard of B stays one."""
-        images = jnp.stack([batch.image, batch.partner][kind], axis=1)
+        """Features of image and negative, [B, n, P, C] float32: stacked on axis 1, so that a shard of B stays one."""
+        images = jnp.stack([batch.image, batch.negative][kind], axis=1)
         features = self.patches.apply(params, images.reshape(-1, *images.shape[2:]))
         return features.astype(jnp.float32).reshape(*images.shape[:2], *features.shape[1:])
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from fbjax.core.console import say
-from fbjax.core.paths import here, place, replacing
+from fbjax.core.paths import as_path, atomic_write, local_copy
 from fbjax.data.batches.pipeline import read_texts
 from fbjax.data.records.builder import Records
 from fbjax.inference.embed_catalogue import split_vectors
-from fbjax.inference.embedder import trained_towers
+from fbjax.inference.embedder import make_embedder
 from fbjax.runs.run import MINED, Run
 from fbjax.training.warm_start import _newest_of_start
 
@@ -22,18 +22,18 @@ def nearest_mistakes(run: Run, workdir: str | Path, records: Records, mesh) -> n
 
     Found once and kept in the workdir.
     """
-    path = place(workdir) / MINED
+    path = as_path(workdir) / MINED
     if not path.is_file():
         start, step, params = _newest_of_start(run, mesh)
-        towers = trained_towers(start.config, start.model, start.step_patches, mesh)
+        towers = make_embedder(start.config, start.model, start.feature_input, mesh)
         ids = read_texts(records, np.arange(len(records)), run.vocabulary, start.config.model.text_tokens)
         texts, images = split_vectors(start, towers, start.frozen | params, records, ids)
         _, same_text = np.unique(ids, axis=0, return_inverse=True)
         mined = nearest_apart(texts, images, records.groups, same_text, run.config.tasks.mined_nearest)
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             np.save(file, mined)
         say(f"mined: the {mined.shape[1]} nearest mistakes of step {step} of {run.config.train.start_from}")
-    with here(path) as file:
+    with local_copy(path) as file:
         return np.load(file)
 
 

@@ -16,18 +16,18 @@ from jax.sharding import Mesh
 from fbjax.config.schema import Config
 from fbjax.core.console import progress, say
 from fbjax.data.batches.batch import batch_shapes
-from fbjax.data.batches.negatives import Partners
+from fbjax.data.batches.negatives import NegativeSampler
 from fbjax.data.batches.pipeline import read_images, train_batches
 from fbjax.data.batches.sampler import Sampler
-from fbjax.data.records.builder import Records, prepare, read_report
+from fbjax.data.records.builder import Records, build_records, read_report
 from fbjax.data.records.source import Source
-from fbjax.inference.pair_scorer import matcher
+from fbjax.inference.pair_scorer import make_scorer
 from fbjax.monitoring.flops import step_work
 from fbjax.monitoring.goodput import CHECKPOINT, COMPILE
 from fbjax.monitoring.logger import Log
 from fbjax.monitoring.telemetry import Telemetry
 from fbjax.parallel.distributed import Preempted, is_first, preemption
-from fbjax.parallel.mesh import Share, check_fit, make_mesh, put_batch, replicated
+from fbjax.parallel.mesh import HostShard, check_fit, make_mesh, put_batch, replicated
 from fbjax.runs import run as workdirs
 from fbjax.runs.checkpoints import Checkpoints
 from fbjax.runs.feature_cache import describe, features_of
@@ -36,7 +36,7 @@ from fbjax.tasks.objective import Pretraining
 from fbjax.training.hard_negatives import nearest_mistakes
 from fbjax.training.step import compiled, make_step
 from fbjax.training.validation import ValidationSample
-from fbjax.training.warm_start import calibrated, check_start, starting_params
+from fbjax.training.warm_start import calibrate_tia_bias, check_start, initial_params
 
 
 def train(config: Config, workdir: str | Path, begun: float | None = None) -> TrainState:
@@ -47,7 +47,7 @@ def train(config: Config, workdir: str | Path, begun: float | None = None) -> Tr
     begun = begun or time.time()
     mesh = make_mesh(config.mesh)
     check_fit(config, mesh)
-    run = workdirs.begin(config, workdir, say)
+    run = workdirs.create_or_resume(config, workdir, say)
     with Telemetry(workdir, begun, writes=is_first()) as telemetry:
         return _train(run, workdir, mesh, telemetry)
 
@@ -56,18 +56,18 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
     config = run.config
     check_start(run, workdir, mesh)
     with telemetry.spent("records"):
-        splits = prepare(Source.from_config(config), run.vocabulary, config.data.prepared, progress)
+        splits = build_records(Source.from_config(config), run.vocabulary, config.data.prepared, progress)
     records, validation = splits["train"], splits["validation"]
     workdirs.check_data(workdir, records.digest)
     with telemetry.spent("patch features"):
         features = features_of(run, records)
     describe_run(run, records, features)
 
-    objective = Pretraining(run.model, run.step_patches, config.tasks, run.vocabulary.mask_id)
+    objective = Pretraining(run.model, run.feature_input, config.tasks, run.vocabulary.mask_id)
     optimizer = make_optimizer(config.train)
     shape = abstract_state(objective, optimizer, config, mesh)
     frozen = jax.device_put(run.frozen, replicated(mesh))
-    scorer = matcher(config, run.model, run.step_patches, mesh)
+    scorer = make_scorer(config, run.model, run.feature_input, mesh)
     sample = ValidationSample(run, validation, scorer, config.train.evaluate_products)
     with telemetry.spent("mining"):
         mined = nearest_mistakes(run, workdir, records, mesh) if config.tasks.mined else None
@@ -83,13 +83,13 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
             say(f"trained already: step {start}" if done else f"resuming at step {start} of {config.train.num_steps}")
         else:
             start, state = 0, init_state(objective, optimizer, config, mesh)
-            params = starting_params(state.params, run, mesh)
+            params = initial_params(state.params, run, mesh)
             if config.train.start_from and "tia" in config.tasks.names:
-                params = calibrated(params, run, records, sampler, scorer)
+                params = calibrate_tia_bias(params, run, records, sampler, scorer)
             state = state.replace(params=params)
 
         # the data position is the step: nothing else has to be restored
-        share = Share.of(mesh, config.train.batch_size)
+        share = HostShard.of(mesh, config.train.batch_size)
         batches = train_batches(
             records, sampler, run.vocabulary, config, start=start, features=features, share=share.rows
         )
@@ -99,7 +99,7 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
         if start < config.train.num_steps:
             used = sampler.text_tokens_used(config.train.num_steps)
             say(f"compiling the step for texts of {', '.join(map(str, used))} tokens ..")
-            shapes = [batch_shapes(config, run.step_patches, length) for length in used]
+            shapes = [batch_shapes(config, run.feature_input, length) for length in used]
             log.work = step_work(objective, shape.params, frozen, shapes)
             with telemetry.spent(COMPILE):
                 train_step = compiled(make_step(objective, optimizer, config, mesh, shape), shape, frozen, shapes)
@@ -137,9 +137,9 @@ def describe_run(run: workdirs.Run, records: Records, features: np.ndarray | Non
     say(f"products: {splits}; {report['categories']['train']} categories, {report['groups']['train']:,} groups")
     if report["skipped"]:
         say("skipped: " + ", ".join(f"{count:,} {reason}" for reason, count in report["skipped"].items()))
-    lonely = Partners(records.categories, records.groups).lonely
+    lonely = NegativeSampler(records.categories, records.groups).no_in_category_negative
     if lonely.any():
-        say(f"{lonely.sum():,} products are the only group of their category: partners from any category")
+        say(f"{lonely.sum():,} products are the only group of their category: negatives from any category")
     limit = run.config.model.text_tokens
     cut = (records.num_pieces > limit - 2).mean()
     say(f"text: a vocabulary of {run.vocabulary.size:,}; {cut:.0%} of the texts exceed {limit} tokens and are cut")

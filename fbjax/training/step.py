@@ -9,7 +9,7 @@ import optax
 
 from fbjax.config.schema import Config
 from fbjax.data.batches.batch import Batch
-from fbjax.parallel.mesh import RULES, by_example, placed, replicated, scattered
+from fbjax.parallel.mesh import RULES, by_example, replicated, scatter_shards, shardings_of
 from fbjax.runs.state import TrainState
 from fbjax.training.task_weights import weighted_gradient
 
@@ -21,8 +21,8 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
     `estimate` would give, and gradient norm; and the text pieces of the batch, padding left out.
     """
 
-    where = placed(state)
-    shards = scattered(mesh, state.params)
+    where = shardings_of(state)
+    shards = scatter_shards(mesh, state.params)
 
     def scatter(gradient):
         """K gradients in shards: added up across devices in one place each, weighed there, and gathered once."""

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 
 from fbjax.data.batches import pipeline
-from fbjax.data.batches.negatives import Partners
+from fbjax.data.batches.negatives import NegativeSampler
 from fbjax.data.records.builder import Records
 from fbjax.evaluation import metrics
-from fbjax.inference.embedder import Towers
-from fbjax.inference.pair_scorer import Scorer
+from fbjax.inference.embedder import Embedder
+from fbjax.inference.pair_scorer import PairScorer
 from fbjax.runs.feature_cache import image_inputs
 from fbjax.runs.run import Run
 
@@ -17,11 +17,11 @@ from fbjax.runs.run import Run
 class ValidationSample:
     """A fixed sample of the validation split, scored during training: AUC of true against same-category pairs."""
 
-    def __init__(self, run: Run, records: Records, scorer: Scorer | Towers, num_products: int):
+    def __init__(self, run: Run, records: Records, scorer: PairScorer | Embedder, num_products: int):
         rng = np.random.default_rng(run.config.train.seed)
         rows = np.sort(rng.permutation(len(records))[:num_products])
-        partners = Partners(records.categories, records.groups)
-        others = partners.draw(rows, rng.random(len(rows)), np.zeros(len(rows), bool))
+        negatives = NegativeSampler(records.categories, records.groups)
+        others = negatives.draw(rows, rng.random(len(rows)), np.zeros(len(rows), bool))
         self._scorer = scorer
         self._ids = pipeline.read_texts(records, rows, run.vocabulary, run.config.model.text_tokens)
         images = image_inputs(run, records, np.concatenate([rows, others]), scorer.batch_size)

@@ -10,12 +10,12 @@ import scipy.optimize
 import scipy.special
 
 from fbjax.core.console import say
-from fbjax.core.paths import place
+from fbjax.core.paths import as_path
 from fbjax.data.batches.pipeline import read_texts
 from fbjax.data.batches.sampler import Sampler
 from fbjax.data.records.builder import Records
-from fbjax.inference.embedder import trained_towers
-from fbjax.inference.pair_scorer import Scorer
+from fbjax.inference.embedder import make_embedder
+from fbjax.inference.pair_scorer import PairScorer
 from fbjax.model import bert_weights
 from fbjax.runs.feature_cache import image_inputs
 from fbjax.runs.run import MINED, Run
@@ -28,16 +28,16 @@ POSITIONS = "fashionbert/text_embeddings/position"
 def check_start(run: Run, workdir: str | Path, mesh) -> None:
     """Raises ValueError or OSError, before long work, where `run` cannot start from the run that its config names.
 
-    A run with a checkpoint has started: of it only the mined partners must still be there.
+    A run with a checkpoint has started: of it only the mined negatives must still be there.
     """
-    config, begun = run.config, any((place(workdir) / "checkpoints").glob("[0-9]*"))
-    if begun and config.tasks.mined and not (place(workdir) / MINED).is_file():
-        raise FileNotFoundError(f"{workdir} has checkpoints but no {MINED}: its mined partners cannot be drawn again")
+    config, begun = run.config, any((as_path(workdir) / "checkpoints").glob("[0-9]*"))
+    if begun and config.tasks.mined and not (as_path(workdir) / MINED).is_file():
+        raise FileNotFoundError(f"{workdir} has checkpoints but no {MINED}: its mined negatives cannot be drawn again")
     if begun or not config.train.start_from:
         return
     start, _, theirs = _newest_of_start(run, mesh)
     if config.tasks.mined:
-        trained_towers(start.config, start.model, start.step_patches, mesh)
+        make_embedder(start.config, start.model, start.feature_input, mesh)
     if "patches" in theirs and not config.patches.trainable:
         raise ValueError(
             f"train.start_from {config.train.start_from} has trained its patch network along, this config does not: "
@@ -45,7 +45,7 @@ def check_start(run: Run, workdir: str | Path, mesh) -> None:
         )
 
 
-def starting_params(params: dict, run: Run, mesh) -> dict:
+def initial_params(params: dict, run: Run, mesh) -> dict:
     """`params`, freshly initialised, with all that the run of `train.start_from`, else its BERT, has of them.
 
     A run that reads longer texts than the one it starts from has the positions that this lacks from BERT.
@@ -68,17 +68,17 @@ def starting_params(params: dict, run: Run, mesh) -> dict:
     return params
 
 
-def calibrated(params: dict, run: Run, records: Records, sampler: Sampler, scorer: Scorer) -> dict:
-    """`params` with the bias of TIA's head moved to where it splits true from mismatched pairs of the first batches.
+def calibrate_tia_bias(params: dict, run: Run, records: Records, sampler: Sampler, scorer: PairScorer) -> dict:
+    """`params` with the bias of TIA's head moved to where it splits true from negative pairs of the first batches.
 
     Towers know which of two pairs fits better, not from which cosine on a pair matches. Left to training, the error of
     that one number undoes much of what they know before it is mended.
     """
     num_batches = -(-CALIBRATED // sampler.batch_size)
-    rows, partners = np.concatenate([sampler.batch(step) for step in range(num_batches)], axis=1)
+    rows, negatives = np.concatenate([sampler.batch(step) for step in range(num_batches)], axis=1)
     variables = run.frozen | params
     ids = read_texts(records, rows, run.vocabulary, run.config.model.text_tokens)
-    inputs = image_inputs(run, records, np.concatenate([rows, partners]), scorer.batch_size)
+    inputs = image_inputs(run, records, np.concatenate([rows, negatives]), scorer.batch_size)
     texts = np.arange(len(rows))
     pairs = np.stack([np.tile(texts, 2), np.arange(2 * len(rows))], axis=1)
     scores = scorer.score(variables, ids, scorer.embed_images(variables, inputs), pairs)

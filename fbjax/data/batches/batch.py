@@ -1,4 +1,4 @@
-"""What the host sends to the device: one batch of products, each with its own image and a partner's."""
+"""What the host sends to the device: one batch of products, each with its own image and a negative's."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 class Batch(NamedTuple):
-    """B products. `image` and `partner` hold whatever the patch network takes.
+    """B products. `image` and `negative` hold whatever the patch network takes.
 
     That is pixels [B, S, S, 3] uint8, or cached features [B, P, C] float16.
     """
@@ -17,7 +17,7 @@ class Batch(NamedTuple):
     ids: jax.Array  # [B, T] int32: [CLS] w1 .. wn [SEP] [PAD] ..
     word_ids: jax.Array  # [B, T] int32: which word a piece belongs to; -1 on [CLS], [SEP], [PAD]
     image: jax.Array
-    partner: jax.Array | None  # the image of another product; None where no task reads mismatched pairs
+    negative: jax.Array | None  # the image of another product; None where no task reads negative pairs
 
     @property
     def text_mask(self) -> jax.Array:

@@ -1,9 +1,9 @@
-"""Which other product's image is a product's mismatched pair."""
+"""Which other product's image is a product's negative pair."""
 
 import numpy as np
 
 
-class Partners:
+class NegativeSampler:
     """Uniform draws of another product: of the same category or of any, never of the same group.
 
     Products stand sorted by (category, group), so that a category is a range and a group within it one as well: a draw
@@ -17,12 +17,13 @@ class Partners:
         self._any = _Ranges(np.zeros(num_products, np.int64), groups)
         if num_products and not self._any.num_choices.all():
             raise ValueError(f"all {num_products} products are of one group: there is nothing to tell apart")
-        self.lonely = self._same.num_choices == 0  # [N]: no other group in the category
+        self.no_in_category_negative = self._same.num_choices == 0  # [N]: no other group in the category
 
-    def draw(self, rows: np.ndarray, uniform: np.ndarray, easy: np.ndarray) -> np.ndarray:
-        """Partners of `rows` by `uniform` in [0, 1): any category where `easy`, or where the category has no other."""
-        easy = easy | self.lonely[rows]
-        return np.where(easy, self._any.pick(rows, uniform), self._same.pick(rows, uniform))
+    def draw(self, rows: np.ndarray, uniform: np.ndarray, any_category: np.ndarray) -> np.ndarray:
+        """Negatives of `rows` by `uniform` in [0, 1): any category where `any_category`, or where the category has no
+        other."""
+        any_category = any_category | self.no_in_category_negative[rows]
+        return np.where(any_category, self._any.pick(rows, uniform), self._same.pick(rows, uniform))
 
 
 class _Ranges:

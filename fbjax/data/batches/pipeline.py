@@ -45,26 +45,26 @@ def train_batches(
     size = config.patches.image_size
 
     def look_up(step):
-        rows, partners = sampler.batch(int(step))
+        rows, negatives = sampler.batch(int(step))
         num_tokens = sampler.text_tokens(rows)
-        rows, partners = rows[share], partners[share]
+        rows, negatives = rows[share], negatives[share]
         return (
             np.full(len(share), num_tokens, np.int32),
             rows,
-            partners,
+            negatives,
             np.array(read(rows), object),
-            np.array(read(partners) if mismatched and features is None else [b""] * len(share), object),
+            np.array(read(negatives) if mismatched and features is None else [b""] * len(share), object),
         )
 
     def fetch(step):
         types = [tf.int32, tf.int64, tf.int64, tf.string, tf.string]
         return tuple(tf.ensure_shape(x, [len(share)]) for x in tf.numpy_function(look_up, [step], types))
 
-    def parse(num_tokens, row, partner, own, other):
+    def parse(num_tokens, row, negative, own, other):
         example = _deserialize(records, own)
         ids, word_ids = _frame(example["pieces"], example["word_ids"], vocabulary, num_tokens)
         if features is not None:
-            return row, ids, word_ids, *(row, partner)[: 1 + mismatched]
+            return row, ids, word_ids, *(row, negative)[: 1 + mismatched]
         images = (example["image"], _deserialize(records, other)["image"]) if mismatched else (example["image"],)
         return row, ids, word_ids, *(_decode(image, size) for image in images)
 
@@ -75,8 +75,8 @@ def train_batches(
     dataset = dataset.unbatch().map(parse, num_parallel_calls=tf.data.AUTOTUNE).batch(len(share), drop_remainder=True)
     if features is not None:
         dataset = dataset.map(add_features, num_parallel_calls=2)
-    for row, ids, word_ids, image, *partner in dataset.prefetch(PREFETCH).as_numpy_iterator():
-        yield Batch(row.astype(np.int32), records.groups[row], ids, word_ids, image, *(partner or [None]))
+    for row, ids, word_ids, image, *negative in dataset.prefetch(PREFETCH).as_numpy_iterator():
+        yield Batch(row.astype(np.int32), records.groups[row], ids, word_ids, image, *(negative or [None]))
 
 
 def read_texts(records: Records, rows: np.ndarray, vocabulary: Vocabulary, num_tokens: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Order and partner as pure functions of seed, epoch and index: which products a step sees, and against which images.
+"""Order and negative as pure functions of seed, epoch and index: which products a step sees, and against which images.
 
 Texts of like length meet in a batch, so that little of it is padding (the paper's variable sequence length). Nothing
 here is state: the data position is the step, on any number of processes.
@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache, partial
 import numpy as np
 
 from fbjax.config.schema import Config, TaskConfig
-from fbjax.data.batches.negatives import Partners
+from fbjax.data.batches.negatives import NegativeSampler
 
 WINDOW = 64  # batches among which products are exchanged to meet others of their length
 _ORDER, _PARTNER = 1, 2  # streams of random numbers
@@ -26,7 +26,7 @@ def padded_lengths(num_pieces: np.ndarray, text_tokens: int, text_bucket: int) -
 class Sampler:
     """What every step of training sees."""
 
-    partners: Partners
+    negatives: NegativeSampler
     lengths: np.ndarray  # [N] int: `padded_lengths`
     batch_size: int
     seed: int
@@ -38,7 +38,7 @@ class Sampler:
     def of(cls, config: Config, records, mined: np.ndarray | None = None) -> "Sampler":
         """What training sees of prepared `records` under a `Config`."""
         return cls(
-            Partners(records.categories, records.groups),
+            NegativeSampler(records.categories, records.groups),
             padded_lengths(records.num_pieces, config.model.text_tokens, config.model.text_bucket),
             config.train.batch_size,
             config.train.seed,
@@ -48,22 +48,22 @@ class Sampler:
         )
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of `step`'s global batch and their partners' rows, int64 [B] each."""
+        """The rows of `step`'s global batch and their negatives' rows, int64 [B] each."""
         num_products = len(self.lengths)
         places = step * self.batch_size + np.arange(self.batch_size)
         epochs, positions = np.divmod(places, num_products)
-        rows, partners = np.empty_like(places), np.empty_like(places)
+        rows, negatives = np.empty_like(places), np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             rows[here] = self._order(int(epoch))[positions[here]]
             uniform = _uniform(self.seed, int(epoch), num_products)[:, rows[here]]
-            easy = uniform[0] < self.easy_share(step)
-            partners[here] = self.partners.draw(rows[here], uniform[1], easy)
+            any_category = uniform[0] < self.random_share(step)
+            negatives[here] = self.negatives.draw(rows[here], uniform[1], any_category)
             if self.mined is not None:
                 nearest = self.mined[rows[here], (uniform[1] * self.mined.shape[1]).astype(np.int64)]
                 mined = (uniform[0] >= 1 - self.mined_share(step)) & (nearest >= 0)
-                partners[here] = np.where(mined, nearest, partners[here])
-        return rows, partners
+                negatives[here] = np.where(mined, nearest, negatives[here])
+        return rows, negatives
 
     def text_tokens(self, rows: np.ndarray) -> int:
         """What the texts of a global batch of `rows` are padded to: the longest of them."""
@@ -76,14 +76,14 @@ class Sampler:
         lengths = np.concatenate([self.lengths[self._order(epoch)] for epoch in epochs])[:num_places]
         return tuple(np.unique(lengths.reshape(num_steps, -1).max(axis=1)).tolist())
 
-    def easy_share(self, step: int) -> float:
-        """Share of any-category partners at `step`: linear from easy_start to easy_end."""
+    def random_share(self, step: int) -> float:
+        """Share of any-category negatives at `step`: linear from random_negatives_start to random_negatives_end."""
         tasks = self.tasks
-        done = min(1.0, step / tasks.easy_steps) if tasks.easy_steps else 1.0
-        return tasks.easy_start + (tasks.easy_end - tasks.easy_start) * done
+        done = min(1.0, step / tasks.random_negatives_steps) if tasks.random_negatives_steps else 1.0
+        return tasks.random_negatives_start + (tasks.random_negatives_end - tasks.random_negatives_start) * done
 
     def mined_share(self, step: int) -> float:
-        """Share of mined partners at `step`: linear from 0 to `tasks.mined`."""
+        """Share of mined negatives at `step`: linear from 0 to `tasks.mined`."""
         done = min(1.0, step / self.tasks.mined_steps) if self.tasks.mined_steps else 1.0
         return self.tasks.mined * done
 
@@ -96,7 +96,7 @@ class Sampler:
                 self.seed,
                 lengths=self.lengths,
                 batch_size=self.batch_size,
-                categories=self.partners.categories,
+                categories=self.negatives.categories,
                 same_category=self.same_category,
             )
         )
@@ -137,5 +137,5 @@ def _epoch_order(
 
 @lru_cache(maxsize=2)
 def _uniform(seed: int, epoch: int, size: int) -> np.ndarray:
-    """Two draws for each product: whether its partner is easy, and which."""
+    """Two draws for each product: whether its negative is any_category, and which."""
     return np.random.default_rng([seed, epoch, _PARTNER]).random((2, size))

@@ -89,7 +89,7 @@ def _render_products(found: TableCheck) -> Iterator[str]:
     if len(found.categories) > 10:
         yield f"  .. and {len(found.categories) - 10:,} more"
     if small:
-        yield f"  {small:,} of a single group: no mismatched partner of the same category, any other stands in"
+        yield f"  {small:,} of a single group: no negative of the same category, any other stands in"
     if short:
         held = (
             f" (validating on {found.holdout:.0%}, so do those of under {LIST / found.holdout:,.0f})"

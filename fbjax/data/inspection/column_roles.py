@@ -47,7 +47,7 @@ SOUGHT = {
 REMEDIES = {
     "id": "add a column of numbers that never repeat",
     "text": "add the products' names to the table",
-    "category": "add one (the kind of product, say); mismatched pairs and candidates come from the same category",
+    "category": "add one (the kind of product, say); negative pairs and candidates come from the same category",
     "image": "add the path of one image file a product, relative to the table",
     "group": "",
 }

@@ -71,7 +71,7 @@ def understand(files: list[Path], config: Config | None = None) -> TableCheck:
     """Everything that is said of `files`, by the mapping of `config` or by one proposed."""
     data = (config or Config()).data
     forms = [_form(file) for file in files]
-    root = paths.place(data.image_root or files[0].parent)
+    root = paths.as_path(data.image_root or files[0].parent)
     columns, num_rows = _describe_columns(files, root, [] if config else column_roles.folders_beside(root))
     mapping, warnings = _mapping(columns, config)
     image = next((c for c in columns if (c.name,) == mapping["image"]), None)
@@ -188,7 +188,7 @@ def _look(files: list[Path], found: TableCheck) -> Pictures:
         if isinstance(product, tables.Skipped):
             continue
         tried += 1
-        root, cell = paths.place(found.image_root or file.parent), row.get(columns.image)
+        root, cell = paths.as_path(found.image_root or file.parent), row.get(columns.image)
         opened = tables.with_image(product, cell, root, found.image_size)
         if isinstance(opened, tables.Skipped):
             _note(skips, opened, cell)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from fbjax.core.paths import place, remove_tree
+from fbjax.core.paths import as_path, remove_tree
 from fbjax.data.records.builder import CatalogueBuilder, quiet_tfds
 from fbjax.data.records.schema import encode_rows, index_entry
 from fbjax.data.records.shards import Part
@@ -54,7 +54,7 @@ class BeamBuilder(CatalogueBuilder, skip_registration=True):
 
     def _split_generators(self, dl_manager, pipeline: beam.Pipeline) -> dict[str, beam.PCollection]:
         tables = tuple((split, tuple(files)) for split, files in self._source.files().items())
-        notes = place(self.data_dir) / NOTES
+        notes = as_path(self.data_dir) / NOTES
         notes.mkdir()
         return Work(self._source, self._vocabulary, tables, notes).records(pipeline)
 

@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from fbjax.core.paths import lock, place, remove_tree, replacing
+from fbjax.core.paths import as_path, atomic_write, lock, remove_tree
 from fbjax.data.records.schema import INDEXED, RecordWriter, encode_rows, features_of, index_entry
 from fbjax.data.records.source import Source
 from fbjax.data.sources import fashiongen, tables
@@ -55,7 +55,7 @@ class Records:
     @property
     def home(self) -> Path:
         """The folder of records, index and report."""
-        return place(self.files[0]).parent
+        return as_path(self.files[0]).parent
 
     def open(self) -> Callable[[Sequence[int]], list[bytes]]:
         """A reader of serialized records by row."""
@@ -77,7 +77,7 @@ class Records:
         return np.array([place[identity] for identity in ids], np.int64)
 
 
-def prepare(
+def build_records(
     source: Source, vocabulary: Vocabulary, folder: str | Path, progress: Callable, by: Callable | None = None
 ) -> dict[str, Records]:
     """The prepared splits of `source`, made in `folder` unless they lie there already.
@@ -86,7 +86,7 @@ def prepare(
     arguments (`beam.BeamBuilder`). Raises ValueError on a missing column or where nothing is usable.
     """
     source.check(vocabulary)
-    folder, name = place(folder), _name(source, vocabulary)
+    folder, name = as_path(folder), _name(source, vocabulary)
 
     def builder() -> CatalogueBuilder:
         with quiet_tfds():
@@ -104,7 +104,7 @@ def prepare(
 def is_prepared(source: Source, vocabulary: Vocabulary, folder: str | Path) -> bool:
     """Whether `prepare` would find its records made."""
     version = str(CatalogueBuilder.VERSION)
-    return (place(folder) / CatalogueBuilder.name / _name(source, vocabulary) / version / REPORT).is_file()
+    return (as_path(folder) / CatalogueBuilder.name / _name(source, vocabulary) / version / REPORT).is_file()
 
 
 def _name(source: Source, vocabulary: Vocabulary) -> str:
@@ -195,7 +195,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
 
     @property
     def home(self) -> Path:
-        return place(self.data_dir)
+        return as_path(self.data_dir)
 
     def _example_writer(self) -> RecordWriter:
         return RecordWriter()
@@ -236,7 +236,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
             "skipped": dict(collections.Counter(skipped.reason for _, skipped in self._skipped).most_common()),
             "seconds": round(seconds, 1),
         }
-        with replacing(home / REPORT) as file:
+        with atomic_write(home / REPORT) as file:
             file.write_text(json.dumps(report, indent=2))
 
 

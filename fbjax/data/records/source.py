@@ -92,7 +92,7 @@ class Source:
                 found, cells = reader.describe(f"{part.file.name} line {number}", line, part.layout)
                 yield number, found, functools.partial(reader.with_features, found, cells)
             return
-        root, image = paths.place(self.image_root or part.file.parent), self.columns.image
+        root, image = paths.as_path(self.image_root or part.file.parent), self.columns.image
         names = {name for name in tables.mapped_columns(self.columns) if images or name != image}
         for number, row in shards.read_rows(part, names):
             found = tables.describe(row, self.columns, f"{part.file.name} row {number}")

@@ -35,7 +35,7 @@ PREDICTION = (FEATURES, "image_mask", *_TEXT, LABEL, "prod_desc", "text_prod_id"
 STRINGS = frozenset(PREDICTION[6:])
 LOOKED_AT = 20  # lines, for the form of a file
 LARGEST = float(np.finfo(np.float16).max)  # of a feature: they are kept in 16 bits
-MISMATCHED = "mismatched pair: partners are drawn anew"
+MISMATCHED = "negative pair: negatives are drawn anew"
 ALL = "all"  # the one category of files that have none
 
 

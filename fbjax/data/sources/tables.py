@@ -87,7 +87,7 @@ def read_products(
     for described, cell, folder in describe_rows(files, columns):
         if isinstance(described, Product):
             if wanted(described.group):
-                described = with_image(described, cell, paths.place(image_root or folder), max_side)
+                described = with_image(described, cell, paths.as_path(image_root or folder), max_side)
             else:
                 described = Skipped(described.where, described.id, OTHER_SPLIT, described.group)
         yield described

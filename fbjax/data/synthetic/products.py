@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from fbjax.core.paths import replacing
+from fbjax.core.paths import atomic_write
 from fbjax.data.synthetic import garments
 
 VERSION = 4  # of pictures and wording: another one is drawn anew
@@ -223,7 +223,7 @@ def write_catalogue(folder: str | Path, num_products: int, seed: int, progress: 
     schema = pa.schema([(name, pa.string()) for name in _FIELDS] + [("image", image)])
     schema = schema.with_metadata(_provenance(num_products, seed))
     for split, file in files.items():
-        with replacing(file) as partial:
+        with atomic_write(file) as partial:
             pyarrow.parquet.write_table(pa.Table.from_pylist(rows[split], schema), partial)
     return files
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 
-from fbjax.core.paths import place
+from fbjax.core.paths import as_path
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD_ID = 0
@@ -96,10 +96,10 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | Path) -> "Vocabulary":
-        return cls(Tokenizer.from_str(place(path).read_text(encoding="utf-8")), str(path))
+        return cls(Tokenizer.from_str(as_path(path).read_text(encoding="utf-8")), str(path))
 
     def save(self, path: str | Path) -> None:
-        place(path).write_text(self._tokenizer.to_str(pretty=False), encoding="utf-8")
+        as_path(path).write_text(self._tokenizer.to_str(pretty=False), encoding="utf-8")
 
     @property
     def fingerprint(self) -> str:

@@ -37,7 +37,7 @@ def all_strings(records: Records) -> list[str]:
 def whole_images(run: Run, records: Records) -> np.ndarray:
     """One feature vector of each image, float32 [N, C]: the square root, its sign kept, of its token of the whole image
     or of the mean over its patches."""
-    patches, vectors = run.step_patches, []
+    patches, vectors = run.feature_input, []
     apply = jax.jit(patches.apply)
     inputs = image_inputs(run, records, np.arange(len(records)), IMAGES_AT_ONCE)
     for batch in progress(inputs, -(-len(records) // IMAGES_AT_ONCE), "images"):

@@ -20,15 +20,15 @@ from sklearn.preprocessing import StandardScaler
 
 from fbjax.core.console import progress, say
 from fbjax.data.batches.pipeline import read_strings, read_texts
-from fbjax.data.records.builder import Records, prepare
+from fbjax.data.records.builder import Records, build_records
 from fbjax.data.records.source import Source
 from fbjax.data.sources.tables import read_labels
 from fbjax.data.text.wordpiece import PAD_ID
 from fbjax.evaluation import metrics
 from fbjax.evaluation.baselines.features import text_features
-from fbjax.inference.embedder import trained_towers
-from fbjax.inference.pair_scorer import BUCKET, Scorer
-from fbjax.parallel.mesh import by_example, make_mesh, padded, put_batch, replicated
+from fbjax.inference.embedder import make_embedder
+from fbjax.inference.pair_scorer import BUCKET, PairScorer
+from fbjax.parallel.mesh import by_example, make_mesh, pad_rows, put_batch, replicated
 from fbjax.runs.feature_cache import image_inputs
 from fbjax.runs.run import Run
 from fbjax.runs.trained import load_params
@@ -56,7 +56,7 @@ def probe(
     cells = read_labels([file for files in source.files().values() for file in files], columns, labels)
     mesh = make_mesh(run.config.mesh)
     step, params = load_params(run, workdir, mesh, step)
-    splits = prepare(source, run.vocabulary, run.config.data.prepared, progress)
+    splits = build_records(source, run.vocabulary, run.config.data.prepared, progress)
     train, validation = splits["train"], splits["validation"]
     rows = np.sort(np.random.default_rng(SEED).permutation(len(train))[:num_products])
     sides = ((train, rows), (validation, np.arange(len(validation))))
@@ -175,7 +175,7 @@ def _counts(truth: np.ndarray, told: np.ndarray) -> tuple[np.ndarray, ...]:
 
 def tower_vectors(run: Run, mesh, variables: Any, records: Records, rows: np.ndarray) -> np.ndarray:
     """The towers' vectors of the products `rows`, [N, E]."""
-    towers = trained_towers(run.config, run.model, run.step_patches, mesh)
+    towers = make_embedder(run.config, run.model, run.feature_input, mesh)
     ids = read_texts(records, rows, run.vocabulary, run.config.model.text_tokens)
     read = lambda places: image_inputs(run, records, rows[places], towers.batch_size)  # noqa: E731
     return towers.embed_products(variables, ids, read, progress)
@@ -183,7 +183,7 @@ def tower_vectors(run: Run, mesh, variables: Any, records: Records, rows: np.nda
 
 def pooled_pairs(run: Run, mesh, variables: Any, records: Records, rows: np.ndarray) -> np.ndarray:
     """FashionBERT's pooled [CLS] of each of the products `rows`, text and own image together: [N, D]."""
-    model, patches = run.model, run.step_patches
+    model, patches = run.model, run.feature_input
 
     def pool(variables, ids, images):
         apply = partial(model.apply, {"params": variables["fashionbert"]})
@@ -192,7 +192,7 @@ def pooled_pairs(run: Run, mesh, variables: Any, records: Records, rows: np.ndar
         hidden, _ = apply(apply(ids, method="embed_text"), ids != PAD_ID, image, cls, method="encode_pair")
         return apply(hidden[:, 0], method="pooled")
 
-    size, across = Scorer(model, patches, mesh).batch_size, by_example(mesh)
+    size, across = PairScorer(model, patches, mesh).batch_size, by_example(mesh)
     pool = jax.jit(pool, in_shardings=(None, across, across), out_shardings=replicated(mesh))
     ids = read_texts(records, rows, run.vocabulary, run.config.model.text_tokens)
     lengths = (ids != PAD_ID).sum(axis=1)
@@ -203,12 +203,12 @@ def pooled_pairs(run: Run, mesh, variables: Any, records: Records, rows: np.ndar
     for start, images in zip(progress(starts, len(starts), "products"), inputs, strict=True):
         members = order[start : start + size]
         length = min(-(-int(lengths[members[-1]]) // BUCKET) * BUCKET, ids.shape[1])
-        batch = (padded(ids[members, :length], size), padded(images, size))
+        batch = (pad_rows(ids[members, :length], size), pad_rows(images, size))
         vectors[members] = np.asarray(pool(variables, *put_batch(batch, mesh)))[: len(members)]
     return vectors
 
 
-def report(figures: dict, say: Callable[[str], None]) -> None:
+def print_figures(figures: dict, say: Callable[[str], None]) -> None:
     """The figures of `probe` as a person reads them."""
     say(
         f"linear probe of checkpoint {figures['checkpoint_step']}, its {figures['representation']} of "

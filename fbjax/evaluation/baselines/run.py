@@ -10,7 +10,7 @@ import numpy as np
 from fbjax.config.schema import Config
 from fbjax.core.console import progress, say
 from fbjax.data.batches.pipeline import text_codes
-from fbjax.data.records.builder import prepare
+from fbjax.data.records.builder import build_records
 from fbjax.data.records.source import Source
 from fbjax.evaluation.baselines.cca import fit_cca
 from fbjax.evaluation.baselines.features import all_strings, text_features, whole_images
@@ -45,7 +45,7 @@ def baseline(
         raise ValueError(f"--hardest is for vse, not for {family}")
     lists = read_request(protocols, candidates, num_queries)
     run = Run.build(config, make_vocabulary(config, say), None)
-    splits = prepare(Source.from_config(config), run.vocabulary, config.data.prepared, progress)
+    splits = build_records(Source.from_config(config), run.vocabulary, config.data.prepared, progress)
     train, validation = splits["train"], splits["validation"]
     images, own_images = whole_images(run, train), whole_images(run, validation)
     say(f"texts: TF-IDF and its {num_directions} leading directions")

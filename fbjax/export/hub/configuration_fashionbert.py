@@ -6,7 +6,7 @@ from transformers import PretrainedConfig
 class FashionBertConfig(PretrainedConfig):
     """What config.json holds.
 
-    vector_size: size of the two towers' vectors; 0: no towers.
+    embedding_dim: size of the two towers' vectors; 0: no towers.
     match_reads: what the match head reads: "cls", or "modalities", the cosine of the two modalities' means besides.
     cross_attention: "joint", text and image in one softmax, or "gated", the other modality by a share that each head
         has learned.
@@ -32,7 +32,7 @@ class FashionBertConfig(PretrainedConfig):
         initializer_range=0.02,
         layer_norm_eps=1e-12,
         pad_token_id=0,
-        vector_size=0,
+        embedding_dim=0,
         match_reads="cls",
         cross_attention="joint",
         tasks=("mlm", "mpm", "tia"),
@@ -52,7 +52,7 @@ class FashionBertConfig(PretrainedConfig):
         self.attention_probs_dropout_prob = attention_probs_dropout_prob
         self.initializer_range = initializer_range
         self.layer_norm_eps = layer_norm_eps
-        self.vector_size = vector_size
+        self.embedding_dim = embedding_dim
         self.match_reads = match_reads
         self.cross_attention = cross_attention
         self.tasks = list(tasks)

@@ -56,8 +56,8 @@ class FashionBertModel(PreTrainedModel):
         self.cls = nn.ModuleDict({"predictions": MlmHead(config)})
         self.mpm = nn.Linear(width, patches["feature_size"], bias=False)
         self.tia = nn.Linear(width, 2)
-        if config.vector_size:
-            self.projection = nn.Linear(width, config.vector_size, bias=False)
+        if config.embedding_dim:
+            self.projection = nn.Linear(width, config.embedding_dim, bias=False)
             self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         if patches["network"] != "features":
             self.patches = PatchExtractor(patches)
@@ -143,8 +143,8 @@ class FashionBertModel(PreTrainedModel):
         return logits + F.pad((self.scale() * (text * image).sum(dim=-1))[:, None], (1, 0))
 
     def _vector(self, input_ids, mask, features) -> torch.Tensor:
-        if not self.config.vector_size:
-            raise ValueError("this model has no towers (vector_size 0)")
+        if not self.config.embedding_dim:
+            raise ValueError("this model has no towers (embedding_dim 0)")
         if features is None:
             return self._projected(_mean(self.bert.encoder(self.bert.embeddings(input_ids), mask, None), mask))
         if input_ids is None:

@@ -18,21 +18,21 @@ MOBILENET_CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024
 class PatchExtractor(nn.Module):
     """Cuts images around its `network`; `patches` is the configuration's section of that name.
 
-    geometry "isolated": each patch alone, enlarged, through the network, average-pooled. "grid": the cells of one
-    pass's feature map, averaged where a patch touches several. whole_image: before them the mean of the whole map.
+    geometry "per_patch": each patch alone, enlarged, through the network, average-pooled. "feature_map": the cells of
+    one pass's feature map, averaged where a patch touches several. whole_image: before them the mean of the whole map.
     """
 
     def __init__(self, patches: dict):
         super().__init__()
         self.geometry, self.whole_image = patches["geometry"], patches["whole_image"]
-        self.patch_size, self.enlarge_to = patches["patch_size"], patches["enlarge_to"]
+        self.patch_size, self.patch_input_size = patches["patch_size"], patches["patch_input_size"]
         self.network = build_network(patches)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         images = images.to(torch.float32).permute(0, 3, 1, 2)
         side = images.shape[2] // self.patch_size
-        feature_map = self.network(images) if self.geometry == "grid" or self.whole_image else None
-        if self.geometry == "grid":
+        feature_map = self.network(images) if self.geometry == "feature_map" or self.whole_image else None
+        if self.geometry == "feature_map":
             patches = average_cells(feature_map, side).flatten(2).transpose(1, 2)
         else:
             patches = self._isolated(images, side)
@@ -44,13 +44,13 @@ class PatchExtractor(nn.Module):
         size = self.patch_size
         patches = images.reshape(len(images), 3, side, size, side, size).permute(0, 2, 4, 1, 3, 5)
         patches = patches.reshape(-1, 3, size, size)
-        at_once = max(1, PATCHES_AT_ONCE_PIXELS // self.enlarge_to**2)
+        at_once = max(1, PATCHES_AT_ONCE_PIXELS // self.patch_input_size**2)
         pooled = [self._pooled(part) for part in patches.split(at_once)]
         return torch.cat(pooled).reshape(len(images), side * side, -1)
 
     def _pooled(self, patches: torch.Tensor) -> torch.Tensor:
-        if self.enlarge_to != self.patch_size:
-            size = (self.enlarge_to, self.enlarge_to)
+        if self.patch_input_size != self.patch_size:
+            size = (self.patch_input_size, self.patch_input_size)
             patches = F.interpolate(patches, size, mode="bilinear", align_corners=False, antialias=True)
         return self.network(patches).mean(dim=(2, 3))
 
@@ -68,7 +68,7 @@ def average_cells(feature_map: torch.Tensor, side: int) -> torch.Tensor:
 def build_network(patches: dict) -> nn.Module:
     name = patches["network"]
     if name == "pixels":
-        return Pixels(patches["patch_size"] if patches["geometry"] == "grid" else patches["enlarge_to"])
+        return Pixels(patches["patch_size"] if patches["geometry"] == "feature_map" else patches["patch_input_size"])
     if name == "mobilenet_v1":
         return MobileNetV1(patches["alpha"])
     if name == "resnet50":
@@ -132,7 +132,7 @@ class Conv(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """A convolution and its norm; `padded`: with as many zeros as leave the map its size at stride 1, else none."""
+    """A convolution and its norm; `pad_rows`: with as many zeros as leave the map its size at stride 1, else none."""
 
     def __init__(self, inputs, outputs, size, epsilon, stride=1, padded=True, groups=1):
         super().__init__()

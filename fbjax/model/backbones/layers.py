@@ -50,7 +50,7 @@ class DepthwiseConv(nn.Module):
 class Conv(nn.Module):
     """A convolution without bias, ``[N, H, W, I] -> [N, h, w, channels]``; its kernel is HWIO, I those of one group.
 
-    `padded`: as many zeros on each side as leave the map its size at stride 1, PyTorch's padding; otherwise none.
+    `pad_rows`: as many zeros on each side as leave the map its size at stride 1, PyTorch's padding; otherwise none.
 
     A map smaller than the kernel is taken as shifted products: on 8 maps of 2 x 2 x 512 XLA's convolution took 142 ms,
     they 4. Groups are XLA's own (feature_group_count): of ResNeXt-101 32x8d on 4 images of 224 pixels that took 2.7 s,

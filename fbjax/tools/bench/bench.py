@@ -30,10 +30,10 @@ from fbjax.parallel.mesh import check_fit, make_mesh, put_batch
 from fbjax.tools.bench.timing import peak_share, take_turns
 from fbjax.tools.bench.workload import (
     Steps,
-    Subject,
+    Workload,
     fresh_parameters,
+    make_workload,
     padded_lengths,
-    prepare,
     score_flops,
     scoring,
     synthetic_batch,
@@ -63,7 +63,7 @@ def bench(config: Config, repeats: int, say: Callable[[str], None], compare: str
     if compare not in ("", "torch"):
         raise ValueError(f"nothing to compare with is called {compare!r} (use torch)")
     check_fit(config, make_mesh(config.mesh))
-    subject = prepare(config, build_patch_network(config.patches))
+    subject = make_workload(config, build_patch_network(config.patches))
     comparison = None
     if compare and repeats:
         from fbjax.tools.bench.torch_comparison import Comparison
@@ -105,7 +105,7 @@ def _variants(own: AdaptiveConfig) -> tuple[dict[str, AdaptiveConfig], str]:
     return variants | {name: own}, name
 
 
-def _train(subject: Subject, steps: Steps, batch: Batch, variants, own: str, repeats: int, say, comparison):
+def _train(subject: Workload, steps: Steps, batch: Batch, variants, own: str, repeats: int, say, comparison):
     """The "train" figures of our own, and the times that they come from."""
     config = subject.config
     lengths = padded_lengths(config, NUM_LENGTHS)
@@ -134,7 +134,7 @@ def _train(subject: Subject, steps: Steps, batch: Batch, variants, own: str, rep
     return figures, times
 
 
-def _score(subject: Subject, repeats: int, say, comparison):
+def _score(subject: Workload, repeats: int, say, comparison):
     """The "score" figures of our own, and the times that they come from; images are embedded beforehand, once."""
     subject = subject.with_cached_features()
     candidates = synthetic_candidates(subject)
@@ -147,7 +147,7 @@ def _score(subject: Subject, repeats: int, say, comparison):
     return figures | peak_share(times, "score", score_flops(subject, candidates)), times
 
 
-def _patches(subject: Subject, repeats: int, say) -> dict:
+def _patches(subject: Workload, repeats: int, say) -> dict:
     """Images/s of the patch network, from pixels on the device to features."""
     size, count = subject.config.patches.image_size, subject.config.train.batch_size
     images = np.random.default_rng(0).integers(0, 255, (count, size, size, 3), dtype=np.uint8)
@@ -163,7 +163,7 @@ def _rounds(say: Callable[[str], None], what: str, repeats: int) -> Callable[[in
     return lambda turn: say(f"{what}: round {turn} of {repeats}" if turn > 0 else f"{what}: warming up")
 
 
-def table(figures: dict) -> list[str]:
+def format_table(figures: dict) -> list[str]:
     """The figures as lines to read; nothing where only memory was planned."""
     if not figures["repeats"]:
         return []

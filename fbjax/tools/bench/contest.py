@@ -12,7 +12,7 @@ from fbjax.config.schema import Config
 from fbjax.data.text.wordpiece import PAD_ID
 from fbjax.inference.pair_scorer import ACCELERATOR_PAIRS, CPU_PAIRS
 from fbjax.monitoring.hardware import matmul_size
-from fbjax.tools.bench.torch_model import Masked, Rival, as_written, needed
+from fbjax.tools.bench.torch_model import Masked, TorchModel, as_written, needed
 
 TOLERANCE = 1e-4  # relative
 
@@ -42,10 +42,10 @@ def check(what: str, ours: np.ndarray | float, theirs: np.ndarray | float) -> No
         raise ValueError(f"{what}: fbjax and PyTorch differ by {difference:.1e} of it, above {TOLERANCE}: not compared")
 
 
-class Contest:
+class TorchContestant:
     """The rival on its device, with AdamW as PyTorch has it fastest (fused) and as one writes it first."""
 
-    def __init__(self, config: Config, rival: Rival, device: torch.device):
+    def __init__(self, config: Config, rival: TorchModel, device: torch.device):
         self.config, self.rival, self.device = config, rival.to(device), device
         train = config.train
         decayed = [p for p in rival.parameters() if p.ndim > 1]

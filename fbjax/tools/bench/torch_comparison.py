@@ -5,7 +5,7 @@ weights on patch features from the cache and on masks drawn beforehand, on all c
 "vs_torch_eager" and "vs_torch_compile" save the work that we save: heads at masked positions, the last layer at the
 rows that heads read, AdamW in one kernel; in scoring, texts trimmed to their batch and each image embedded once.
 What is left differs by some 2 % of configs/catalogue_paper.py each way: PyTorch's last layer computes the masked rows
-of mismatched pairs, which MLM and MPM leave alone; we compute the MLM head for slots that stay empty, and score texts
+of negative pairs, which MLM and MPM leave alone; we compute the MLM head for slots that stay empty, and score texts
 padded to a multiple of 8, of 1. "vs_torch_as_written" and, in scoring, "vs_torch_padded" are the plain way.
 """
 
@@ -20,7 +20,7 @@ from fbjax.tools.bench import contest, torch_model
 from fbjax.tools.bench.timing import Times, peak_share
 from fbjax.tools.bench.workload import (
     Steps,
-    Subject,
+    Workload,
     fresh_parameters,
     score_flops,
     scoring,
@@ -39,14 +39,14 @@ NOISE = 0.02
 class Comparison:
     """Contenders and figures; made only if losses and scores of both libraries agree. Ours are those of `subject`."""
 
-    def __init__(self, subject: Subject, say: Callable[[str], None]):
+    def __init__(self, subject: Workload, say: Callable[[str], None]):
         device = contest.prepare_torch()
         self.subject = subject = subject.as_in_the_paper().with_cached_features()
         self._say = say
         network = subject.network
         size = vocabulary_size(subject.config)
-        model = torch_model.Rival(subject.config, size, network.num_patches, network.feature_size)
-        self._contest = contest.Contest(subject.config, model, device)
+        model = torch_model.TorchModel(subject.config, size, network.num_patches, network.feature_size)
+        self._contest = contest.TorchContestant(subject.config, model, device)
         self._batch = synthetic_batch(self.subject, subject.config.model.text_tokens)
         self._candidates = synthetic_candidates(self.subject)
         with jax.default_matmul_precision("highest"):
@@ -61,9 +61,7 @@ class Comparison:
         torch_model.copy_parameters(params, self._contest.rival)
         key = jax.random.key(0)
         key_masks, _ = jax.random.split(key)  # as the objective does
-        masked = torch_model.collate(
-            exact.objective.prepare(self._batch, key_masks), exact.config.tasks.mask_mismatched
-        )
+        masked = torch_model.collate(exact.objective.prepare(self._batch, key_masks), exact.config.tasks.mask_negatives)
         losses, _ = jax.jit(exact.objective.losses)({"fashionbert": params}, exact.frozen, self._batch, key)
         for theirs in self._contest.losses(masked).values():
             for task, a, b in zip(exact.objective.tasks, np.asarray(losses), theirs, strict=True):

@@ -29,7 +29,7 @@ from transformers.models.bert.modeling_bert import BertModel, BertPredictionHead
 IGNORED = -100  # the label that cross-entropy skips
 
 
-class Rival(nn.Module):
+class TorchModel(nn.Module):
     """FashionBERT around Hugging Face's `BertModel`."""
 
     def __init__(self, config: Config, vocabulary_size: int, num_patches: int, feature_size: int):
@@ -40,7 +40,7 @@ class Rival(nn.Module):
             hidden_size=model.width,
             num_hidden_layers=model.num_layers,
             num_attention_heads=model.num_heads,
-            intermediate_size=model.mlp_width,
+            intermediate_size=model.mlp_dim,
             max_position_embeddings=model.text_tokens,
             hidden_dropout_prob=model.hidden_dropout,
             attention_probs_dropout_prob=model.attention_dropout,
@@ -100,7 +100,7 @@ class Rival(nn.Module):
         return self.tia(torch.tanh(self.bert.pooler.dense(cls)))
 
 
-def copy_parameters(params: dict, rival: Rival) -> None:
+def copy_parameters(params: dict, rival: TorchModel) -> None:
     """FashionBERT's parameters into `rival`; every one of both must be named."""
     ours = flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
     table = {target: (_in_rival(source), turn) for target, (source, turn) in _bert_names(rival).items()} | IMAGE_SIDE
@@ -113,7 +113,7 @@ def copy_parameters(params: dict, rival: Rival) -> None:
             theirs[name].copy_(torch.from_numpy(np.array(turn(ours[target]))))
 
 
-def _bert_names(rival: Rival) -> dict:
+def _bert_names(rival: TorchModel) -> dict:
     """Parameter -> (its name in BERT, what turns one into the other: a transposition or nothing, its own inverse)."""
     return bert_weights.parameter_names(len(rival.bert.encoder.layer))
 
@@ -157,18 +157,18 @@ class Masked:
         return Masked(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
 
 
-def collate(examples: Examples, mask_mismatched: bool) -> Masked:
+def collate(examples: Examples, mask_negatives: bool) -> Masked:
     """What the objective made of a batch of cached features, as the rival takes it."""
     examples = jax.device_get(examples)
     batch, text_positions, patch_positions = examples.batch, examples.text_positions, examples.patch_positions
     b, t = examples.ids.shape
-    features = np.concatenate([batch.image, batch.partner]).astype(np.float32)
+    features = np.concatenate([batch.image, batch.negative]).astype(np.float32)
     patches = np.concatenate(patch_positions.swapaxes(0, 1))  # [2B, K]
     positions, valid = np.tile(text_positions, (2, 1)), np.tile(examples.piece_weight > 0, (2, 1))
     hidden = np.zeros(features.shape[:2], bool)
     np.put_along_axis(hidden, patches, True, axis=1)
     shown = np.where(hidden[..., None], 0, features)
-    pairs = 2 * b if mask_mismatched else b
+    pairs = 2 * b if mask_negatives else b
     valid[pairs:], hidden[pairs:] = False, False
     rows = np.concatenate([np.zeros((2 * b, 1), int), positions, t + patches], axis=1)
     pair, slot = np.nonzero(valid)
@@ -191,7 +191,7 @@ def collate(examples: Examples, mask_mismatched: bool) -> Masked:
     return Masked(mpm_pairs=pairs, **{name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
-def needed(rival: Rival, batch: Masked) -> Tensor:
+def needed(rival: TorchModel, batch: Masked) -> Tensor:
     """Losses [3], computing what heads read and no more."""
     text = rival.embed_text(batch.ids).repeat(2, 1, 1)
     hidden = rival.encode(text, batch.text_mask.repeat(2, 1), rival.embed_image(batch.shown), batch.rows)
@@ -203,7 +203,7 @@ def needed(rival: Rival, batch: Masked) -> Tensor:
     return torch.stack([mlm, mpm, tia])
 
 
-def as_written(rival: Rival, batch: Masked) -> Tensor:
+def as_written(rival: TorchModel, batch: Masked) -> Tensor:
     """The same losses [3] the plain way: every layer and the MLM and MPM heads at every position of every pair."""
     ids, mask = batch.ids.repeat(2, 1), batch.text_mask.repeat(2, 1)
     hidden = rival.encode(rival.embed_text(ids), mask, rival.embed_image(batch.shown))
@@ -221,17 +221,17 @@ def _divergence(target: Tensor, prediction: Tensor) -> Tensor:
     return (log_target.exp() * (log_target - log_prediction)).sum(dim=-1)
 
 
-def score_needed(rival: Rival, ids: Tensor, images: Tensor) -> Tensor:
+def score_needed(rival: TorchModel, ids: Tensor, images: Tensor) -> Tensor:
     """Scores [B] from images that are embedded; the last layer at [CLS] alone."""
     cls = ids.new_zeros(len(ids), 1)
     return _score(rival, rival.encode(rival.embed_text(ids), ids != PAD_ID, images, cls))
 
 
-def score_as_written(rival: Rival, ids: Tensor, features: Tensor) -> Tensor:
+def score_as_written(rival: TorchModel, ids: Tensor, features: Tensor) -> Tensor:
     """Scores [B] from patch features; every layer at every position."""
     return _score(rival, rival.encode(rival.embed_text(ids), ids != PAD_ID, rival.embed_image(features)))
 
 
-def _score(rival: Rival, hidden: Tensor) -> Tensor:
+def _score(rival: TorchModel, hidden: Tensor) -> Tensor:
     logits = rival.tia_logits(hidden[:, 0])
     return logits[:, 1] - logits[:, 0]

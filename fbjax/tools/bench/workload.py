@@ -12,7 +12,7 @@ import numpy as np
 
 from fbjax.config.schema import AdaptiveConfig, Config
 from fbjax.data.batches.batch import Batch
-from fbjax.inference.pair_scorer import Scorer
+from fbjax.inference.pair_scorer import PairScorer
 from fbjax.model.fashionbert import build_model, match_score
 from fbjax.model.patch_features import PatchNetwork
 from fbjax.parallel.mesh import make_mesh, put_batch, replicated
@@ -28,7 +28,7 @@ SCORED_TEXTS, SCORED_IMAGES = 16, 32  # each text with each image
 
 
 @dataclass(frozen=True)
-class Subject:
+class Workload:
     """A config ready to run; `patches` is what the step takes: the network, or the identity on its features."""
 
     config: Config
@@ -42,22 +42,22 @@ class Subject:
     def frozen(self) -> dict:
         return {} if self.config.patches.trainable else {"patches": self.patches.params}
 
-    def with_model(self, **settings) -> "Subject":
+    def with_model(self, **settings) -> "Workload":
         """The same with other settings of `ModelConfig`."""
-        return prepare(replace(self.config, model=replace(self.config.model, **settings)), self.network)
+        return make_workload(replace(self.config, model=replace(self.config.model, **settings)), self.network)
 
-    def as_in_the_paper(self) -> "Subject":
+    def as_in_the_paper(self) -> "Workload":
         """The same with the paper's three tasks, one softmax over text and image, and no towers."""
-        model = replace(self.config.model, vector_size=0, tia_reads="cls", cross_attention="joint")
+        model = replace(self.config.model, embedding_dim=0, tia_reads="cls", cross_attention="joint")
         tasks = replace(self.config.tasks, names=PAPER_TASKS)
-        return prepare(replace(self.config, model=model, tasks=tasks), self.network)
+        return make_workload(replace(self.config, model=model, tasks=tasks), self.network)
 
-    def with_cached_features(self) -> "Subject":
+    def with_cached_features(self) -> "Workload":
         patches = replace(self.config.patches, cached=True, trainable=False)
-        return prepare(replace(self.config, patches=patches), self.network)
+        return make_workload(replace(self.config, patches=patches), self.network)
 
 
-def prepare(config: Config, network: PatchNetwork, devices: Sequence[jax.Device] | None = None) -> Subject:
+def make_workload(config: Config, network: PatchNetwork, devices: Sequence[jax.Device] | None = None) -> Workload:
     """`config` on `devices`, by default all of them.
 
     Fixed weights become equal ones where the config has them for another number of tasks.
@@ -69,7 +69,7 @@ def prepare(config: Config, network: PatchNetwork, devices: Sequence[jax.Device]
     size = vocabulary_size(config)
     objective = Pretraining(build_model(config.model, size, network), patches, config.tasks, min(MASK_ID, size - 1))
     mesh = make_mesh(config.mesh, devices)
-    return Subject(config, mesh, network, patches, objective, make_optimizer(config.train))
+    return Workload(config, mesh, network, patches, objective, make_optimizer(config.train))
 
 
 def vocabulary_size(config: Config) -> int:
@@ -80,7 +80,7 @@ def vocabulary_size(config: Config) -> int:
 class Steps:
     """Compiled train steps that take turns on one state, which each of them consumes and renews."""
 
-    def __init__(self, subject: Subject):
+    def __init__(self, subject: Workload):
         self._subject, self._compiled = subject, {}
         config = replace(subject.config, adaptive=replace(subject.config.adaptive, every=1))
         self._state = init_state(subject.objective, subject.optimizer, config, subject.mesh)
@@ -124,12 +124,12 @@ def _bytes_per_device(array: jax.Array) -> int:
     return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
 
 
-def _jitted(subject: Subject, adaptive: AdaptiveConfig, state):
+def _jitted(subject: Workload, adaptive: AdaptiveConfig, state):
     config = replace(subject.config, adaptive=adaptive)
     return make_step(subject.objective, subject.optimizer, config, subject.mesh, state)
 
 
-def synthetic_batch(subject: Subject, length: int) -> Batch:
+def synthetic_batch(subject: Workload, length: int) -> Batch:
     """Random products on the mesh, with whatever the step takes for images, texts padded to `length`.
 
     A text has more than ``length - text_bucket`` pieces and at most `length`, [CLS] and [SEP] included: a batch of
@@ -148,8 +148,8 @@ def synthetic_batch(subject: Subject, length: int) -> Batch:
     else:
         images = rng.integers(0, 255, (2, b, size, size, 3), dtype=np.uint8)
     number = np.arange(b, dtype=np.int32)
-    partner = images[1] if config.tasks.mismatched else None
-    return put_batch(Batch(number, number, ids, word_ids, images[0], partner), subject.mesh)
+    negative = images[1] if config.tasks.mismatched else None
+    return put_batch(Batch(number, number, ids, word_ids, images[0], negative), subject.mesh)
 
 
 def padded_lengths(config: Config, most: int) -> list[int]:
@@ -170,7 +170,7 @@ class Candidates:
     pairs: np.ndarray  # [N, 2]: (row of ids, row of features)
 
 
-def synthetic_candidates(subject: Subject) -> Candidates:
+def synthetic_candidates(subject: Workload) -> Candidates:
     rng = np.random.default_rng(0)
     t = subject.config.model.text_tokens
     lengths = np.linspace(max(SHORTEST, t / 3), t, SCORED_TEXTS).round().astype(int)
@@ -189,31 +189,31 @@ def _features(rng, count: tuple[int, ...], network: PatchNetwork) -> np.ndarray:
     return rng.uniform(0, 3, (*count, network.num_patches, network.feature_size)).astype(np.float16)
 
 
-def fresh_parameters(subject: Subject) -> dict:
+def fresh_parameters(subject: Workload) -> dict:
     """FashionBERT's parameters as a run starts with them."""
     return init_state(subject.objective, subject.optimizer, subject.config, subject.mesh).params["fashionbert"]
 
 
-def scoring(subject: Subject, params: dict, candidates: Candidates) -> Callable[[], np.ndarray]:
+def scoring(subject: Workload, params: dict, candidates: Candidates) -> Callable[[], np.ndarray]:
     """A contender: the scores [N] of all pairs. `subject` takes cached features; they are embedded here, beforehand."""
-    scorer = Scorer(subject.objective.model, subject.patches, subject.mesh)
+    scorer = PairScorer(subject.objective.model, subject.patches, subject.mesh)
     variables = {"fashionbert": params, "patches": {}}
     starts = range(0, len(candidates.features), scorer.batch_size)
     images = scorer.embed_images(variables, [candidates.features[i : i + scorer.batch_size] for i in starts])
     return lambda: scorer.score(variables, candidates.ids, images, candidates.pairs)
 
 
-def train_flops(subject: Subject, batch: Batch) -> float | None:
+def train_flops(subject: Workload, batch: Batch) -> float | None:
     """FLOPs of one step under fixed weights, nothing recomputed; None where XLA does not count."""
     subject = subject.with_model(attention="xla", remat="none")
     config = replace(subject.config, train=replace(subject.config.train, micro_batches=1))
-    subject = prepare(config, subject.network)
+    subject = make_workload(config, subject.network)
     state = abstract_state(subject.objective, subject.optimizer, config, subject.mesh)
     step = _jitted(subject, replace(config.adaptive, method="fixed", every=1), state)
     return _flops(step, state, subject.frozen, batch)
 
 
-def score_flops(subject: Subject, candidates: Candidates) -> float | None:
+def score_flops(subject: Workload, candidates: Candidates) -> float | None:
     """FLOPs of scoring all pairs, each text at its own length, images embedded already."""
     subject = subject.with_model(attention="xla", remat="none")
     model = subject.objective.model

@@ -24,11 +24,11 @@ import numpy as np
 
 from fbjax.config.schema import Config
 from fbjax.data.batches.batch import batch_shapes
-from fbjax.model.patch_features import outline_patch_network
+from fbjax.model.patch_features import abstract_patch_network
 from fbjax.monitoring.flops import program_flops
-from fbjax.parallel.mesh import check_fit, placed, scattered
+from fbjax.parallel.mesh import check_fit, scatter_shards, shardings_of
 from fbjax.runs.state import abstract_state
-from fbjax.tools.bench.workload import Subject, prepare
+from fbjax.tools.bench.workload import Workload, make_workload
 from fbjax.tools.plan.cost import Span, StepTime, step_time
 from fbjax.tools.plan.program import Collective, Program
 from fbjax.tools.plan.topology import LOCAL, Topology, compile_only, find, nothing_kept
@@ -46,11 +46,11 @@ def plan(config: Config, names: list[str], per_chip: int | None, say: Callable[[
     if LOCAL not in names:
         compile_only()
     topologies = [find(name) for name in names]
-    network = outline_patch_network(config.patches)
+    network = abstract_patch_network(config.patches)
     subjects = []
     for topology in topologies:
         sized = _sized(config, per_chip * len(topology.devices)) if per_chip else config
-        subjects.append(prepare(sized, network, topology.devices))
+        subjects.append(make_workload(sized, network, topology.devices))
         check_fit(sized, subjects[-1].mesh)
     figures = []
     for topology, subject in zip(topologies, subjects, strict=True):
@@ -63,7 +63,7 @@ def _sized(config: Config, batch_size: int) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=batch_size))
 
 
-def _planned(topology: Topology, subject: Subject, say: Callable[[str], None]) -> dict:
+def _planned(topology: Topology, subject: Workload, say: Callable[[str], None]) -> dict:
     """The figures of one topology."""
     train = subject.config.train
     num_chips = len(topology.devices)
@@ -105,7 +105,7 @@ def _planned(topology: Topology, subject: Subject, say: Callable[[str], None]) -
 class Step:
     """The train step of a config, to be compiled for a topology; what of its memory can be counted beforehand."""
 
-    def __init__(self, topology: Topology, subject: Subject):
+    def __init__(self, topology: Topology, subject: Workload):
         config = subject.config
         self._topology = topology
         state = abstract_state(subject.objective, subject.optimizer, config, subject.mesh)
@@ -113,12 +113,12 @@ class Step:
         batch = batch_shapes(config, subject.patches, config.model.text_tokens)
         step = make_step(subject.objective, subject.optimizer, config, subject.mesh, state)
         self._traced = step.trace(state, frozen, batch)
-        parameters = _bytes_a_chip(state.params, placed(state.params))
+        parameters = _bytes_a_chip(state.params, shardings_of(state.params))
         num_gradients = len(subject.objective.tasks) if config.adaptive.method == "gradient" else 0
-        shards = _bytes_a_chip(state.params, scattered(subject.mesh, state.params))
+        shards = _bytes_a_chip(state.params, scatter_shards(subject.mesh, state.params))
         self.counted = {
             "parameters": parameters,
-            "optimiser": _bytes_a_chip(state.opt_state, placed(state.opt_state)),
+            "optimiser": _bytes_a_chip(state.opt_state, shardings_of(state.opt_state)),
             "frozen": sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(frozen)),
             "task_gradients": parameters + num_gradients * shards,
         }
@@ -159,13 +159,13 @@ def _capacity(topology: Topology) -> int | None:
     return (limits or {}).get("bytes_limit")
 
 
-def _nearest(topology: Topology, subject: Subject, memory: dict, say: Callable[[str], None]) -> int | None:
+def _nearest(topology: Topology, subject: Workload, memory: dict, say: Callable[[str], None]) -> int | None:
     """The largest batch below the config's that fits, found by compiling some; None where the smallest does not."""
     mesh, train = subject.mesh.shape, subject.config.train
     unit = mesh["data"] * mesh["fsdp"] * train.micro_batches
 
     def used(units: int) -> float:
-        sized = prepare(_sized(subject.config, units * unit), subject.network, topology.devices)
+        sized = make_workload(_sized(subject.config, units * unit), subject.network, topology.devices)
         step = Step(topology, sized)
         try:
             total = step.memory(step.compile())["total"]
@@ -175,11 +175,11 @@ def _nearest(topology: Topology, subject: Subject, memory: dict, say: Callable[[
         return total
 
     fixed = memory["parameters"] + memory["optimiser"] + memory["frozen"]
-    found = largest(used, memory["capacity"], train.batch_size // unit, memory["total"], fixed)
+    found = largest_batch(used, memory["capacity"], train.batch_size // unit, memory["total"], fixed)
     return found * unit or None
 
 
-def _time(topology: Topology, subject: Subject, work: dict, found: list[Collective]) -> StepTime | None:
+def _time(topology: Topology, subject: Workload, work: dict, found: list[Collective]) -> StepTime | None:
     if topology.chip is None:
         return None
     devices = subject.mesh.devices.ravel()
@@ -196,7 +196,7 @@ def _seconds(time: StepTime) -> dict[str, float]:
     return dataclasses.asdict(time) | {"step": time.apart, "step_overlapped": time.overlapped}
 
 
-def _summed(found: list[Collective], subject: Subject) -> list[dict[str, Any]]:
+def _summed(found: list[Collective], subject: Workload) -> list[dict[str, Any]]:
     """Collectives of one kind over the same axes of the mesh together: how many a step, and of how many bytes."""
     summed: dict[tuple, dict] = {}
     for c in found:
@@ -251,7 +251,7 @@ def memory_error(error: Exception) -> OutOfMemory | None:
     return None
 
 
-def largest(used: Callable[[int], float], capacity: float, too_many: int, needed: float, fixed: float) -> int:
+def largest_batch(used: Callable[[int], float], capacity: float, too_many: int, needed: float, fixed: float) -> int:
     """The most units n in 1 .. `too_many` - 1 with ``used(n) <= capacity``, or 0; `too_many` units need `needed` bytes.
 
     Memory is taken to grow evenly from `fixed` bytes at none, which makes the first guess nearly always the answer or

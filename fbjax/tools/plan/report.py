@@ -11,7 +11,7 @@ KINDS = ("parameters", "optimiser", "frozen", "batch", "task_gradients", "activa
 SECONDS = ("compute", "memory", "collectives", "step", "step_overlapped")
 
 
-def table(figures: dict) -> list[str]:
+def format_table(figures: dict) -> list[str]:
     """Each topology in a paragraph, then a table over all of them."""
     lines = [line for f in figures["topologies"] for line in [*_paragraph(f), ""]]
     if not figures["scaling"]:
