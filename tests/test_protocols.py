@@ -42,7 +42,7 @@ def test_figures_of_drawings_are_those_of_each_alone(records, scores):
         asked.append(pairs)
         return scores[pairs[:, 0], pairs[:, 1]]
 
-    figures, rankings = list_figures(records, ("draws",), None, 12, score, decides=False)
+    figures, rankings = list_figures(records, ("draws",), None, 12, score, scores_matches=False)
     assert rankings == [] and figures.keys() == {"draws"}
     drawn = figures["draws"]
     each = []
@@ -62,12 +62,12 @@ def test_figures_of_drawings_are_those_of_each_alone(records, scores):
 
 def test_the_miscount_stands_beside_the_right_count_and_says_what_it_is(records, scores):
     score = lambda pairs: scores[pairs[:, 0], pairs[:, 1]]  # noqa: E731
-    figures, rankings = list_figures(records, ("candidates", "legacy"), None, 30, score, decides=False)
+    figures, rankings = list_figures(records, ("candidates", "legacy"), None, 30, score, scores_matches=False)
     said = []
     print_figures(figures, said.append)
     assert any("miscounted on purpose" in line for line in said)
     assert len(rankings) == 60
-    alone, none = list_figures(records, ("legacy",), None, 30, score, decides=False)
+    alone, none = list_figures(records, ("legacy",), None, 30, score, scores_matches=False)
     assert alone["legacy"] == figures["legacy"] and none == []  # a run's report keeps the figures that it had
     for direction in ("image_to_text", "text_to_image"):
         legacy = figures["legacy"][direction]

@@ -277,7 +277,7 @@ def test_ranks_count_ties_against_us_and_a_query_of_two_true_rows_twice():
     queries = ("a", "a", "b", "a", "b", "c", "d", "d")
     positive = np.array([1, 0, 1, 1, 0, 1, 0, 0], bool)
     scores = np.array([2.0, 2.0, 5.0, 3.0, 1.0, 9.0, 0.0, 0.0], np.float32)
-    figures = release_figures(Scored("text_to_image", queries, positive, scores), decides=True)
+    figures = release_figures(Scored("text_to_image", queries, positive, scores), scores_matches=True)
     # a: 2 ties with 2, rank 2; 3 is before 2, rank 1; b: rank 1; c has no other row, d no true one
     assert figures["text_to_image"]["rank@1"] == pytest.approx(2 / 3)
     assert (figures["num_queries"], figures["queries_left_out"]) == (3, 2)

@@ -111,7 +111,7 @@ def test_device_count_order_and_padding_change_neither_contrast_nor_gradient(itc
     order = np.random.default_rng(1).permutation(B)
     shuffled = jax.tree.map(lambda x: x[order], batch)
     short = batch._replace(ids=np.where(np.arange(16) < 12, batch.ids, 0))
-    trimmed = short.replace(ids=short.ids[:, :12], word_ids=short.word_ids[:, :12])
+    trimmed = short._replace(ids=short.ids[:, :12], word_ids=short.word_ids[:, :12])
     assert expected[0] > 0
     for given_, mesh in ((batch, eight), (shuffled, one), (shuffled, eight)):
         assert_same(value_and_grad(put_batch(given_, mesh)), expected, rtol=1e-4, atol=1e-5)

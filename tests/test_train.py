@@ -345,7 +345,7 @@ def test_a_full_disk_is_a_clear_error_and_loses_no_checkpoint(tmp_path, small_di
 SAVE = """
 import sys
 import numpy as np
-from fbjax.checkpoint import Checkpoints
+from fbjax.runs.checkpoints import Checkpoints
 
 with Checkpoints(sys.argv[1], keep_last=1) as checkpoints:
     checkpoints.save(1, {"a": np.ones(3)})

@@ -47,8 +47,8 @@ def evaluate(
     """
     lists = read_request(protocols, candidates, num_queries)
     run = Run.open(workdir)
-    decides = "tia" in run.config.tasks.names
-    _check_gallery(protocols, towers, rerank, decides)
+    scores_matches = "tia" in run.config.tasks.names
+    _check_gallery(protocols, towers, rerank, scores_matches)
     mesh = make_mesh(run.config.mesh)
     giver = _vector_run(run, towers) if "full" in protocols else None
     step, params = load_params(run, workdir, mesh, step)
@@ -60,7 +60,7 @@ def evaluate(
     records = build_records(source, run.vocabulary, run.config.data.prepared, progress)["validation"]
 
     score = _PairScores(run, make_scorer(run.config, run.model, run.feature_input, mesh), variables, records)
-    figures, rankings = list_figures(records, protocols, lists, num_queries, score, decides)
+    figures, rankings = list_figures(records, protocols, lists, num_queries, score, scores_matches)
     figures["checkpoint_step"] = step
     if rankings:
         sources = {name: path and absolute(path) for name, path in (("data", data), ("candidates", candidates))}
@@ -74,7 +74,7 @@ def evaluate(
             num_queries,
             text_codes=pipeline.text_codes(records),
             size=RERANKED if rerank is None else rerank,
-            score=score if decides else None,
+            score=score if scores_matches else None,
             scale=embedder.scale(theirs),
         )
     if score.num_pairs:
@@ -83,13 +83,13 @@ def evaluate(
     return figures
 
 
-def _check_gallery(protocols: tuple[str, ...], towers, rerank: int | None, decides: bool) -> None:
+def _check_gallery(protocols: tuple[str, ...], towers, rerank: int | None, scores_matches: bool) -> None:
     """Raises ValueError where what is asked of the gallery would go unheard."""
     if "full" not in protocols and (towers or rerank is not None):
         raise ValueError("--towers and --rerank are for the whole gallery: add full to --protocol")
     if rerank is not None and rerank < 0:
         raise ValueError(f"--rerank {rerank}: take at least 0, which leaves it out")
-    if rerank and not decides:
+    if rerank and not scores_matches:
         raise ValueError(f"--rerank {rerank} needs a run that learns alignment: its tasks have no tia")
 
 

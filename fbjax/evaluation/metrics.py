@@ -78,14 +78,14 @@ def spoken(rates: dict, ending: str = "") -> str:
     return "  ".join(cells)
 
 
-def matching(positive: np.ndarray, negative: np.ndarray, decides: bool = True) -> dict:
+def matching(positive: np.ndarray, negative: np.ndarray, scores_matches: bool = True) -> dict:
     """AUC of as many positives as negatives, and where a score above 0 says "match" balanced accuracy; intervals."""
 
     def balanced(p, n):
         return float(((p > 0).mean() + (n < 0).mean()) / 2)
 
     figures = {"auc": auc(positive, negative), "auc.ci": list(interval(auc, positive, negative))}
-    if decides:
+    if scores_matches:
         figures["accuracy"] = balanced(positive, negative)
         figures["accuracy.ci"] = list(interval(balanced, positive, negative))
     return figures

@@ -51,7 +51,7 @@ def list_figures(
     lists: Lists | None,
     num_queries: int | None,
     score: Score,
-    decides: bool,
+    scores_matches: bool,
 ) -> tuple[dict, list[dict]]:
     """The figures of all protocols but ``full``, and each query's ranking of ``candidates`` and ``matching``.
 
@@ -79,7 +79,7 @@ def list_figures(
     if "candidates" in protocols:
         figures |= {d: metrics.retrieval(*scored.of(d)) for d in scored.directions}
     if "matching" in protocols:
-        figures["matching"] = _matching_figures(scored, scores[negatives], decides)
+        figures["matching"] = _matching_figures(scored, scores[negatives], scores_matches)
     if "legacy" in protocols:
         rows = {d: legacy.list_rows(*scored.of(d)) for d in scored.directions}
         figures["legacy"] = {d: legacy.legacy_figures(*rows[d], seed=LEGACY_SEED) for d in scored.directions}
@@ -116,13 +116,13 @@ class _Scored:
         }
 
 
-def _matching_figures(scored: _Scored, negative: np.ndarray, decides: bool) -> dict:
+def _matching_figures(scored: _Scored, negative: np.ndarray, scores_matches: bool) -> dict:
     """`negative` [Q]: scores of products of any category."""
     positive, other = scored.positive, scored.other
-    figures = metrics.matching(positive, other[:, 0], decides)
+    figures = metrics.matching(positive, other[:, 0], scores_matches)
     figures["auc_any_category"] = metrics.auc(positive, negative)
     figures["auc_any_category.ci"] = list(metrics.interval(metrics.auc, positive, negative))
-    if decides:
+    if scores_matches:
         right = np.concatenate([positive > 0, (other < 0)[other != -np.inf]])
         figures["accuracy_1to100"] = float(right.mean())
     return figures

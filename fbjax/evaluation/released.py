@@ -85,7 +85,7 @@ def evaluate_release(
     }
 
 
-def release_figures(scored: Scored, decides: bool) -> dict:
+def release_figures(scored: Scored, scores_matches: bool) -> dict:
     """Rank@k of each query's true row among its mismatched ones, ties against us, and matching over the same lists.
 
     A query of several true rows counts once for each. One without a true or without a mismatched row is left out and
@@ -105,8 +105,8 @@ def release_figures(scored: Scored, decides: bool) -> dict:
         raise ValueError(f"none of {left_out} queries has both a true and a mismatched row: is --direction the other?")
     positive = np.array(positives)
     padded = np.array([np.pad(x, (0, max(map(len, lists)) - len(x)), constant_values=-np.inf) for x in lists])
-    matching = metrics.matching(positive, padded[:, 0], decides)
-    if decides:
+    matching = metrics.matching(positive, padded[:, 0], scores_matches)
+    if scores_matches:
         matching["accuracy_rows"] = float(((scored.scores > 0) == scored.positive).mean())
     return {
         scored.direction: metrics.retrieval(positive, padded),

@@ -91,7 +91,7 @@ def format_table(ranking: Ranking, width: int) -> list[str]:
     for place, (product, score) in enumerate(zip(ranking.products, ranking.scores, strict=True), start=1):
         line = f"{place:>3}  {score:>6.2f}  {product.id:{ids}}  {product.category:{categories}}  {product.text}"
         lines.append(line if len(line) <= width else line[: width - 3] + " ..")
-    meaning = "; a score above 0: a match" if ranking.decides else ", by cosine"
+    meaning = "; a score above 0: a match" if ranking.scores_matches else ", by cosine"
     return lines + [f"best {len(ranking.products)} of {ranking.num_candidates:,} products{meaning}"]
 
 

@@ -186,8 +186,8 @@ def _check_sizes(config, kind: NetworkKind) -> None:
     if config.geometry == "per_patch" and config.patch_input_size < kind.smallest:
         raise ValueError(
             f"patch_input_size {config.patch_input_size} is too small for {config.network}, "
-            f"which takes {kind.smallest} pixels or more (set patches.patch_input_size={-(-kind.smallest "
-            f"// 32) * 32} or more)"
+            f"which takes {kind.smallest} pixels or more "
+            f"(set patches.patch_input_size={-(-kind.smallest // 32) * 32} or more)"
         )
     if (config.geometry == "feature_map" or config.whole_image) and config.image_size < kind.smallest:
         raise ValueError(

@@ -100,7 +100,7 @@ class Log:
         figures = self._speed([m[PIECES] for m in fetched[first:]], lengths[first:])
         self._step = step
         self._add_scalars(step, means | {f"telemetry/{name}": value for name, value in figures.items()})
-        self._telemetry.mark(step, figures)
+        self._telemetry.checkpoint_figures(step, figures)
         self._show(step, means | figures)
 
     def _speed(self, num_pieces: list, lengths: list[int]) -> dict[str, float]:

@@ -29,6 +29,6 @@ def write_ranking(ranking: Ranking, out: str | Path, title: str = "Ranking") -> 
         query_text=ranking.query if by_text else None,
         query_picture=None if by_text else picture(ranking.query, QUERY_HEIGHT),
         num_candidates=ranking.num_candidates,
-        decides=ranking.scores_matches,
+        scores_matches=ranking.scores_matches,
         cards=cards,
     )

@@ -82,7 +82,7 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
         data=_data(splits, run.config),
         retrieval=_retrieval(evaluation),
         matching=figures.get("matching"),
-        decides="tia" in run.config.tasks.names,
+        scores_matches="tia" in run.config.tasks.names,
         rule=examples.RULE,
         examples={
             direction.replace("_", " "): {

@@ -46,7 +46,9 @@ class Checkpoints:
         with ocp.Context(async_options=FOLDERS_FIRST):
             self._orbax = ocp.training.Checkpointer(
                 self._folder,
-                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),  # the loop decides
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(
+                    1
+                ),  # the loop scores_matches
                 preservation_policy=policies.AnyPreservationPolicy(keep),
                 cleanup_tmp_directories=keep_last is not None,
             )

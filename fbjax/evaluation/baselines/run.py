@@ -61,7 +61,7 @@ def baseline(
         parts = np.array_split(pairs, -(-len(pairs) // 4096))
         return np.concatenate([np.einsum("ne,ne->n", text_vectors[p[:, 0]], image_vectors[p[:, 1]]) for p in parts])
 
-    figures, _ = list_figures(validation, protocols, lists, num_queries, cosines, decides=False)
+    figures, _ = list_figures(validation, protocols, lists, num_queries, cosines, scores_matches=False)
     if "full" in protocols:
         codes = text_codes(validation)
         figures["full"] = full_figures(text_vectors, image_vectors, validation.groups, num_queries, text_codes=codes)
