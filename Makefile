@@ -5,14 +5,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 CONFIG ?= configs/my_catalogue.py
 
-.PHONY: quickstart setup test test-slow bench profile clean
+.PHONY: quickstart setup test test-slow lint docs bench profile clean
 
-quickstart: $(VENV)/.installed  ## draws a catalogue, trains on it, asks it and writes a report: quickstart/report.html
+quickstart: $(VENV)/.installed  ## draws a catalogue, trains on it, ranks products and writes quickstart/report.html
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/quickstart.sh
 
-setup: $(VENV)/.ready  ## what the tests need besides: torch as a reference, ONNX, MiniLM, Beam, libtpu to compile with
+setup: $(VENV)/.ready  ## installs what the tests need: torch as a reference, ONNX, MiniLM, Beam, libtpu to compile with
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	@echo "setting up $(VENV), once: 2.7 GB on disk"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e .
@@ -25,16 +25,34 @@ $(VENV)/.ready: $(VENV)/.installed
 	$(BIN)/pip check
 	touch $@
 
-test: setup  ## everything but the slow tests, two files at once, on the CPU with eight simulated devices
-	JAX_PLATFORMS=cpu $(BIN)/pytest -n 2 --dist loadfile
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) -e '.[dev]'
+	$(BIN)/pip check
+	touch $@
 
-test-slow: setup  ## runs killed and resumed, full disks, mutated tables, the quickstart
+lint: $(VENV)/.dev  ## checks rules and format with ruff, types of the packages that others build on with pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+test: setup  ## runs all tests but the slow ones, two files at once, on the CPU with eight simulated devices
+	JAX_PLATFORMS=cpu $(BIN)/pytest -n 2 --dist loadfile --durations 25
+
+test-slow: setup  ## runs the slow tests: killed and resumed runs, full disks, mutated tables
 	JAX_PLATFORMS=cpu $(BIN)/pytest -m slow
 
-bench: setup  ## training, scoring and patch features on the shapes of CONFIG, beside the same model in PyTorch
+docs: $(VENV)/.docs  ## builds the site of guides, reference and lab notes in site/; a broken link is an error
+	$(BIN)/mkdocs build --strict
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(PIP) -e '.[docs]'
+	$(BIN)/pip check
+	touch $@
+
+bench: setup  ## times training, scoring and patch features on the shapes of CONFIG, in JAX and in PyTorch
 	$(BIN)/fbjax bench --config $(CONFIG) --compare torch
 
-profile: $(VENV)/.installed  ## a trace of three train steps in profile/, for TensorBoard or Perfetto
+profile: $(VENV)/.installed  ## writes a trace of three train steps to profile/, for TensorBoard or Perfetto
 	$(BIN)/fbjax bench --config $(CONFIG) --repeats 0 --trace profile
 
 clean:

@@ -13,8 +13,9 @@ figures, Rank@1/5/10 of 24.0/46.3/52.1 % image to text and 26.8/46.5/55.7 % text
 the expected result only with a caveat: the authors' released script counts some queries twice, the figures nearly equal
 those it prints, and counted rightly its checkpoint has some 44/84/94 and 52/86/93 %. Expect the latter's neighbourhood
 from `fbjax evaluate`. Cost as far as it is known: 18 GB of records and 77 GB of cached features on disk
-(docs/fashion-gen.md); 260,480 x 10 / 64 = 40,700 steps, and 2 x 260,480 x 10 = 5.2 million pairs of 512 tokens, each
-3 x 2 x 85 M x 512 = 261 GFLOP, 7/3 of that with the adaptive `gradient`: 3 hours at 300 TFLOP/s, at the very least.
+(docs/guides/fashion-gen.md); 260,480 x 10 / 64 = 40,700 steps, and 2 x 260,480 x 10 = 5.2 million pairs of 512
+tokens, each 3 x 2 x 85 M x 512 = 261 GFLOP, 7/3 of that with the adaptive `gradient`: 3 hours at 300 TFLOP/s, at
+the very least.
 
 What the paper leaves open, and the choice made here:
 - text: "description" is taken to be input_description alone; the release's prod_desc says no more
@@ -22,45 +23,26 @@ What the paper leaves open, and the choice made here:
 - BERT-base: uncased, as in the release; Adam's epsilon: 1e-6, as in the release and in BERT's own code
 - decay: not on biases and LayerNorm; gradients clipped at norm 1, as in the release; dropout .1, as in the release
 - MLM and MPM on negative pairs too, as in the release; negatives: another product of the same
-  sub-category, drawn anew in every epoch (the release's stand fixed on disk)
-- the adaptive loss's gradient: that of all parameters, brought into Eq. 6's domain as docs/choices.md says
+  sub-category, drawn anew in every epoch (the release's are fixed on disk)
+- the adaptive loss's gradient: that of all parameters, brought into Eq. 6's domain as docs/lab/choices.md says
 - about 10 epochs with early stopping: 10, checkpoints every 2,000 steps, the best by validation AUC kept
 - one of a product's photos is a negative of none of its others: they are one group
 """
 
+from common import adam, fashiongen, patches_alone, steps
+
 from fbjax.config import defaults
 
-PHOTOS, EPOCHS = 260_480, 10
+PHOTOS, EPOCHS, PRODUCTS = 260_480, 10, 64
 
 
 def get_config():
-    config = defaults()
-
-    config.data.train, config.data.validation = "fashiongen:train", "fashiongen:validation"
-    config.data.manual_dir = ""  # TFDS's: $TFDS_DATA_DIR or ~/tensorflow_datasets, + /downloads/manual
-    config.data.columns.id = "photo"
-    config.data.columns.text = ("input_description",)
-    config.data.columns.image = "input_image"
-    config.data.columns.category = "input_subcategory"
-    config.data.columns.group = "input_productID"
-
-    config.patches.network = "resnext101_32x8d"
-    config.patches.weights = "weights/resnext101_32x8d.pth"
-    config.patches.geometry = "per_patch"
-    config.patches.image_size, config.patches.patch_size, config.patches.patch_input_size = 256, 32, 224
-    config.patches.cached = True
-
-    config.model.pretrained = "bert-base-uncased"
-    config.model.text_tokens = 448
-
-    config.adaptive.method = "gradient"
-
-    config.train.batch_size = 64
-    config.train.micro_batches = 8
-    config.train.num_steps = PHOTOS * EPOCHS // config.train.batch_size
-    config.train.learning_rate = 2e-5
-    config.train.warmup_steps = 5_000
-    config.train.beta1, config.train.beta2, config.train.weight_decay = 0.95, 0.999, 1e-4
-    config.train.save_every = 2_000
-    config.train.evaluate_products = 1_000
-    return config
+    c = defaults()
+    fashiongen(c)
+    patches_alone(c, "resnext101_32x8d", "weights/resnext101_32x8d.pth")
+    c.model.pretrained, c.model.text_tokens = "bert-base-uncased", 448
+    c.train.micro_batches = 8
+    steps(c, PHOTOS * EPOCHS // PRODUCTS, PRODUCTS, rate=2e-5, warmup=5_000, save_every=2_000, log_every=50)
+    adam(c, 0.95, 0.999, weight_decay=1e-4)
+    c.train.evaluate_products = 1_000
+    return c

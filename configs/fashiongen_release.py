@@ -8,9 +8,10 @@ One GPU: as it stands, a batch of 256 computed in 8 parts of 32. Eight devices, 
 
     fbjax train --config configs/fashiongen_release.py --workdir runs/fashiongen_release --config.train.micro_batches=1
 
-On the release's tab-separated files in place of photographs (docs/fashion-gen.md), with ready-made features:
+On the release's tab-separated files in place of photographs (docs/guides/fashion-gen.md), with ready-made features:
 
-    fbjax train --config configs/fashiongen_release.py --workdir runs/release --config.patches.network=features \\
+    fbjax train --config configs/fashiongen_release.py --workdir runs/release --config.data.source=release \\
+        --config.data.num_patches=64 --config.data.feature_size=2048 \\
         --config.data.train=train.tsv --config.data.validation= --config.data.holdout=0.02
     fbjax evaluate --workdir runs/release --release eval_img2txt.tsv
 
@@ -18,7 +19,7 @@ Nobody has run this: Fashion-Gen is given out by its owners only, and these file
 README prints Rank@1/5/10 of 444/845/942 of 1,826 keys image to text and 517/857/931 of 1,786 text to image, of 1,000
 queries each; counted rightly that is some 44/84/94 % and 52/86/93 %, the result to expect. The paper's own figures
 (24.0/46.3/52.1 and 26.8/46.5/55.7 %) are probably miscounted in the same way. Cost as far as known: 18 GB of records
-and 77 GB of cached features on disk (docs/fashion-gen.md); 20 epochs are 10.4 million pairs of 128 tokens, each
+and 77 GB of cached features on disk (docs/guides/fashion-gen.md); 20 epochs are 10.4 million pairs of 128 tokens, each
 3 x 2 x 85 M x 128 = 65 GFLOP: 38 minutes at 300 TFLOP/s, at the very least.
 
 What the release leaves open or differs in, and the choice made here:
@@ -32,46 +33,24 @@ What the release leaves open or differs in, and the choice made here:
 - Adam without decay; epsilon 1e-6
 """
 
+from common import adam, fashiongen, patches_alone, steps
+
 from fbjax.config import defaults
 
-PHOTOS, EPOCHS = 260_480, 20
+PHOTOS, EPOCHS, PRODUCTS = 260_480, 20, 256
 
 
 def get_config():
-    config = defaults()
-
-    config.data.train, config.data.validation = "fashiongen:train", "fashiongen:validation"
-    config.data.manual_dir = ""  # TFDS's: $TFDS_DATA_DIR or ~/tensorflow_datasets, + /downloads/manual
-    config.data.columns.id = "photo"
-    config.data.columns.text = ("input_description",)
-    config.data.columns.image = "input_image"
-    config.data.columns.category = "input_subcategory"
-    config.data.columns.group = "input_productID"
-
-    config.patches.network = "resnet50_v1"
-    config.patches.weights = "weights/resnet50_v1.h5"
-    config.patches.geometry = "per_patch"
-    config.patches.image_size, config.patches.patch_size, config.patches.patch_input_size = 256, 32, 224
-    config.patches.cached = True
-
-    config.model.pretrained = "bert-base-uncased"
-    config.model.text_tokens = 64
-    config.model.hidden_dropout = config.model.attention_dropout = 0.1
-
-    config.tasks.mlm_rate = 0.16  # at most round(.16 x 62) = 10 pieces
-    config.tasks.mpm_rate = 0.08  # round(.08 x 64) = 5 patches
-    config.tasks.mask_negatives = True
-
-    config.adaptive.method = "loss_softmax"
-
-    config.train.batch_size = 256
-    config.train.micro_batches = 8
-    config.train.num_steps = PHOTOS * EPOCHS // config.train.batch_size
-    config.train.learning_rate = 2e-5
-    config.train.warmup_steps = config.train.num_steps // 10
-    config.train.beta1, config.train.beta2, config.train.epsilon = 0.9, 0.98, 1e-6
-    config.train.weight_decay = 0.0
-    config.train.clip_norm = 1.0
-    config.train.save_every = 2_000
-    config.train.evaluate_products = 1_000
-    return config
+    c = defaults()
+    fashiongen(c)
+    patches_alone(c, "resnet50_v1", "weights/resnet50_v1.h5")
+    c.model.pretrained, c.model.text_tokens = "bert-base-uncased", 64
+    c.tasks.mlm.rate = 0.16  # at most round(.16 x 62) = 10 pieces
+    c.tasks.mpm.rate = 0.08  # round(.08 x 64) = 5 patches
+    c.adaptive.method = "loss_softmax"
+    c.train.micro_batches = 8
+    num_steps = PHOTOS * EPOCHS // PRODUCTS
+    steps(c, num_steps, PRODUCTS, rate=2e-5, warmup=num_steps // 10, save_every=2_000, log_every=50)
+    adam(c, weight_decay=0.0)
+    c.train.evaluate_products = 1_000
+    return c

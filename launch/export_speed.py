@@ -32,11 +32,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    subject = SourceModel.open(arguments.workdir, None, with_heads=False)
-    models = {"live": subject} | dict(map(load, arguments.exports))
+    source_model = SourceModel.open(arguments.workdir, None, with_heads=False)
+    models = {"live": source_model} | dict(map(load, arguments.exports))
     print(f"{'':22}" + "".join(f"{name:>12}" for name in models))
-    for name in (name for name in ASKED if name in subject.functions):
-        arrays = random_arrays(subject, subject.functions[name], arguments.batch)
+    for name in (name for name in ASKED if name in source_model.functions):
+        arrays = random_arrays(source_model, source_model.functions[name], arguments.batch)
         rates = [
             arguments.batch / seconds for seconds in time_in_turns(models.values(), name, arrays, arguments.rounds)
         ]
@@ -49,12 +49,12 @@ def load(folder: str) -> tuple[str, object]:
     return form, importlib.import_module(f"fbjax.export.{FORMATS[form][0]}").load(Path(folder))
 
 
-def random_arrays(subject: SourceModel, function: Function, batch: int) -> dict[str, np.ndarray]:
-    rng, sizes = np.random.default_rng(0), {BATCH: batch, LENGTH: subject.run.config.model.text_tokens}
+def random_arrays(source_model: SourceModel, function: Function, batch: int) -> dict[str, np.ndarray]:
+    rng, sizes = np.random.default_rng(0), {BATCH: batch, LENGTH: source_model.run.config.model.text_tokens}
     arrays = {}
     for given in function.inputs:
         shape = [sizes.get(size, size) for size in given.shape]
-        largest = {"ids": subject.run.vocabulary.size, "images": 256}.get(given.name)
+        largest = {"ids": source_model.run.vocabulary.size, "images": 256}.get(given.name)
         found = rng.integers(1, largest, shape) if largest else rng.standard_normal(shape)
         arrays[given.name] = found.astype(given.dtype)
     return arrays

@@ -18,10 +18,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fbjax.config.schema import PatchConfig
+from fbjax.config.schema import DataConfig, PatchConfig
 from fbjax.data.sources.table_readers import count_rows, sample_rows
-from fbjax.data.sources.tables import find_files, image_bytes
-from fbjax.model.backbones.registry import NETWORKS
+from fbjax.data.sources.tables import Tables, image_bytes
+from fbjax.model.backbones.registry import BACKBONES
 from fbjax.model.patch_features import PatchNetwork, build_patch_network, count_live_dimensions
 from fbjax.model.weights.files import write_npz
 
@@ -30,8 +30,7 @@ IMAGE_SIZE, PATCH_SIZE = 256, 32
 
 def random_weights(name: str, path: Path) -> Path:
     """A file of random weights, MobileNetV1's at full width."""
-    kind = NETWORKS[name]
-    network = kind.build({"conv1/kernel": np.zeros((3, 3, 3, 32))}, 0)
+    network = BACKBONES[name].build({"conv1/kernel": np.zeros((3, 3, 3, 32))})
     write_npz(path, jax.jit(network.init)(jax.random.key(0), np.zeros((1, 96, 96, 3), np.float32))["params"])
     return path
 
@@ -40,7 +39,7 @@ def read_images(pattern: str, count: int) -> np.ndarray:
     """uint8 [count, 256, 256, 3], spread over a table's rows."""
     from fbjax.data.batches.pipeline import decode_image
 
-    files = find_files(pattern)
+    files = Tables(DataConfig(), IMAGE_SIZE).find(pattern)
     rows = sample_rows(files, {"image"}, count, count_rows(files))
     return np.stack([decode_image(image_bytes(row["image"], file.parent), IMAGE_SIZE) for file, _, row in rows])
 
@@ -63,7 +62,7 @@ def measured(network: PatchNetwork, images: np.ndarray) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", choices=[name for name, kind in NETWORKS.items() if kind.needs_weights])
+    parser.add_argument("network", choices=[name for name, backbone in BACKBONES.items() if backbone.needs_weights])
     parser.add_argument("--weights", default="")
     parser.add_argument("--images", default="", help="a table, or a glob of tables, with a column `image`")
     parser.add_argument("--count", type=int, default=64, help="images")
@@ -75,7 +74,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         weights = args.weights or random_weights(args.network, Path(folder) / "random.npz")
         for size in args.sizes:
-            if size < NETWORKS[args.network].smallest:
+            if size < BACKBONES[args.network].smallest:
                 continue
             config = PatchConfig(str(weights), args.network, "per_patch", IMAGE_SIZE, PATCH_SIZE, patch_input_size=size)
             print(f"{args.network} at {size}: {measured(build_patch_network(config), images)}", flush=True)

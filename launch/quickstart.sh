@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From nothing to a report with pictures: draws a catalogue, trains FashionBERT on it, and asks it.
+# From nothing to a report with pictures: draws a catalogue, trains FashionBERT on it, evaluates and ranks.
 #   make quickstart
-# Run it again, and every part says what it finds done; remove the folder quickstart/ to start over.
+# A second run reuses what the first one made; remove the folder quickstart/ to start over.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 run=quickstart/garments
@@ -14,13 +14,13 @@ show() {
   "$@"
 }
 
-# Garments with known type, colour, pattern and cut, and captions that name them: no catalogue needs to be at hand.
+# Garments with known type, colour, pattern and cut, and captions that name them: no catalogue of yours is needed.
 show fbjax draw --out quickstart/drawn --products 6000 --seed 1
 
 # Their text and pictures as records that training reads in any order.
 show fbjax prepare --config configs/quickstart.py
 
-# Words, patches and alignment, from random weights. Interrupted, it goes on from its last checkpoint.
+# Words, patches and alignment, from random weights. An interrupted run resumes from its last checkpoint.
 show fbjax train --config configs/quickstart.py --workdir $run
 
 # Products that training has not seen: one right answer among 101 of the same kind.
@@ -30,10 +30,10 @@ else
   show fbjax evaluate --workdir $run --queries 500 --out quickstart/metrics.json
 fi
 
-# Pictures for a text, and texts for a picture; within a category, as that is what mismatched pairs have taught.
+# Images for a text, and texts for an image, within a category: negatives of training came from the same category.
 show fbjax rank --workdir $run --text "red dress with mint zigzags" --category dress --top 5 --html quickstart/text.html
 show fbjax rank --workdir $run --image quickstart/drawn/examples/1.jpg --category dress --top 5 --html quickstart/image.html
 
 show fbjax report --workdir $run --out quickstart/report.html
 
-say "done. Open quickstart/report.html in a browser; docs/your-catalogue.md goes on with a table of your own."
+say "done. Open quickstart/report.html in a browser; docs/guides/your-catalogue.md goes on with a table of your own."

@@ -34,32 +34,37 @@ from matplotlib.figure import Figure
 from fbjax.config.load import config_to_json, load_config
 from fbjax.runs.stored_evaluation import read_evaluation
 
-ALL = ("tasks.names=mlm,mpm,tia,itc", "adaptive.fixed=0.1,0.1,0.4,0.4")
-JOINT = ("model.cross_attention=joint", "model.gate_start=0.0")
+
+def tasks(**weights: float) -> tuple[str, ...]:
+    """Overrides for these tasks at these fixed weights."""
+    return (f"tasks={','.join(weights)}", *(f"tasks.{name}.weight={weight}" for name, weight in weights.items()))
+
+
+ALL = tasks(mlm=0.1, mpm=0.1, tia=0.4, itc=0.4)
+JOINT = ("model.cross_attention=joint",)
 SWEEPS = {  # the first variant of each is what the others are compared with; () is the config as it stands
     "tasks": {
         "all four": ALL,
-        "without mlm": ("tasks.names=mpm,tia,itc", "adaptive.fixed=0.1,0.45,0.45"),
-        "without mpm": ("tasks.names=mlm,tia,itc", "adaptive.fixed=0.1,0.45,0.45"),
-        "without either": ("tasks.names=tia,itc", "adaptive.fixed=0.5,0.5"),
-        "without tia, scored by the towers": ("tasks.names=mlm,mpm,itc", "adaptive.fixed=0.1,0.1,0.8"),
-        "without itc": ("tasks.names=mlm,mpm,tia", "adaptive.fixed=0.1,0.1,0.8"),
+        "without mlm": tasks(mpm=0.1, tia=0.45, itc=0.45),
+        "without mpm": tasks(mlm=0.1, tia=0.45, itc=0.45),
+        "without either": tasks(tia=0.5, itc=0.5),
+        "without tia, scored by cosines": tasks(mlm=0.1, mpm=0.1, itc=0.8),
+        "without itc": (*tasks(mlm=0.1, mpm=0.1, tia=0.8), "tasks.tia.head=cls"),
     },
     "weights": {
         "fixed .1 .1 .4 .4": ALL,
-        "fixed, equal": (ALL[0], "adaptive.fixed=0.25,0.25,0.25,0.25"),
-        "gradient": (ALL[0], "adaptive.method=gradient"),
-        "loss_softmax": (ALL[0], "adaptive.method=loss_softmax"),
-        "loss_softmax, stop-gradient": (ALL[0], "adaptive.method=loss_softmax", "adaptive.stop_gradient=True"),
+        "fixed, equal": tasks(mlm=1, mpm=1, tia=1, itc=1),
+        "gradient": (*ALL, "adaptive.method=gradient"),
+        "loss_softmax": (*ALL, "adaptive.method=loss_softmax"),
     },
-    "mismatched": {
-        "mlm and mpm on true pairs": (*ALL, "tasks.mask_negatives=False"),
-        "on negative pairs too": (*ALL, "tasks.mask_negatives=True"),
+    "negatives": {
+        "mlm and mpm on true pairs": (*ALL, "tasks.mlm.on_negatives=False", "tasks.mpm.on_negatives=False"),
+        "on negative pairs too": (*ALL, "tasks.mlm.on_negatives=True", "tasks.mpm.on_negatives=True"),
     },
     "layers": {f"first {n}": (f"model.num_layers={n}",) for n in (2, 1, 4, 6)},
     "networks": {
-        "MobileNetV1, grid": (),
-        "MobileNetV1, isolated": ("patches.geometry=per_patch", "patches.patch_input_size=64"),
+        "MobileNetV1, one pass": (),
+        "MobileNetV1, each patch alone": ("patches.geometry=per_patch", "patches.patch_input_size=64"),
         "pixels": ("patches.network=pixels", "patches.geometry=per_patch", "patches.patch_input_size=16"),
     },
     "patches": {
@@ -69,26 +74,19 @@ SWEEPS = {  # the first variant of each is what the others are compared with; ()
         "8 x 8": ("patches.patch_size=32",),
         "16 x 16, of 512 pixels": ("patches.image_size=512", "patches.patch_size=32"),
     },
-    "negatives": {
+    "categories": {
         "same sub-category": (),
-        "any, then same": (
-            "tasks.random_negatives_start=1.0",
-            "tasks.random_negatives_end=0.0",
-            "tasks.random_negatives_steps=300",
-        ),
-        "mined .2 from the start": ("tasks.mined=0.2", "tasks.mined_steps=0"),
-        "mined .4 from the start": ("tasks.mined=0.4", "tasks.mined_steps=0"),
+        "any, then same": ("tasks.tia.random_negatives_start=1.0", "tasks.tia.random_negatives_steps=300"),
     },
     "start": {
         "gated": (),
-        "gated, from 0": ("model.gate_start=0.0",),
         "joint": JOINT,
-        "joint, cls alone": (*JOINT, "model.tia_reads=cls"),
+        "joint, cls alone": (*JOINT, "tasks.tia.head=cls"),
         "joint, minilm": (*JOINT, "train.start_from="),
-        "joint, minilm, cls alone": (*JOINT, "model.tia_reads=cls", "train.start_from="),
+        "joint, minilm, cls alone": (*JOINT, "tasks.tia.head=cls", "train.start_from="),
     },
 }
-FROM_TOWERS = ("negatives", "start")
+FROM_TOWERS = ("categories", "start")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,22 +14,17 @@ known in hindsight only.
 import argparse
 import contextlib
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
 
-from fbjax.core.console import progress
 from fbjax.data.batches.pipeline import train_batches
 from fbjax.data.batches.sampler import Sampler
-from fbjax.data.records.builder import build_records
-from fbjax.data.records.source import Source
-from fbjax.parallel.mesh import make_mesh, put_batch
+from fbjax.parallel.mesh import put_batch
 from fbjax.runs.feature_cache import features_of
-from fbjax.runs.run import MINED, Run
-from fbjax.runs.trained import load_params
-from fbjax.tasks.objective import Pretraining
-from fbjax.training.task_weights import eq6, scale_norms, weighted_gradient
+from fbjax.runs.loaded import LoadedRun
+from fbjax.runs.run import Run
+from fbjax.training.task_weights import norm_shares, solve_weights, weighted_gradient
 
 EVERY = 16
 
@@ -37,23 +32,26 @@ EVERY = 16
 def weights_at(workdir: str, step: int, num_batches: int) -> tuple[np.ndarray, ...]:
     """[batches, K] each, on the batches that training took from `step` on: exact weights and the squared gradients by
     parameters behind them, estimated weights and the shares of squared gradients by outputs behind those."""
-    run = Run.open(workdir)
-    config, mesh = run.config, make_mesh(run.config.mesh)
+    loaded = LoadedRun.load(workdir, step)
+    run, config, objective = loaded.run, loaded.run.config, loaded.run.objective
     if step + num_batches > config.train.num_steps:
         raise SystemExit(f"the run ends {config.train.num_steps - step} batches after step {step} (lower --batches)")
-    _, params = load_params(run, workdir, mesh, step)
-    records = build_records(Source.from_config(config), run.vocabulary, config.data.prepared, progress)["train"]
-    objective = Pretraining(run.model, run.feature_input, config.tasks, run.vocabulary.mask_id)
-    sampler = Sampler.of(config, records, np.load(Path(workdir) / MINED) if config.tasks.mined else None)
+    records = loaded.records(split="train")
+    sampler = Sampler.of(records, config.train, config.model, objective.random_share)
     exact = replace(config.adaptive, method="gradient", every=1)
 
     @jax.jit
     def weigh(params, batch, key):
         key_masks, key_dropout = jax.random.split(key)
-        examples = (objective.prepare(batch, key_masks), key_dropout)
+        examples = (objective.draw_masks(batch, key_masks), key_dropout)
         one_micro_batch = jax.tree.map(lambda x: x[None], examples)
         weighted = weighted_gradient(
-            lambda examples: objective.branches(run.frozen, *examples), one_micro_batch, params, exact, objective.shared
+            lambda examples: objective.losses_of(run.frozen, *examples),
+            one_micro_batch,
+            params,
+            exact,
+            [task.weight for task in objective.tasks],
+            objective.shared,
         )
         slack = 1 / weighted.estimated  # Eq. 6 turned round: proportional to K - s_i, and s sums to domain K
         k = len(slack)
@@ -61,10 +59,21 @@ def weights_at(workdir: str, step: int, num_batches: int) -> tuple[np.ndarray, .
         return weighted.weights, weighted.gradient_norms**2, weighted.estimated, scaled / (k * exact.domain)
 
     weights = []
-    batches = train_batches(records, sampler, run.vocabulary, config, start=step, features=features_of(run, records))
+    batches = train_batches(
+        records,
+        sampler,
+        run.vocabulary,
+        num_steps=config.train.num_steps,
+        image_size=config.patches.image_size,
+        with_negatives=config.needs_negative,
+        start=step,
+        features=features_of(run, records),
+    )
     with contextlib.closing(batches):
         for number in range(num_batches):
-            weights.append(jax.device_get(weigh(params, put_batch(next(batches), mesh), jax.random.key(number))))
+            weights.append(
+                jax.device_get(weigh(loaded.params, put_batch(next(batches), loaded.mesh), jax.random.key(number)))
+            )
     return tuple(np.array(weights).swapaxes(0, 1))
 
 
@@ -78,7 +87,7 @@ def main() -> None:
     held = exact[np.arange(len(exact)) // EVERY * EVERY]
     gain = np.median(squared / shares * (shares / squared)[:, -1:], axis=0)
     domain = Run.open(arguments.workdir).config.adaptive.domain
-    corrected = np.array([eq6(scale_norms(of_batch, "share", domain)) for of_batch in shares * gain])
+    corrected = np.array([solve_weights(norm_shares(of_batch, domain)) for of_batch in shares * gain])
     ways = {"held": held, "estimate": estimated, "corrected": corrected, "constant": exact.mean(axis=0)[None]}
     print(f"exact     mean {exact.mean(axis=0).round(3)}  deviation between batches {exact.std(axis=0).round(3)}")
     for name, weights in ways.items():

@@ -17,13 +17,22 @@ from hypothesis import settings  # noqa: E402
 
 settings.register_profile("fbjax", deadline=None, max_examples=40)
 settings.load_profile("fbjax")
+SLOW = Path(__file__).parent / "slow"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks every test under slow/, before pytest chooses by ``-m``."""
+    for item in items:
+        if SLOW in item.path.parents:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
 def trains_on_one_device():
     """With eight simulated devices on two cores, XLA's CPU collectives can wait for one another for ever: seen in the
     contrast's step, which has several that do not depend on each other."""
-    from tests.runs import make_one_device_mesh
+    from tests.support.runs import make_one_device_mesh
 
     mesh = make_one_device_mesh()
     with pytest.MonkeyPatch.context() as patch:
@@ -41,3 +50,16 @@ def small_disk(tmp_path, request):
         pytest.skip("mounting a small file system needs root")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def one_thread(monkeypatch):
+    """PyTorch on one thread and uncompiled: on a busy machine its threads wait for each other."""
+    torch = pytest.importorskip("torch")
+    set_num_threads = torch.set_num_threads
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: set_num_threads(1))
+
+    def no_compiler(function):
+        raise RuntimeError("no C++ compiler\nat all")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)

@@ -1,56 +1,96 @@
-"""Every setting, its default and its meaning: the only place where a default is written.
+"""Configs are files: found, read, overridden, checked and frozen here. Past this module a config is frozen.
 
 A config file's ``get_config()`` takes `defaults()`, a mutable `ml_collections.ConfigDict`, changes what it needs and
-returns it; ``--config.field=value`` overrides it; `freeze` checks it as a whole. Past this module a config is frozen.
+returns it; ``--config.field=value`` overrides it.
 """
 
 import ast
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
+import fbjax
 from fbjax.config.checks import contradictions
-from fbjax.config.schema import FREE, PATHS, Config
+from fbjax.config.renamed import RENAMED
+from fbjax.config.schema import PAPER_TASKS, TASKS, Config, ParameterGroup
+from fbjax.config.settings import meant
+
+PACKAGED = [Path(fbjax.__file__).parent / "configs", Path(fbjax.__file__).parents[1] / "configs"]  # installed, cloned
+SHARED = ("common",)  # not a config: what configs are made of
 
 
 def defaults() -> ml_collections.ConfigDict:
-    """All settings with their defaults, to be changed in a config file."""
-    return ml_collections.ConfigDict(dataclasses.asdict(Config()))
+    """All settings with their defaults and the paper's three tasks, to be changed in a config file."""
+    return _mutable(Config(tasks={name: TASKS[name]() for name in PAPER_TASKS}))
 
 
-def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
-    """The config of a file's ``get_config()`` with ``section.field=value`` overrides applied, frozen and checked.
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a file, or of a packaged one by its name, with ``section.field=value`` overrides; checked.
 
-    Paths become absolute: a run can be taken up and evaluated from any folder.
+    Paths become absolute: a run can be resumed and evaluated from any folder. Raises FileNotFoundError or ValueError.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no config file {path}; the project's own are in configs/")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"{path} has no get_config() function")
-    config = module.get_config()
-    for override in overrides:
-        _apply(config, override)
-    for name in PATHS:
-        section, field = name.split(".")
-        config[section][field] = absolute(config[section][field])
+    path = find_config(path)
+    with _importable(path.parent):
+        module = _module_at(path)
+        if not hasattr(module, "get_config"):
+            raise ValueError(f"{path} has no get_config() function")
+        try:
+            config = module.get_config()
+        except (AttributeError, KeyError) as error:  # of ml_collections: a setting that there is not
+            raise ValueError(f"{path}: {_no_such_setting(error)}") from error
+    import_plugins(config.plugins)
+    config = _completed(config)
+    for override in sorted(overrides, key=lambda override: not override.startswith("tasks=")):
+        config = _overridden(config, override)
     return freeze(config)
+
+
+def find_config(path: str | Path) -> Path:
+    """The file at `path`, else the packaged config of that name: ``my_catalogue`` or ``configs/my_catalogue.py``."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    by_name = path.suffix in ("", ".py") and str(path.parent) in (".", "configs")
+    for folder in PACKAGED if by_name else ():
+        if (folder / f"{path.stem}.py").is_file():
+            return folder / f"{path.stem}.py"
+    known = packaged_configs()
+    raise FileNotFoundError(
+        f"no config file {path}{meant(path.stem, known)} (packaged, to be had by name: {', '.join(known)})"
+    )
+
+
+def packaged_configs() -> list[str]:
+    """Names of the project's own configs."""
+    files = next((sorted(folder.glob("*.py")) for folder in PACKAGED if folder.is_dir()), [])
+    return [file.stem for file in files if file.stem not in SHARED]
 
 
 def freeze(config: ml_collections.ConfigDict) -> Config:
     """The frozen form of `config`; every setting that contradicts another is reported in one error."""
-    frozen = _build(Config, config.to_dict())
-    problems = contradictions(frozen)
-    if problems:
+    frozen = _absolute(build(config.to_dict()))
+    if problems := contradictions(frozen):
         raise ValueError("config:\n  " + "\n  ".join(problems))
     return frozen
+
+
+def build(values: dict) -> Config:
+    """The frozen form of nested dicts, unchecked but for names and types."""
+    tasks = {name: _build(_task(name), values["tasks"][name], f"tasks.{name}") for name in sorted(values["tasks"])}
+    groups = {name: _build(ParameterGroup, group, f"groups.{name}") for name, group in values["groups"].items()}
+    rest = {name: value for name, value in values.items() if name not in ("tasks", "groups")}
+    return dataclasses.replace(_build(Config, rest, ""), tasks=tasks, groups=groups)
 
 
 def config_to_json(config: Config) -> str:
@@ -58,62 +98,43 @@ def config_to_json(config: Config) -> str:
 
 
 def config_from_json(text: str) -> Config:
-    return _build(Config, json.loads(text))
+    values = json.loads(text)
+    import_plugins(values.get("plugins", ()))
+    return build({"tasks": {}, "groups": {}} | values)
 
 
 def difference(stored: str, given: Config) -> list[str]:
-    """One line for each setting in which a config differs from JSON, or that this lacks, but for those in `FREE`."""
-    old, new = _flat(json.loads(stored)), _flat(dataclasses.asdict(given))
+    """One line for each setting in which a config differs from JSON, or that this lacks, but for those that may."""
+    old, new = flat(json.loads(stored)), flat(dataclasses.asdict(given))
+    names = dict.fromkeys([*new, *(name for name in old if name.startswith(("tasks.", "groups.")))])
+    free = {name for name, field in fields_of(given) if field.metadata["may_change"]}
     return [
-        f"{name}: {repr(old[name]) if name in old else 'nothing'} in the workdir, {new[name]!r} given"
-        for name in new
-        if (name not in old or old[name] != new[name]) and name not in FREE
+        f"{name}: {repr(old[name]) if name in old else 'nothing'} in the workdir, "
+        f"{repr(new[name]) if name in new else 'nothing'} given"
+        for name in names
+        if (name not in old or name not in new or old[name] != new[name]) and name not in free
     ]
 
 
-def _build(cls, values: dict):
-    """An instance of the dataclass `cls` from nested dicts; lists become tuples."""
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    unknown = values.keys() - fields.keys()
-    if unknown:
-        raise ValueError(f"{cls.__name__} has no setting {', '.join(sorted(unknown))} (there are: {', '.join(fields)})")
-    built = {}
+def fields_of(section: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    """(dotted name, field) of every setting below `section`, an instance."""
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields_of(value, f"{prefix}{field.name}.")
+        elif isinstance(value, dict):
+            for key, part in value.items():
+                yield from fields_of(part, f"{prefix}{field.name}.{key}.")
+        elif "about" in field.metadata:
+            yield prefix + field.name, field
+
+
+def flat(values: dict, prefix: str = "") -> dict:
+    """Nested dicts as one dict of dotted names; tuples become lists, as JSON has them."""
+    found = {}
     for name, value in values.items():
-        if dataclasses.is_dataclass(fields[name].type):
-            value = _build(fields[name].type, value)
-        elif isinstance(value, list | tuple):
-            value = tuple(value)
-        built[name] = value
-    return cls(**built)
-
-
-def _apply(config: ml_collections.ConfigDict, override: str) -> None:
-    """Sets one ``section.field=value``: a Python literal, or the string itself; ``a,b`` where strings are listed."""
-    name, _, text = override.partition("=")
-    *parents, field = name.split(".")
-    node = config
-    for parent in parents:
-        node = node.get(parent) if isinstance(node, ml_collections.ConfigDict) else None
-    if not isinstance(node, ml_collections.ConfigDict) or field not in node:
-        raise ValueError(f"no setting config.{name} (known: {', '.join(_flat(defaults().to_dict()))})")
-    current = node[field]
-    value = text
-    if not isinstance(current, str):
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-    if isinstance(current, float) and type(value) is int:
-        value = float(value)
-    if isinstance(current, tuple) and isinstance(value, str):
-        value = tuple(part.strip() for part in value.split(","))
-    elif isinstance(current, tuple) and not isinstance(value, tuple):
-        value = tuple(value) if isinstance(value, list) else (value,)
-    if isinstance(current, bool) and text.lower() in ("true", "false"):
-        value = text.lower() == "true"
-    if type(value) is not type(current):
-        raise ValueError(f"config.{name} expects {type(current).__name__}, such as {current!r}, not {text!r}")
-    node[field] = value
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 def absolute(path: str) -> str:
@@ -121,8 +142,146 @@ def absolute(path: str) -> str:
     return path if path in ("", "used") or ":" in path else os.path.abspath(path)
 
 
-def _flat(values: dict, prefix: str = "") -> dict:
-    flat = {}
+def import_plugins(plugins: Sequence[str]) -> None:
+    """Imports modules, by name or by the path of a .py file, that register tasks, backbones or sources."""
+    for name in plugins:
+        if not name.endswith(".py"):
+            importlib.import_module(name)
+        elif (key := f"fbjax_plugin:{os.path.abspath(name)}") not in sys.modules:
+            sys.modules[key] = _module_at(Path(name))
+
+
+def _module_at(path: Path) -> types.ModuleType:
+    """The module that a .py file makes, in no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Makes the modules in a config file's folder, such as configs/common.py, importable by their names meanwhile."""
+    names = {file.stem for file in folder.glob("*.py")}
+    elsewhere = {name: sys.modules.pop(name) for name in names & sys.modules.keys()}
+    sys.path.insert(0, str(folder.absolute()))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder.absolute()))
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(elsewhere)
+
+
+def _mutable(config: Config) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(dataclasses.asdict(config))
+
+
+def _completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """`config` with every setting of the tasks and groups that a file has only named."""
+    return _mutable(build(config.to_dict()))
+
+
+def _absolute(section: Any) -> Any:
+    """`section` with local paths made absolute."""
+    changed = {}
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            changed[field.name] = _absolute(value)
+        elif field.metadata.get("is_path"):
+            changed[field.name] = absolute(value)
+        elif field.name == "plugins":
+            changed[field.name] = tuple(absolute(name) if name.endswith(".py") else name for name in value)
+    return dataclasses.replace(section, **changed)
+
+
+def _task(name: str) -> type:
+    if name not in TASKS:
+        raise ValueError(f"no task {name!r}{meant(name, TASKS)} (there are {', '.join(TASKS)})")
+    return TASKS[name]
+
+
+def _build(cls: type, values: dict, prefix: str) -> Any:
+    """An instance of the dataclass `cls` from nested dicts; lists become tuples, and whole numbers floats."""
+    fields, hints = {field.name: field for field in dataclasses.fields(cls)}, typing.get_type_hints(cls)
+    built = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
+        dotted = f"{prefix}.{name}".lstrip(".")
+        if name not in fields:
+            raise ValueError(_unknown(dotted, [f"{prefix}.{known}".lstrip(".") for known in fields]))
+        if dataclasses.is_dataclass(hints[name]):
+            built[name] = _build(hints[name], value, dotted)
+        else:
+            built[name] = _typed(dotted, value, getattr(cls, name, None))
+    return cls(**built)
+
+
+def _typed(name: str, value: Any, default: Any) -> Any:
+    """`value` as the type of `default`, or ValueError."""
+    if isinstance(default, tuple) and isinstance(value, list):
+        return tuple(value)
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if default is not None and type(value) is not type(default):
+        raise ValueError(f"config.{name} expects {type(default).__name__}, such as {default!r}, not {value!r}")
+    return value
+
+
+def _overridden(config: ml_collections.ConfigDict, override: str) -> ml_collections.ConfigDict:
+    """`config` with one ``section.field=value``: a Python literal, or the string itself; ``a,b`` where strings are
+    listed. ``tasks=mlm,tia`` names the tasks and keeps the settings of those that the config has."""
+    name, _, text = override.partition("=")
+    values = config.to_dict()
+    if name == "tasks":
+        wanted = [part.strip() for part in text.split(",") if part.strip()]
+        return _mutable(build(values | {"tasks": {task: values["tasks"].get(task, {}) for task in wanted}}))
+    *parents, field = name.split(".")
+    if parents[:1] == ["groups"]:
+        values["groups"].setdefault(parents[1], dataclasses.asdict(ParameterGroup()))
+    node: Any = values
+    for parent in parents:
+        node = node.get(parent, {}) if isinstance(node, dict) else {}
+    if field not in node or isinstance(node[field], dict):
+        raise ValueError(_unknown(name, flat(values)))
+    node[field] = _typed(name, _parsed(text, node[field]), node[field])
+    return ml_collections.ConfigDict(values)
+
+
+def _parsed(text: str, current: Any) -> Any:
+    """The value that `text` writes for a setting whose value is `current`."""
+    value: Any = text
+    if not isinstance(current, str):
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(text)
+    if isinstance(current, tuple) and isinstance(value, str):
+        return tuple(part.strip() for part in value.split(","))
+    if isinstance(current, tuple) and not isinstance(value, tuple):
+        return tuple(value) if isinstance(value, list) else (value,)
+    if isinstance(current, bool) and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    return value
+
+
+def _unknown(name: str, known: typing.Collection[str]) -> str:
+    """What to say of a setting that there is not: its new name, the one that was meant, or all that there are."""
+    if name in RENAMED:
+        return f"config.{name} {RENAMED[name]}"
+    section, _, rest = name.partition(".")
+    task = rest.split(".")[0]
+    if section == "tasks" and _task(task) and not any(other.startswith(f"tasks.{task}.") for other in known):
+        return f"config.{name}: this config has no task {task!r} (name all that it has in config.tasks)"
+    hint = meant(name, known)
+    return f"no setting config.{name}" + (hint or f" (there are: {', '.join(known)})")
+
+
+def _no_such_setting(error: Exception) -> str:
+    """The same for an error of ml_collections, which names the field alone."""
+    match = re.search(r"['\"](\w+)['\"]", str(error))
+    field = match.group(1) if match else str(error)
+    old = [f"config.{name} {told}" for name, told in RENAMED.items() if name.split(".")[-1] == field]
+    names = {name.split(".")[-1]: name for name in flat(defaults().to_dict())}
+    hint = meant(field, names)
+    return "; ".join(old) or f"no setting {field!r}" + (hint or f" (there are: {', '.join(names.values())})")

@@ -1,173 +1,204 @@
-"""Every setting, its default and its meaning: the only place where a default is written."""
+"""Every setting of a run, its default and its meaning: the only place where a default is written.
+
+A task's own settings stand in the task's file (`fbjax.tasks`), which registers itself in `TASKS`.
+"""
 
 import dataclasses
+from typing import Any, Literal
 
-PATHS = (
-    "data.train",
-    "data.validation",
-    "data.image_root",
-    "data.manual_dir",
-    "data.prepared",
-    "patches.weights",
-    "model.vocabulary",
-    "train.start_from",
-)
+from fbjax.config.settings import setting
+from fbjax.core.registry import Registry
 
-
-FREE = (  # may change when a run is resumed: where things lie (their content is checked), and what is kept and shown
-    *("data.train", "data.validation", "data.image_root", "data.manual_dir", "data.prepared"),
-    "patches.weights",
-    *("train.log_every", "train.keep_last", "mesh.data", "mesh.fsdp", "mesh.tensor"),
-    *("model.attention", "model.remat", "train.micro_batches"),  # how it is computed; not what, but for dropout's draws
-)
+TASKS = Registry("task", "fbjax.tasks")  # name -> the frozen dataclass of its settings
+PAPER_TASKS = ("mlm", "mpm", "tia")
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
     """Which column of the product table holds what."""
 
-    id: str = "id"
-    text: tuple[str, ...] = ("title",)  # joined by a space
-    image: str = "image"  # {bytes, path} structs (Hugging Face convention), bytes, or a path
-    category: str = "category"  # negatives and candidates come from the same value
-    group: str = ""  # products never to be told apart (variants, duplicates); "": every product on its own
+    id: str = setting("id", "identifies a product; the first row of each id counts")
+    text: tuple[str, ...] = setting(("title",), "one or more columns, joined by a space")
+    image: str = setting("image", "a path, bytes, or a {bytes, path} struct (Hugging Face's convention)")
+    category: str = setting("category", "negatives and candidates come from the same value")
+    group: str = setting("", "products never to be told apart (variants, duplicates); '': every product on its own")
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    train: str = ""  # a table or a glob of tables: .parquet, .csv, .tsv, .jsonl, .h5; or "fashiongen:train"; with
-    # patches.network "features" a file of the authors' release
-    validation: str = ""  # the same for validation; "": hold out part of `train`
-    holdout: float = 0.05  # share of the groups held out where there is no validation table
-    image_root: str = ""  # folder that image paths are relative to; "": the table's folder
-    # folder of Fashion-Gen's HDF5 files, which "fashiongen:train" and "fashiongen:validation" name; "": TFDS's own for
-    # such data, $TFDS_DATA_DIR or ~/tensorflow_datasets, + /downloads/manual
-    manual_dir: str = ""
+    """The product tables and how they are read."""
+
+    source: str = setting(
+        "tables",
+        "tables: product tables; release: files of the authors' release, with patch features for images; or a source "
+        "that is registered elsewhere",
+    )
+    train: str = setting(
+        "",
+        "a table or a glob of tables (.parquet, .csv, .tsv, .jsonl, .h5), or 'fashiongen:train'",
+        is_path=True,
+        may_change=True,
+    )
+    validation: str = setting("", "the same; '': a part of `train` is held out", is_path=True, may_change=True)
+    holdout: float = setting(0.05, "share of the groups held out where there is no validation table")
+    image_root: str = setting("", "folder of image paths; '': the table's folder", is_path=True, may_change=True)
+    manual_dir: str = setting(
+        "",
+        "folder of Fashion-Gen's HDF5 files, which 'fashiongen:train' and 'fashiongen:validation' name; '': TFDS's "
+        "own, $TFDS_DATA_DIR or ~/tensorflow_datasets, + /downloads/manual",
+        is_path=True,
+        may_change=True,
+    )
     columns: Columns = Columns()
-    prepared: str = "prepared"  # folder for prepared records, which may be gs://.., and cached features, which not
+    num_patches: int = setting(0, "P of features that the source gives for images (the release: 64)", "[0, inf)")
+    feature_size: int = setting(0, "C of them (the release: 2048); both 0: it gives images", "[0, inf)")
+    prepared: str = setting(
+        "prepared", "folder for records, may be gs://.., and cached features, may not", is_path=True, may_change=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class PatchConfig:
-    weights: str = ""  # the network's weights: .npz, .safetensors, .pth (.pt, .bin) or Keras' .h5; pixels has none
-    # pixels | mobilenet_v1 | resnet50 (v1.5: torchvision, Hugging Face) | resnet50_v1 (Keras) | resnext101_32x8d (the
-    # paper) | inception_v3 | features (ready-made ones, in the release's files); which file goes with which network:
-    # docs/patch-networks.md
-    network: str = "pixels"
-    geometry: str = "per_patch"  # isolated (the paper) | grid (cells of one pass's feature map)
-    image_size: int = 256  # pixels; every image is resized to image_size x image_size
-    patch_size: int = (
-        32  # pixels; P = (image_size / patch_size)^2; `feature_map` averages the cells that a patch touches
-    )
-    # pixels; `per_patch` resizes each patch to this before the network (the release's maintainers: 224)
-    patch_input_size: int = 32
-    whole_image: bool = False  # the whole image as a further token before the patches: the mean of its feature map
-    trainable: bool = False  # train the network's weights along with FashionBERT
-    cached: bool = False  # run the (frozen) network once over all images and keep the features on disk
-    feature_size: int = 2048  # C of ready-made features; a network knows its own
+    """How an image becomes patch features."""
 
-    @property
-    def ready_made(self) -> tuple[int, int] | None:
-        """(P, C) of features that come with the data in place of images, else None."""
-        return ((self.image_size // self.patch_size) ** 2, self.feature_size) if self.network == "features" else None
+    weights: str = setting(
+        "", "the network's: .npz, .safetensors, .pth (.pt, .bin) or Keras' .h5", is_path=True, may_change=True
+    )
+    network: str = setting(
+        "pixels",
+        "pixels, mobilenet_v1, resnet50 (v1.5: torchvision, Hugging Face), resnet50_v1 (Keras), resnext101_32x8d (the "
+        "paper), inception_v3, or a registered backbone; see the guide on patch networks",
+    )
+    geometry: Literal["per_patch", "feature_map"] = setting(
+        "per_patch", "per_patch: each patch alone (the paper); feature_map: cells of one pass over the whole image"
+    )
+    image_size: int = setting(256, "pixels; every image is resized to image_size x image_size", "[1, inf)")
+    patch_size: int = setting(
+        32, "pixels; P = (image_size / patch_size)^2; feature_map averages the cells that a patch touches", "[1, inf)"
+    )
+    patch_input_size: int = setting(
+        32, "pixels; per_patch resizes each patch to this before the network (the release: 224)", "[1, inf)"
+    )
+    whole_image: bool = setting(False, "a token of the whole image before the patches: the mean of its feature map")
+    mode: Literal["cached", "frozen", "trained"] = setting(
+        "frozen",
+        "cached: run the network once over all images and keep the features on disk; frozen: run it in every step; "
+        "trained: train its weights with FashionBERT's",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    pretrained: str = ""  # a BERT to start from: "minilm", a folder, or a hub name; "": random weights
-    # "": the pretrained BERT's; "used": those of its pieces that the catalogue uses; a path to vocab.txt; "train:8000":
-    # trained on the catalogue
-    vocabulary: str = ""
-    num_layers: int = 12  # the pretrained BERT's first n
-    width: int = 768
-    num_heads: int = 12
-    mlp_dim: int = 3072
-    text_tokens: int = 64  # T, [CLS] and [SEP] included
-    embedding_dim: int = 0  # E, of the two towers' vectors (64 to 512); 0: no towers
-    # what TIA reads: cls (the paper) | modalities ([CLS], and the cosine of the means over text and over image)
-    tia_reads: str = "cls"
-    # how text and image attend to each other: joint (in one softmax, the paper) | gated (beside the own modality, by a
-    # share that each head learns)
-    cross_attention: str = "joint"
-    gate_start: float = 0.0  # that share to begin with; 0: the single stream starts as the two towers
-    text_bucket: int = 16  # shorter texts are padded to the next multiple, the step compiled for each; T: always to T
-    hidden_dropout: float = 0.1
-    attention_dropout: float = 0.1
-    initializer_range: float = 0.02  # deviation of random weights: BERT's, for its width of 768; narrow ones want more
-    dtype: str = "float32"  # of matrix products: float32 | bfloat16; parameters stay float32
-    attention: str = "xla"  # xla | cudnn (flash attention on NVIDIA GPUs: bfloat16, no attention_dropout)
-    # what the backward pass recomputes to save memory: none | dots (all but products with weights) | layers (all)
-    remat: str = "none"
+    """The BERT encoder that text and patches share."""
 
-
-@dataclasses.dataclass(frozen=True)
-class TaskConfig:
-    # which losses, in this order: mlm, mpm, tia (the paper), itc (contrast of the two towers over the batch)
-    names: tuple[str, ...] = ("mlm", "mpm", "tia")
-    mlm_rate: float = 0.15  # share of text pieces masked, whole words at a time
-    mpm_rate: float = 0.10  # share of patches masked
-    mask_negatives: bool = True  # MLM and MPM on negative pairs too (the release does; the paper is silent)
-    random_negatives_start: float = 0.0  # share of negatives from any category at step 0 ...
-    random_negatives_end: float = 0.0  # ... falling linearly to this ...
-    random_negatives_steps: int = 0  # ... over so many steps
-    mined: float = 0.0  # share of negatives that are among the nearest mistakes of the towers of `train.start_from`
-    mined_steps: int = 0  # ... reached linearly over so many steps
-    mined_nearest: int = 32  # how many nearest images of a text count as such
-
-    @property
-    def mismatched(self) -> bool:
-        """Whether a task reads negative pairs."""
-        return "tia" in self.names
+    pretrained: str = setting("", "a BERT to start from: 'minilm', a folder, or a hub name; '': random weights")
+    vocabulary: str = setting(
+        "",
+        "'': the pretrained BERT's; 'used': those of its pieces that the catalogue uses; a path to vocab.txt; "
+        "'train:8000': trained on the catalogue",
+        is_path=True,
+    )
+    num_layers: int = setting(12, "layers; of a pretrained BERT its first n", "[1, inf)")
+    width: int = setting(768, "D, of hidden states", "[1, inf)")
+    num_heads: int = setting(12, "attention heads a layer", "[1, inf)")
+    mlp_dim: int = setting(3072, "F, of the MLP's hidden layer", "[1, inf)")
+    text_tokens: int = setting(64, "T, [CLS] and [SEP] included", "[8, inf)")
+    text_bucket: int = setting(
+        16, "texts are padded to the next multiple, the step compiled for each; text_tokens: always to T", "[1, inf)"
+    )
+    cross_attention: Literal["joint", "gated"] = setting(
+        "joint",
+        "how text and image attend to each other: in one softmax (joint, the paper), or by a share that each head "
+        "learns, added to attention within the own modality (gated)",
+    )
+    hidden_dropout: float = setting(0.1, "dropout of embeddings and of each sublayer's output", "[0, 1)")
+    attention_dropout: float = setting(0.1, "dropout of attention weights", "[0, 1)")
+    initializer_range: float = setting(0.02, "deviation of random weights; narrow models want more", "(0, 1)")
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "of matrix products; parameters stay float32")
+    attention: Literal["xla", "cudnn"] = setting(
+        "xla", "cudnn: flash attention on NVIDIA GPUs, in bfloat16, without attention_dropout", may_change=True
+    )
+    remat: Literal["none", "dots", "layers"] = setting(
+        "none", "what the backward pass recomputes: nothing, all but products with weights, or all", may_change=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveConfig:
-    # gradient (the paper, Eq. 6) | estimate (Eq. 6 on gradients at the encoder's output) | loss_softmax (the release) |
-    # fixed
-    method: str = "gradient"
-    every: int = 1  # gradient: steps from one solve to the next; the weights are held in between
-    fixed: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)  # weights of `fixed`, in the order of `tasks.names`; sum 1
-    scaling: str = (
-        "share"  # of squared gradient norms n_i into [0, domain K): share = n_i / sum n, squash = n_i / (1 + n_i)
+    """How the tasks' losses are weighted."""
+
+    method: Literal["gradient", "estimate", "loss_softmax", "fixed"] = setting(
+        "gradient",
+        "gradient: the paper's Eq. 6; estimate: Eq. 6 on gradients at the encoder's output; loss_softmax: the authors' "
+        "release; fixed: each task's `weight`",
     )
-    domain: float = 0.9  # in (0, 1), as a share of K: 1/3 for K = 3 holds the ratio of two weights under 3/2
-    stop_gradient: bool = False  # loss_softmax: hold the weights constant in the gradient (the release does not)
+    every: int = setting(1, "gradient: steps from one solve to the next; the weights are held in between", "[1, inf)")
+    domain: float = setting(
+        0.9, "Eq. 6's domain as a share of K; 1/3 for K = 3 holds the ratio of two weights under 3/2", "(0, 1)"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterGroup:
+    """How the parameters whose names begin with the group's name are trained."""
+
+    rate: float = setting(1.0, "learning rate, as a multiple of train.learning_rate", "[0, inf)")
+    weight_decay: float = setting(-1.0, "of kernels; -1: train.weight_decay", "[-1, inf)")
+    frozen: bool = setting(False, "never updated; no optimizer state is kept")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    batch_size: int = 64  # products in a global batch; each yields two pairs
-    micro_batches: int = 1  # parts of a batch computed one after another to save memory; Eq. 6 sees the whole batch
-    num_steps: int = 100_000
-    learning_rate: float = 2e-5  # peak
-    warmup_steps: int = 5_000
-    beta1: float = 0.95
-    beta2: float = 0.999
-    epsilon: float = 1e-6  # Adam's, as in BERT's own code
-    weight_decay: float = 1e-4  # not on biases and LayerNorm
-    clip_norm: float = 1.0  # of the weighted gradient's global norm
-    seed: int = 0
-    start_from: str = ""  # another run's workdir whose weights this one begins with; "": see `model.pretrained`
-    same_category: int = 1  # products of one category that stand together in a batch: the harder contrast for itc
-    log_every: int = 50  # steps
-    save_every: int = 1_000  # steps between checkpoints
-    evaluate_products: int = 256  # of the validation split, scored at each save; held to 5 % of the wall time
-    keep_last: int = 2  # checkpoints; the best by validation AUC is kept besides
+    """The loop and the optimizer, AdamW."""
+
+    batch_size: int = setting(64, "products in a global batch; each yields two pairs", "[1, inf)")
+    micro_batches: int = setting(
+        1, "parts of a batch, one after another, to save memory; Eq. 6 sees all of it", "[1, inf)", may_change=True
+    )
+    num_steps: int = setting(100_000, "steps in all", "[1, inf)")
+    learning_rate: float = setting(2e-5, "peak, after a linear warm-up and before a linear decay to 0", "(0, inf)")
+    warmup_steps: int = setting(5_000, "steps of the warm-up", "[0, inf)")
+    beta1: float = setting(0.95, "Adam's decay of the mean gradient", "[0, 1)")
+    beta2: float = setting(0.999, "Adam's decay of the mean square", "[0, 1)")
+    epsilon: float = setting(1e-6, "Adam's, as in BERT's own code", "(0, 1)")
+    weight_decay: float = setting(1e-4, "not of biases and LayerNorm", "[0, inf)")
+    clip_norm: float = setting(1.0, "of the weighted gradient's global norm", "(0, inf)")
+    seed: int = setting(0, "of weights, data order, negatives, masks and dropout", "[0, inf)")
+    start_from: str = setting(
+        "", "another run's workdir whose weights this one begins with; '': see model.pretrained", is_path=True
+    )
+    log_every: int = setting(50, "steps", "[1, inf)", may_change=True)
+    save_every: int = setting(1_000, "steps between checkpoints", "[1, inf)")
+    evaluate_products: int = setting(
+        256, "of the validation split, scored at each save; held to 5 % of the wall time", "[1, inf)"
+    )
+    keep_last: int = setting(2, "checkpoints; the best by validation AUC is kept as well", "[1, inf)", may_change=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    data: int = -1  # devices along each axis; one of them may be -1: all that are left
-    fsdp: int = 1
-    tensor: int = 1
+    """Devices along each axis of the mesh."""
+
+    data: int = setting(-1, "examples; -1, on one axis: all devices that are left", may_change=True)
+    fsdp: int = setting(1, "examples, and shards of the parameters", may_change=True)
+    tensor: int = setting(1, "heads, MLP and vocabulary", may_change=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+    """All settings of a run. `tasks` are its losses by name, sorted; `groups` its parameter groups by prefix."""
+
     data: DataConfig = DataConfig()
     patches: PatchConfig = PatchConfig()
     model: ModelConfig = ModelConfig()
-    tasks: TaskConfig = TaskConfig()
+    tasks: dict[str, Any] = dataclasses.field(default_factory=dict)
     adaptive: AdaptiveConfig = AdaptiveConfig()
     train: TrainConfig = TrainConfig()
+    groups: dict[str, ParameterGroup] = dataclasses.field(default_factory=dict)
     mesh: MeshConfig = MeshConfig()
+    plugins: tuple[str, ...] = setting((), "modules to import first: they register tasks, backbones or sources")
+
+    @property
+    def needs_negative(self) -> bool:
+        """Whether a task reads a product's text with another product's image."""
+        return any(task.needs_negative for task in self.tasks.values())

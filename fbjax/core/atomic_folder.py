@@ -1,4 +1,4 @@
-"""A folder that is written whole or not at all."""
+"""A folder that appears complete or not at all."""
 
 import contextlib
 import errno
@@ -9,21 +9,21 @@ from pathlib import Path
 
 
 def check_fresh(flag: str, folder: str | Path) -> None:
-    """Raises OSError where `folder`, given by `flag`, is a file, is not empty, or has no place to stand in."""
+    """Raises OSError where `folder`, the value of `flag`, is a file, is not empty, or has no parent folder."""
     folder = Path(folder).absolute()
     if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{flag} {folder} is a file: give a folder that is empty or not there")
+        raise FileExistsError(f"{flag} {folder} is a file: give a new or empty folder")
     if folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"{flag} {folder} is not empty: give a folder that is empty or not there")
+        raise FileExistsError(f"{flag} {folder} is not empty: give a new or empty folder")
     if not folder.parent.is_dir():
-        raise FileNotFoundError(f"{flag} {folder}: there is no folder {folder.parent} to put it in")
+        raise FileNotFoundError(f"{flag} {folder}: there is no folder {folder.parent}; create it first")
 
 
 @contextlib.contextmanager
 def fresh_folder(flag: str, folder: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, which takes its name when the block ends and goes when that fails.
+    """A temporary folder, renamed to `folder` at the end of the block and deleted after an error.
 
-    Raises OSError as `check_fresh` does, and with what to do where the disk is full.
+    Raises OSError as `check_fresh` does, and with the remedy where the disk is full.
     """
     check_fresh(flag, folder)
     folder = Path(folder).absolute()
@@ -34,7 +34,7 @@ def fresh_folder(flag: str, folder: str | Path) -> Iterator[Path]:
         partial.replace(folder)
     except Exception as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            raise OSError(errno.ENOSPC, f"no space left for {folder}: free some, and run again") from error
+            raise OSError(errno.ENOSPC, f"no space left for {folder}: free some space and run again") from error
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)

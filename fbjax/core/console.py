@@ -1,4 +1,4 @@
-"""What a user sees while waiting: a progress bar on a terminal, plain lines elsewhere; always on stderr."""
+"""Messages and progress on stderr: a progress bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -11,12 +11,13 @@ _silent = False
 
 
 def silence() -> None:
-    """From now on nothing is said: in a run of many processes one speaks for all."""
+    """Suppresses all messages from now on: in a run of many processes only the first one prints."""
     global _silent
     _silent = True
 
 
 def say(message: str) -> None:
+    """Prints a line without breaking a progress bar."""
     if _silent:
         return
     tqdm.write(message, file=sys.stderr)
@@ -24,7 +25,7 @@ def say(message: str) -> None:
 
 
 def progress(items: Iterable, total: int | None, label: str) -> Iterator:
-    """`items` unchanged, with their rate and the time left."""
+    """`items` unchanged; shows their rate and the remaining time."""
     if sys.stderr.isatty() and not _silent:
         yield from tqdm(items, total=total, desc=label, file=sys.stderr, dynamic_ncols=True)
         return

@@ -1,7 +1,4 @@
-"""Where data and runs lie: folders of this machine, or gs:// and s3:// as TFDS reaches them (etils.epath).
-
-What lies here stays with Python's own paths and files. Knows nothing of tables or records.
-"""
+"""Paths of data and runs: local ones as `pathlib.Path`, gs:// and s3:// as `etils.epath.Path`, as in TFDS."""
 
 import contextlib
 import glob
@@ -16,7 +13,7 @@ from typing import BinaryIO
 from etils import epath
 from filelock import FileLock
 
-AT_ONCE = 2**20  # bytes asked of a store
+BUFFER_SIZE = 2**20  # bytes in one request to a store
 
 
 def is_remote(path: str | Path) -> bool:
@@ -24,12 +21,12 @@ def is_remote(path: str | Path) -> bool:
 
 
 def as_path(path: str | Path) -> Path:
-    """A path of this machine, or one of etils with the same methods."""
-    return epath.Path(path) if is_remote(path) else Path(path)
+    """A local path, or one of etils with the same methods."""
+    return epath.Path(path) if is_remote(path) else Path(path)  # pyright: ignore[reportReturnType]
 
 
 def find(pattern: str | Path) -> list[Path]:
-    """The files that a path or glob names, sorted."""
+    """The files that match a path or glob, sorted."""
     path = as_path(pattern)
     if path.is_file():
         return [path]
@@ -38,36 +35,37 @@ def find(pattern: str | Path) -> list[Path]:
 
 
 def size_and_time(file: Path) -> tuple[int, int]:
-    """Bytes, and when it was changed, in nanoseconds."""
-    stat = file.stat()
+    """Bytes, and the time of the last change in nanoseconds."""
     if is_remote(file):
-        return stat.length, stat.mtime * 10**9
+        stored = epath.Path(file).stat()
+        return stored.length, stored.mtime * 10**9
+    stat = file.stat()
     return stat.st_size, stat.st_mtime_ns
 
 
 def open_binary(file: str | Path) -> BinaryIO:
-    """To be read, from any place in it."""
-    return io.BufferedReader(_Stored(epath.Path(file)), AT_ONCE) if is_remote(file) else open(file, "rb")
+    """Opens a file for reading, with `seek`."""
+    return io.BufferedReader(_Stored(epath.Path(file)), BUFFER_SIZE) if is_remote(file) else open(file, "rb")
 
 
 def lock(path: Path) -> contextlib.AbstractContextManager:
-    """Held by one process at a time; a store has no locks, and there two may do the same work."""
+    """A lock between processes; a store has none, so two processes may do the same work there."""
     return contextlib.nullcontext() if is_remote(path) else FileLock(path)
 
 
 def remove_tree(folder: Path) -> None:
-    """Removes a folder, if it is there."""
+    """Removes a folder if it exists."""
     epath.Path(folder).rmtree(missing_ok=True)
 
 
 def upload(file: Path, path: str | Path) -> None:
-    """Copies a file of this machine."""
+    """Copies a local file to `path`."""
     epath.Path(file).copy(path)
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A file of this machine to write, which becomes `path` when the block ends well: a kill leaves what was there."""
+    """A local file to write; it replaces `path` at the end of the block, unless the block fails or is killed."""
     if is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder) / path.name
@@ -83,26 +81,25 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def local_copy(path: Path) -> Iterator[Path]:
-    """`path` as a file of this machine: itself, or a copy for as long as the block lasts."""
+    """`path` as a local file: itself, or a copy that exists until the end of the block."""
     if not is_remote(path):
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
-        yield Path(path.copy(Path(folder) / path.name))
+        yield Path(epath.Path(path).copy(Path(folder) / path.name))
 
 
 def append(path: Path, text: str) -> None:
-    """Adds to a file, no later than that it is the kernel's, which a kill of the process spares; a store writes the
-    whole file anew. Raises OSError."""
+    """Appends to a file; the text survives a kill of the process. A store rewrites the whole file. Raises OSError."""
     try:
         with path.open("a") as stream:
             stream.write(text)
-    except Exception as error:  # a store's client has its own kinds
-        raise OSError(f"cannot write {path}: {error}") from error
+    except Exception as error:  # a store's client raises its own types
+        raise OSError(f"cannot append to {path}: {error}") from error
 
 
 class _Stored(io.RawIOBase):
-    """A file in a store as Python's: etils' has no `readinto`, and is open only as a context."""
+    """A stored file as a Python stream: etils' streams have no `readinto` and open only as a context."""
 
     def __init__(self, path: epath.Path):
         self._context = path.open("rb")

@@ -6,7 +6,7 @@ import numpy as np
 def weights(size: int, new_size: int) -> np.ndarray:
     """float32 [new_size, size]: each new sample as a mean of old ones, antialiased when it shrinks.
 
-    In float32 throughout, as TensorFlow does: half a grey level is rounded the same way then.
+    In float32 throughout, as in TensorFlow, so that half a grey level is rounded the same way.
     """
     scale = np.float32(1) / (np.float32(new_size) / np.float32(size))
     half = np.float32(0.5)

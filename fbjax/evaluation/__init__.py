@@ -1,1 +1,1 @@
-"""What a trained run is worth: protocols, the figures they count, and what to hold them against."""
+"""Evaluation of a trained run: protocols, metrics, and baselines."""

@@ -1,4 +1,4 @@
-"""Candidate lists: for each query its positive and the others it is ranked against; read, checked, drawn and hashed."""
+"""Candidate lists: a query, its positive, and the other candidates. Reads, checks, draws and hashes them."""
 
 import dataclasses
 import hashlib
@@ -15,7 +15,7 @@ FIELDS = ("direction", "query", "positive", "candidates")
 
 @dataclasses.dataclass(frozen=True)
 class CandidateList:
-    """One query by product id: its image against candidates' texts, or its text against candidates' images."""
+    """One query, all by product id: its image and candidates' texts, or its text and candidates' images."""
 
     direction: str
     query: str
@@ -32,20 +32,21 @@ def read_lists(path: str | Path, num_queries: int | None = None) -> tuple[list[C
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no candidate lists at {path}")
-    lists = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            lists.append(_parse(line, f"{path} line {number}"))
+    lines = enumerate(path.read_text(encoding="utf-8").split("\n"), start=1)
+    lists = [_parse(line, f"{path} line {number}") for number, line in lines if line.strip()]
     if not lists:
         raise ValueError(f"{path} holds no candidate list")
-    return _first(lists, num_queries), hashlib.sha256(path.read_bytes()).hexdigest()
+    if num_queries is not None:
+        by_direction = ([x for x in lists if x.direction == direction] for direction in DIRECTIONS)
+        lists = [x for some in by_direction for x in some[:num_queries]]
+    return lists, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def draw_lists(records, num_others: int, num_queries: int, seed: int) -> tuple[list[CandidateList], str]:
     """Lists drawn from prepared records, and the SHA-256 of their JSONL form.
 
-    Others are of the query's category and never of its group, distinct; a category too small for `num_others` gives a
-    shorter list, one with no other group none.
+    Others are distinct, of the query's category, and not of its group. A small category gives shorter lists; a
+    category with one group gives none.
     """
     rng = np.random.default_rng(seed)
     by_category = {code: np.flatnonzero(records.categories == code) for code in np.unique(records.categories)}
@@ -69,7 +70,7 @@ def draw_lists(records, num_others: int, num_queries: int, seed: int) -> tuple[l
 
 
 def any_category_negatives(lists: list[CandidateList], records, seed: int = 0) -> list[str]:
-    """For each list a product of any category and another group than its query's, seeded."""
+    """For each list a random product of any category and of another group than the query's."""
     rows = records.rows([x.query for x in lists])
     negatives = NegativeSampler(records.categories, records.groups)
     uniform = np.random.default_rng(seed).random(len(rows))
@@ -81,9 +82,8 @@ def _parse(line: str, where: str) -> CandidateList:
         fields = json.loads(line)
         if not isinstance(fields["candidates"], list):
             raise TypeError("candidates is no list")
-        parsed = CandidateList(
-            fields["direction"], str(fields["query"]), str(fields["positive"]), tuple(map(str, fields["candidates"]))
-        )
+        ids = str(fields["query"]), str(fields["positive"]), tuple(map(str, fields["candidates"]))
+        parsed = CandidateList(fields["direction"], *ids)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{where} is no candidate list ({error!r}); it needs {', '.join(FIELDS)}") from None
     if parsed.direction not in DIRECTIONS:
@@ -93,9 +93,3 @@ def _parse(line: str, where: str) -> CandidateList:
     if len(parsed.candidates) < 2:
         raise ValueError(f"{where}: a list needs at least one other candidate")
     return parsed
-
-
-def _first(lists: list[CandidateList], num_queries: int | None) -> list[CandidateList]:
-    if num_queries is None:
-        return lists
-    return [x for direction in DIRECTIONS for x in [y for y in lists if y.direction == direction][:num_queries]]

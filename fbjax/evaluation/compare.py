@@ -1,7 +1,4 @@
-"""Two runs' last evaluations over the same lists: is one ahead? Query by query, so that hard queries do not blur it.
-
-Reads what evaluations have left in two workdirs; scores nothing.
-"""
+"""Compares two runs by their stored evaluations over the same lists, with a bootstrap paired by query."""
 
 import math
 from collections.abc import Callable
@@ -14,8 +11,8 @@ from fbjax.evaluation import metrics
 from fbjax.evaluation.candidates import DIRECTIONS
 from fbjax.runs.stored_evaluation import read_evaluation
 
-# In a resample of Q queries, those d in which two runs differ, all one way, are all missing with a chance of e^-d: for
-# less than 4 of them that is more than 2.5 %, and the interval holds 0.
+# If two runs differ in d of Q queries, all in one direction, a resample misses all d with probability e^-d. For d < 4
+# this is more than 2.5 %, and the interval contains 0.
 FEWEST_DIFFERENCES = math.ceil(-math.log(0.025))
 
 
@@ -23,9 +20,9 @@ def compare(first: str | Path, second: str | Path) -> dict:
     """``{"a": {"workdir", "checkpoint_step"}, "b": .., direction: {"a", "b": hit rates, "gain@k", "gain@k.ci",
     "detectable@k"}, "num_queries", "candidates_sha256"}``.
 
-    A gain is the hit rate of `second` less that of `first`, its interval a paired bootstrap over queries;
-    "detectable@k" the smallest difference that would have kept 0 out of such an interval. Raises FileNotFoundError
-    where a workdir has no evaluation over lists, ValueError where they are of different lists or queries.
+    A gain is the hit rate of `second` minus that of `first`, with a paired bootstrap interval over queries.
+    "detectable@k" is the smallest difference whose interval would exclude 0. Raises FileNotFoundError if a workdir has
+    no evaluation over lists, ValueError if lists or queries differ.
     """
     workdirs, evaluations = (first, second), [_read(workdir) for workdir in (first, second)]
     _check_alike(workdirs, evaluations)
@@ -33,12 +30,10 @@ def compare(first: str | Path, second: str | Path) -> dict:
     for name, workdir, evaluation in zip("ab", workdirs, evaluations, strict=True):
         figures[name] = {"workdir": str(workdir), "checkpoint_step": evaluation["figures"]["checkpoint_step"]}
     for direction in DIRECTIONS:
-        ranks = [
-            np.array([r["rank"] for r in evaluation["rankings"] if r["direction"] == direction])
-            for evaluation in evaluations
-        ]
-        if len(ranks[0]):
-            figures[direction] = _compare_ranks(*ranks)
+        rankings = ([r["rank"] for r in x["rankings"] if r["direction"] == direction] for x in evaluations)
+        before, ranks = map(np.array, rankings)
+        if len(ranks):
+            figures[direction] = _compare_ranks(before, ranks)
     about = evaluations[0]["figures"]
     return figures | {name: about[name] for name in ("num_queries", "candidates_sha256")}
 
@@ -53,19 +48,16 @@ def _compare_ranks(before: np.ndarray, ranks: np.ndarray) -> dict:
 
 
 def _read(workdir: str | Path) -> dict:
-    evaluation = read_evaluation(workdir)
-    if evaluation is None:
-        if not as_path(workdir).is_dir():
-            raise FileNotFoundError(f"no workdir {workdir}")
-        raise FileNotFoundError(
-            f"{workdir} has no evaluation over lists yet: "
-            f"run fbjax evaluate --workdir {workdir} --candidates LISTS.jsonl"
-        )
-    return evaluation
+    if evaluation := read_evaluation(workdir):
+        return evaluation
+    if not as_path(workdir).is_dir():
+        raise FileNotFoundError(f"no workdir {workdir}")
+    command = f"fbjax evaluate --workdir {workdir} --candidates LISTS.jsonl"
+    raise FileNotFoundError(f"{workdir} has no evaluation over lists yet: run {command}")
 
 
 def _check_alike(workdirs: tuple, evaluations: list[dict]) -> None:
-    """Raises ValueError where the two were not asked the same, with the command that would."""
+    """Raises ValueError if lists or queries differ, with the command that makes them the same."""
     a, b = (evaluation["figures"] for evaluation in evaluations)
     given = evaluations[0]["candidates"]
     again = f"fbjax evaluate --workdir {workdirs[1]}" + (f" --candidates {given}" if given else "")
@@ -85,16 +77,14 @@ def _check_alike(workdirs: tuple, evaluations: list[dict]) -> None:
 
 
 def print_figures(figures: dict, say: Callable[[str], None]) -> None:
-    """The comparison in words."""
+    """Prints the comparison."""
     for name in "ab":
         say(f"{name.upper()}: {figures[name]['workdir']}, checkpoint {figures[name]['checkpoint_step']}")
     say(f"{figures['num_queries']:,} queries a direction, lists {figures['candidates_sha256'][:12]}")
     for direction in DIRECTIONS:
         for k in metrics.RANKS if direction in figures else ():
-            rates = figures[direction]
-            a, b = (f"{rates[name][f'rank@{k}']:.1%}" for name in "ab")
-            verdict = _verdict(rates, k)
-            say(f"{direction.replace('_', ' '):14} {f'Rank@{k}':8} A {a:>6}  B {b:>6}  {verdict}")
+            a, b = (f"{figures[direction][name][f'rank@{k}']:.1%}" for name in "ab")
+            metrics.print_row(direction, f"{f'Rank@{k}':8} A {a:>6}  B {b:>6}  {_verdict(figures[direction], k)}", say)
 
 
 def _verdict(rates: dict, k: int) -> str:

@@ -1,10 +1,8 @@
-"""Candidate lists made once for a catalogue and kept as a file, so that figures of other runs and other people compare.
+"""Candidate lists in a file, drawn once for a catalogue, so that different runs and people can compare figures.
 
-Owns the rules by which they are drawn, and the record of what was chosen, which stands beside the lists as
-``LISTS.jsonl.json``. Others are of the query's category, never of its group, and no two of one group: the photos of one
-product share a text and would tie. No two queries of a direction are of one group either: intervals take queries as
-independent. `candidates.draw_lists`, from which evaluations without a file draw, asks for less. It knows neither models
-nor scores.
+A record of the choices is in ``LISTS.jsonl.json``. Others are of the query's category, never of its group, and no two
+are of one group: photos of one product share a text and would tie. No two queries of a direction are of one group,
+since intervals assume independent queries. `candidates.draw_lists` has fewer conditions.
 """
 
 import dataclasses
@@ -24,12 +22,12 @@ SMALL = ("exclude", "fill", "short")
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How lists are drawn. Raises ValueError with the flag where a value is out of range."""
+    """The rules for drawing lists. Raises ValueError with the flag if a value is out of range."""
 
-    others: int  # in each list, beside the positive
+    others: int  # in each list, without the positive
     queries: int  # in each direction, at most
     seed: int
-    small: str  # a category of too few groups: exclude its queries, fill up from other categories, or keep it short
+    small: str  # for categories with too few groups: exclude queries, fill from other categories, or shorten lists
 
     def __post_init__(self):
         for flag, value, least in (("others", self.others, 1), ("queries", self.queries, 1), ("seed", self.seed, 0)):
@@ -40,9 +38,9 @@ class Rules:
 
 
 def make_lists(records, rules: Rules) -> list[CandidateList]:
-    """Lists of both directions, each positive at a random place; the first queries stay the same where more are asked.
+    """Lists of both directions, the positive at a random place. More queries keep the first ones.
 
-    Raises ValueError where no list, or under "fill" no full list, can be drawn.
+    Raises ValueError if no list, or under "fill" no full list, can be drawn.
     """
     sizes = _groups_of_each_category(records)
     num_groups = len(np.unique(records.groups))
@@ -71,7 +69,7 @@ def make_lists(records, rules: Rules) -> list[CandidateList]:
 
 
 def _draw_others(rng, row: int, category: np.ndarray, groups: np.ndarray, rules: Rules) -> np.ndarray:
-    """Rows of others for the query `row`, whose `category` has these rows."""
+    """Rows of the others for the query `row`; `category` are the rows of its category."""
     others = _one_a_group(rng, category[groups[category] != groups[row]], groups)[: rules.others]
     if len(others) < rules.others and rules.small == "fill":
         rest = np.flatnonzero(~np.isin(groups, [groups[row], *groups[others]]))
@@ -80,13 +78,13 @@ def _draw_others(rng, row: int, category: np.ndarray, groups: np.ndarray, rules:
 
 
 def _one_a_group(rng, rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """`rows` in random order, of each group the first."""
+    """One row of each group, in random order."""
     shuffled = rng.permutation(rows)
     return shuffled[np.sort(np.unique(groups[shuffled], return_index=True)[1])]
 
 
 def _groups_of_each_category(records) -> np.ndarray:
-    """[number of categories]: how many groups each holds."""
+    """[number of categories]: the number of groups of each."""
     pairs = np.unique(np.stack([records.categories, records.groups]), axis=1)
     return np.bincount(pairs[0], minlength=len(records.category_names))
 
@@ -97,7 +95,7 @@ def serialized(lists: list[CandidateList]) -> bytes:
 
 
 def describe(lists: list[CandidateList], records, rules: Rules) -> dict:
-    """What was chosen from what, as the record beside the lists holds it."""
+    """The record of `lists`: rules, counts and hashes."""
     sizes = _groups_of_each_category(records)
     small = (sizes > 0) & (sizes <= rules.others)
     in_small = small[records.categories]
@@ -121,20 +119,17 @@ def describe(lists: list[CandidateList], records, rules: Rules) -> dict:
 
 
 def write_lists(path: str | Path, lists: list[CandidateList], record: dict) -> bool:
-    """Writes lists and record, each whole or not at all; whether there was anything to write.
+    """Writes lists and record atomically; returns False if the same lists exist already.
 
-    Raises ValueError where other lists stand there: figures over these could no longer be told from figures over those.
+    Raises ValueError if `path` has other content: figures over these lists and those would be mixed up.
     """
     path, content = Path(path), serialized(lists)
     same = path.is_file() and path.read_bytes() == content
     if path.exists() and not same:
         raise ValueError(f"{path} is there and holds something else: give another --out, or delete it first")
-    beside = record_path(path)
-    if not same:
-        with atomic_write(path) as file:
-            file.write_bytes(content)
-    with atomic_write(beside) as file:
-        file.write_text(json.dumps(record, indent=2) + "\n")
+    for target, written in ((path, content), (record_path(path), (json.dumps(record, indent=2) + "\n").encode())):
+        with atomic_write(target) as file:
+            file.write_bytes(written)
     return not same
 
 
@@ -143,7 +138,7 @@ def record_path(path: str | Path) -> Path:
 
 
 def print_record(record: dict, say: Callable[[str], None]) -> None:
-    """The record as a person reads it."""
+    """Prints the record."""
     rules, fewest, most = record["rules"], record["candidates"]["fewest"], record["candidates"]["most"]
     queries = ", ".join(f"{count:,} {direction.replace('_', ' ')}" for direction, count in record["queries"].items())
     candidates = f"{most}" if fewest == most else f"{fewest} to {most}"

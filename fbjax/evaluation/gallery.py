@@ -1,10 +1,9 @@
-"""Retrieval from a whole split: every product's text and image as a vector, ranked by cosine, and re-ranked.
+"""Retrieval from a whole split: ranks every product's text and image vectors by cosine, and re-ranks them.
 
-The rank of a query's own product is taken twice: with the other members of its group left out of the gallery
-(duplicates and variants, which are never one another's negatives here), and strictly, where they count as wrong. Where
-a group holds several photos of one text it is taken a third time, by product: any photo of a text's product is a hit,
-and each text stands in the gallery once. Re-ranking knows the first way only. Ties count against us. Pure NumPy, over
-any vectors and any function that scores pairs.
+A query's own product gets two ranks: "apart" without the other members of its group (duplicates and variants, which are
+never negatives), and "strict", where they count as wrong. If a group has several photos of one text, there is a third
+rank, by product: any photo of the text's product is a hit, and the gallery has each text once. Re-ranking changes only
+the rank "apart". Ties count against the model.
 """
 
 import dataclasses
@@ -21,13 +20,13 @@ SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """What Q queries find: the ranks of their own products, and the K products nearest to each."""
+    """The results of Q queries: the ranks of their own products, and the K nearest products of each."""
 
     own: np.ndarray  # [Q]: row of the query's own product
-    apart: np.ndarray  # [Q]: its rank with the rest of its group left out of the gallery
+    apart: np.ndarray  # [Q]: its rank without the rest of its group
     strict: np.ndarray  # [Q]: its rank among all
-    nearest: np.ndarray  # [Q, K]: rows of the gallery, its group left out but for itself, in no order
-    cosines: np.ndarray  # [Q, K]; -inf where the gallery has no more
+    nearest: np.ndarray  # [Q, K]: rows of the gallery without the rest of its group, unordered
+    cosines: np.ndarray  # [Q, K]; -inf if the gallery is smaller
 
 
 def choose_queries(num_products: int, num_queries: int | None) -> np.ndarray:
@@ -55,7 +54,7 @@ def search(queries: np.ndarray, gallery: np.ndarray, own: np.ndarray, groups: np
 
 @dataclasses.dataclass(frozen=True)
 class Products:
-    """Which photos are of one product: the rows of a group that share a text."""
+    """The products of photos: rows of a group with the same text are photos of one product."""
 
     of_row: np.ndarray  # [N]: the product of each row
     groups: np.ndarray  # [S]: the group of each product
@@ -66,10 +65,6 @@ class Products:
         """``groups, text_codes [N]``: rows with the same code have the same text."""
         keys, rows, of_row = np.unique(np.stack([groups, text_codes]), axis=1, return_index=True, return_inverse=True)
         return cls(of_row.reshape(-1), keys[0], rows)
-
-    @property
-    def have_several_photos(self) -> bool:
-        return len(self.groups) < len(self.of_row)
 
 
 def product_ranks(
@@ -90,9 +85,9 @@ def product_ranks(
 
 
 def reranked(found: Search, scores: np.ndarray) -> np.ndarray:
-    """Ranks [Q], apart, once the nearest are put in the order of their `scores` [Q, K], highest first.
+    """Ranks [Q], apart, after sorting the nearest by their `scores` [Q, K], highest first.
 
-    Where the own product is not among the K nearest, whatever the order of ties, its rank stays what it was.
+    If the own product may be outside the K nearest, its rank stays the same.
     """
     own = found.nearest == found.own[:, None]
     best = np.where(own, scores, -np.inf).max(axis=1, initial=-np.inf)
@@ -101,7 +96,7 @@ def reranked(found: Search, scores: np.ndarray) -> np.ndarray:
 
 
 def within(found: Search) -> np.ndarray:
-    """Queries [Q] whose own product is surely among the nearest: only for these does a new order matter."""
+    """Queries [Q] whose own product is certainly among the nearest: only these can get another rank."""
     return found.apart <= found.nearest.shape[1]
 
 
@@ -118,20 +113,19 @@ def full_figures(
 ) -> dict:
     """Rank@1/5/10 of ``texts, images [N, E]`` in both directions; with a `score` also re-ranked.
 
-    `text_codes` [N] tell which texts are the same; where products have several photos by them, "rank@k.product" are the
-    hit rates by product: of texts each once, and of photos, among the first `num_queries` of a shuffle of either.
-    `score` takes the pairs [M, 2] of rows (text, image) to log-odds [M], those of the `size` nearest of each query;
-    "reranked" orders them by ``score + scale * cosine``, "reranked_alone" by the score. "gain@k" is the hit rate less
-    that of the cosines, on the same queries.
+    Equal `text_codes` [N] mean equal texts. If products have several photos by them, "rank@k.product" are the hit rates
+    by product, over the first `num_queries` of a shuffle of the distinct texts and of the photos. `score` maps pairs
+    [M, 2] of rows (text, image), the `size` nearest of each query, to log-odds [M]. "reranked" sorts them by ``score +
+    scale * cosine``, "reranked_alone" by the score. "gain@k" is the hit rate minus that of the cosines.
     """
     rows = choose_queries(len(texts), num_queries)
     size = min(size, len(texts)) if score else 0
     towers = {"image_to_text": (images, texts), "text_to_image": (texts, images)}
     found = {d: search(queries[rows], gallery, rows, groups, size) for d, (queries, gallery) in towers.items()}
     figures = {"gallery": len(texts), "num_queries": len(rows), "rerank": size}
-    figures |= {d: _rates(x.apart, x.strict) for d, x in found.items()}
+    figures |= {d: metrics.hit_rates(x.apart) | metrics.hit_rates(x.strict, ".strict") for d, x in found.items()}
     products = Products.of(groups, np.arange(len(texts)) if text_codes is None else text_codes)
-    if products.have_several_photos:
+    if len(products.rows) < len(texts):  # some have several photos
         figures |= {"products": len(products.rows), "photos": len(texts)}
         for direction, ranks in _ranks_by_product(texts, images, products, rows, num_queries).items():
             figures[direction] |= metrics.hit_rates(ranks, ".product")
@@ -139,12 +133,13 @@ def full_figures(
         scores = _score_nearest(found, score)
         combined = {d: scores[d] + scale * x.cosines for d, x in found.items()}
         for name, given in (("reranked", combined), ("reranked_alone", scores)):
-            figures[name] = {d: _improved(x, given[d]) for d, x in found.items()}
+            ranks = {d: reranked(x, given[d]) for d, x in found.items()}
+            figures[name] = {d: metrics.hit_rates(r) | metrics.gains(r, found[d].apart) for d, r in ranks.items()}
     return figures
 
 
 def _ranks_by_product(texts, images, products: Products, rows: np.ndarray, num_queries: int | None) -> dict:
-    """Of the photos `rows` among the distinct texts, and of distinct texts among all photos."""
+    """Ranks of the photos `rows` among the distinct texts, and of distinct texts among all photos."""
     each, asked = np.arange(len(products.rows)), choose_queries(len(products.rows), num_queries)
     named, of_row, groups = texts[products.rows], products.of_row, products.groups
     return {
@@ -154,7 +149,7 @@ def _ranks_by_product(texts, images, products: Products, rows: np.ndarray, num_q
 
 
 def _score_nearest(found: dict[str, Search], score: Callable) -> dict[str, np.ndarray]:
-    """Scores [Q, K] of each direction's nearest, every distinct pair scored once; 0 where no order matters."""
+    """Scores [Q, K] of each direction's nearest, every distinct pair scored once; 0 if the order does not matter."""
     pairs = {}
     for direction, x in found.items():
         inside = within(x)
@@ -164,43 +159,30 @@ def _score_nearest(found: dict[str, Search], score: Callable) -> dict[str, np.nd
     distinct, places = np.unique(np.concatenate(list(pairs.values())), axis=0, return_inverse=True)
     values = score(distinct)[places.reshape(-1)] if len(distinct) else np.empty(0)
     metrics.check_finite(values)
-    scores, start = {}, 0
-    for direction, x in found.items():
-        scores[direction] = np.zeros(x.nearest.shape)
-        end = start + len(pairs[direction])
-        scores[direction][within(x)] = values[start:end].reshape(-1, x.nearest.shape[1])
-        start = end
+    scores = {direction: np.zeros(x.nearest.shape) for direction, x in found.items()}
+    parts = np.split(values, np.cumsum([len(some) for some in pairs.values()])[:-1])
+    for (direction, x), part in zip(found.items(), parts, strict=True):
+        scores[direction][within(x)] = part.reshape(-1, x.nearest.shape[1])
     return scores
 
 
-def _rates(apart: np.ndarray, strict: np.ndarray) -> dict:
-    return metrics.hit_rates(apart) | metrics.hit_rates(strict, ".strict")
-
-
-def _improved(found: Search, scores: np.ndarray) -> dict:
-    ranks = reranked(found, scores)
-    return metrics.hit_rates(ranks) | metrics.gains(ranks, found.apart)
-
-
 def print_figures(figures: dict, say: Callable[[str], None]) -> None:
-    """The figures of `full_figures` as a person reads them."""
-    say(
-        f"{'full gallery':14} {figures['gallery']:,} products, {figures['num_queries']:,} queries a direction; "
-        "strict: others of the query's group count as wrong"
-    )
-    tables = {"": figures, f"with scores of the top {figures['rerank']}": figures.get("reranked")}
-    tables["by these scores alone"] = figures.get("reranked_alone")
+    """Prints the figures of `full_figures`."""
+    size = f"{figures['gallery']:,} products, {figures['num_queries']:,} queries a direction"
+    metrics.print_row("full gallery", f"{size}; strict: others of the query's group count as wrong", say)
+    tables = {"": figures}
+    if "reranked" in figures:
+        tables[f"with scores of the top {figures['rerank']}"] = figures["reranked"]
+        tables["by these scores alone"] = figures["reranked_alone"]
     for direction in DIRECTIONS:
         for name, table in tables.items():
-            if table is None:
-                continue
             rates = table[direction]
             if "gain@1" in rates:
                 low, high = (f"{100 * bound:+.1f}" for bound in rates["gain@1.ci"])
                 about = f"{name}: Rank@1 {100 * rates['gain@1']:+.1f} [{low}, {high}] points"
             else:
                 about = f"strict Rank@1 {rates['rank@1.strict']:.1%}"
-            say(f"{direction.replace('_', ' '):14} {metrics.spoken(rates)}  ({about})")
+            metrics.print_row(direction, f"{metrics.spoken(rates)}  ({about})", say)
             if "rank@1.product" in rates:
                 counted = f"by product: {figures['products']:,} with {figures['photos']:,} photos"
-                say(f"{direction.replace('_', ' '):14} {metrics.spoken(rates, '.product')}  ({counted})")
+                metrics.print_row(direction, f"{metrics.spoken(rates, '.product')}  ({counted})", say)

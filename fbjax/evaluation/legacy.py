@@ -1,14 +1,12 @@
-"""The miscount of the authors' release, so that what it published can be compared with what is counted right.
+"""The miscount of the authors' release, to compare its published figures with correct ones.
 
 The release (EasyTransfer, `scripts/fashion_bert`) predicts in batches of 64 pairs and prints the query ids of each as a
-list; its Rank@K script cuts them out of that line at the commas. The first id of a batch lacks the leading space that
-the others have, and is therefore another key: a query that ever comes first counts as two. The README of the release
-carries it: 1,826 keys image to text and 1,786 text to image, of 1,000 queries each, on 444 / 845 / 942 and 517 / 857 /
-931 hits, which makes 24 and 29 % at rank 1 out of 44 and 52 %. The paper's Table 1 nearly equals these, so that it is
-probably affected as well (not verified).
+list; its Rank@K script splits that line at the commas. The first id of a batch has no leading space and is therefore
+another key: a query that is ever first counts as two. The README of the release shows this: 1,826 keys image to text
+and 1,786 text to image, of 1,000 queries each, with 444 / 845 / 942 and 517 / 857 / 931 hits. This makes 24 and 29 % at
+rank 1 instead of 44 and 52 %. The paper's Table 1 has nearly these figures: it is probably affected (not verified).
 
-Counts over any scores; knows neither lists nor models. Ties count against us in both readings, which the release leaves
-to the order of its rows.
+Ties count against the model in both counts; in the release they depend on the order of the rows.
 """
 
 import array
@@ -29,9 +27,9 @@ def legacy_figures(
 ) -> dict:
     """``{"keys", "rank@1", .., "correct": {"queries", "without_positive", "rank@1", "rank@1.ci", ..}}``.
 
-    Each of N rows is one pair: its query's id, whether it is a positive [N] bool, its score [N]. Rows come in batches
-    of `batch_size`, in the order given or, with a `seed`, shuffled. "rank@k" is the share of keys whose positive is
-    among their own k best rows; a key without a positive is a miss, as is a query without one in "correct".
+    Each of N rows is a pair: its query's id, whether it is a positive [N] bool, its score [N]. Rows form batches of
+    `batch_size` in the given order or, with a `seed`, shuffled. "rank@k" is the share of keys whose positive is among
+    their k best rows. A key without a positive is a miss, as is a query without one in "correct".
     """
     positive, scores = np.asarray(positive, bool), np.asarray(scores, np.float64)
     if not len(queries) == len(positive) == len(scores) or not len(scores):
@@ -51,7 +49,7 @@ def legacy_figures(
 
 
 def _ranks(keys: np.ndarray, positive: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """For each distinct key the rank of its best positive among its rows, infinity where it has none."""
+    """For each distinct key the rank of its best positive among its rows; infinity if it has none."""
     keys = np.unique(keys, return_inverse=True)[1].reshape(-1)
     best = np.full(keys.max() + 1, -np.inf)
     np.maximum.at(best, keys[positive], scores[positive])
@@ -60,7 +58,7 @@ def _ranks(keys: np.ndarray, positive: np.ndarray, scores: np.ndarray) -> np.nda
 
 
 def list_rows(positive: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows (query, positive, score) of candidate lists: ``positive [Q], others [Q, G - 1]``, -inf past a list's end."""
+    """Rows (query, positive, score) of lists: ``positive [Q], others [Q, G - 1]``, -inf after the end of a list."""
     scores = np.concatenate([positive[:, None], others], axis=1)
     there = scores != -np.inf
     queries = np.broadcast_to(np.arange(len(scores))[:, None], scores.shape)
@@ -71,7 +69,7 @@ def list_rows(positive: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.
 def read_scores(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows ``query<TAB>label<TAB>score`` of a file as (codes of queries, positive, scores) [N].
 
-    A label is 1 or 0, a first line ``query<TAB>label<TAB>score`` is a header. Raises ValueError naming file and line.
+    A label is 1 or 0. The header ``query<TAB>label<TAB>score`` is optional. Errors name file and line.
     """
     path = Path(path)
     if not path.is_file():
@@ -107,7 +105,7 @@ def _parse(cells: list[str], where: str) -> tuple[int, float]:
 
 
 def print_figures(figures: dict, label: str, say: Callable[[str], None]) -> None:
-    """Both readings of `legacy_figures`, `label` before each."""
+    """Prints both counts of `legacy_figures` with a `label`."""
     rates = "  ".join(f"Rank@{k} {figures[f'rank@{k}']:.1%}" for k in metrics.RANKS)
     correct = figures["correct"]
     say(f"{label:14} {rates}  (legacy: {figures['keys']:,} keys of {correct['queries']:,} queries)")

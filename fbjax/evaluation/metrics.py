@@ -1,6 +1,6 @@
-"""Retrieval and matching figures from scores: pure NumPy, ties always against us (facts: section 6 of the paper)."""
+"""Retrieval and matching figures from scores, in NumPy. Ties always count against the model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def rank_of_positive(positive: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """``P(positive > negative)`` over all pairs; a tie counts as lost."""
+    """``P(positive > negative)`` over all pairs, ties as 0."""
     check_finite(positive, negative)
     below = np.searchsorted(np.sort(negative), positive, side="left")
     return float(below.sum() / (len(positive) * len(negative)))
@@ -24,8 +24,8 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float:
 def interval(statistic, *samples: np.ndarray, strata: np.ndarray | None = None) -> tuple[float, float]:
     """The 95 % percentile bootstrap interval of ``statistic(*samples)``, rows resampled together.
 
-    With `strata` [Q] each is resampled from itself: where a statistic averages over labels, a rare one would be missing
-    from many resamples otherwise, and the interval lie beside the estimate.
+    With `strata` [Q] rows are resampled within each stratum. A mean over labels needs this: otherwise many resamples
+    miss a rare label, and the interval misses the estimate.
     """
     rng = np.random.default_rng(SEED)
     if strata is None:
@@ -37,7 +37,7 @@ def interval(statistic, *samples: np.ndarray, strata: np.ndarray | None = None) 
 
 
 def _within(strata: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Rows [Q] of each resample, as many of each stratum as there are."""
+    """Rows [Q] of each resample; every stratum keeps its size."""
     order = np.argsort(strata, kind="stable")
     _, first, place, counts = np.unique(strata[order], return_index=True, return_inverse=True, return_counts=True)
     for _ in range(NUM_RESAMPLES):
@@ -45,13 +45,13 @@ def _within(strata: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray
 
 
 def retrieval(positive: np.ndarray, others: np.ndarray) -> dict:
-    """``{"rank@1": .., "rank@1.ci": [lo, hi], ...}`` as fractions of Q, and "rank@101", 1 where nothing is amiss."""
+    """``{"rank@1": .., "rank@1.ci": [lo, hi], ...}`` as fractions of Q, and "rank@101", which should be 1."""
     ranks = rank_of_positive(positive, others)
     return hit_rates(ranks) | {f"rank@{WHOLE_LIST}": float((ranks <= WHOLE_LIST).mean())}
 
 
 def hit_rates(ranks: np.ndarray, ending: str = "") -> dict:
-    """``{"rank@1": .., "rank@1.ci": [lo, hi], ...}`` of ranks [Q], with `ending` after "rank@1"."""
+    """``{"rank@1": .., "rank@1.ci": [lo, hi], ...}`` of ranks [Q]; `ending` follows "rank@1"."""
     figures = {}
     for k in RANKS:
         figures[f"rank@{k}{ending}"] = float((ranks <= k).mean())
@@ -60,7 +60,7 @@ def hit_rates(ranks: np.ndarray, ending: str = "") -> dict:
 
 
 def gains(ranks: np.ndarray, before: np.ndarray) -> dict:
-    """``{"gain@1": .., "gain@1.ci": [lo, hi], ...}``: hit rates of ranks [Q] less those `before`, query by query."""
+    """``{"gain@1": .., "gain@1.ci": [lo, hi], ...}``: hit rates of ranks [Q] minus those `before`, paired by query."""
     figures = {}
     for k in RANKS:
         difference = (ranks <= k).astype(float) - (before <= k)
@@ -71,15 +71,28 @@ def gains(ranks: np.ndarray, before: np.ndarray) -> dict:
 
 def spoken(rates: dict, ending: str = "") -> str:
     """``Rank@1 17.7% [15.4%, 20.1%]  Rank@5 ..`` of `hit_rates`."""
-    cells = []
-    for k in RANKS:
-        low, high = rates[f"rank@{k}{ending}.ci"]
-        cells.append(f"Rank@{k} {rates[f'rank@{k}{ending}']:.1%} [{low:.1%}, {high:.1%}]")
-    return "  ".join(cells)
+    return "  ".join(f"Rank@{k} {with_interval(rates, f'rank@{k}{ending}')}" for k in RANKS)
+
+
+def with_interval(rates: dict, name: str) -> str:
+    """``17.7% [15.4%, 20.1%]`` of the share `name` and its interval."""
+    low, high = rates[f"{name}.ci"]
+    return f"{rates[name]:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def print_row(direction: str, cells: str, say: Callable[[str], None]) -> None:
+    """A row of a table of figures: `cells` after the name of the direction."""
+    say(f"{direction.replace('_', ' '):14} {cells}")
+
+
+def print_matching(figures: dict, more: str, say: Callable[[str], None]) -> None:
+    """The row of `matching` figures, and `more` of them."""
+    low, high = figures["auc.ci"]
+    print_row("matching", f"AUC {figures['auc']:.3f} [{low:.3f}, {high:.3f}]{more}", say)
 
 
 def matching(positive: np.ndarray, negative: np.ndarray, scores_matches: bool = True) -> dict:
-    """AUC of as many positives as negatives, and where a score above 0 says "match" balanced accuracy; intervals."""
+    """AUC and its interval; with `scores_matches` (above 0 means "match") also balanced accuracy and its interval."""
 
     def balanced(p, n):
         return float(((p > 0).mean() + (n < 0).mean()) / 2)

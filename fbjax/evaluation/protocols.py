@@ -1,15 +1,14 @@
 """The protocols of an evaluation (paper, section 4), over any function that scores pairs of a text and an image.
 
 * ``candidates``: Rank@1/5/10 of the positive among each list's candidates, in both directions.
-* ``matching``: each list's positive against its first other candidate (same sub-category), AUC; the AUC against a
-  product of any category; and where a score above 0 says "match", balanced accuracy and the share of right decisions
-  over whole lists, 1 to 100.
+* ``matching``: AUC of each list's positive against its first other candidate (same sub-category), and against a product
+  of any category. If a score above 0 means "match", also balanced accuracy and the accuracy over whole lists, 1 to 100.
 * ``draws``: ``candidates`` over five drawings of lists, seeds 0 to 4: mean and standard deviation.
-* ``legacy``: the lists of ``candidates`` as the authors' release miscounts them, see `fbjax.evaluation.legacy`.
+* ``legacy``: the lists of ``candidates`` with the miscount of the authors' release, see `fbjax.evaluation.legacy`.
 * ``full``: retrieval from a whole split, see `fbjax.evaluation.gallery`.
 
-docs/protocols.md says when to use which. It knows neither models nor checkpoints: `score` takes pairs [N, 2] of rows of
-the records, (text, image), to [N].
+docs/reference/protocols.md says when to use which. `score` maps pairs [N, 2] of rows (text, image) of the records to
+scores [N].
 """
 
 import dataclasses
@@ -27,21 +26,19 @@ OVER_LISTS = ("candidates", "matching")
 PROTOCOLS = (*OVER_LISTS, "draws", "legacy", "full")
 NUM_OTHERS, DRAWN_QUERIES = 100, 1000  # of lists drawn here, as in the paper
 DRAW_SEEDS = (0, 1, 2, 3, 4)
-LEGACY_SEED = 0  # in which order the rows of lists come in batches
+LEGACY_SEED = 0  # of the order of the rows in batches
 TOP = 5
 
 
 def read_request(protocols: tuple[str, ...], candidates: str | None, num_queries: int | None) -> Lists | None:
-    """The lists of the file `candidates`, where there is one; ValueError before the work where a request is wrong."""
-    unknown = set(protocols) - set(PROTOCOLS)
-    if unknown:
+    """Checks a request (ValueError) and reads the lists of the file `candidates`, if given."""
+    if unknown := set(protocols) - set(PROTOCOLS):
         raise ValueError(f"unknown protocol {', '.join(map(repr, sorted(unknown)))}; there are {', '.join(PROTOCOLS)}")
     if num_queries is not None and num_queries < 1:
         raise ValueError(f"--queries {num_queries}: take at least 1")
     if candidates and set(protocols) <= {"draws", "full"}:
-        raise ValueError(
-            f"--candidates {candidates}: {', '.join(protocols)} reads no lists; add candidates to --protocol"
-        )
+        named = ", ".join(protocols)
+        raise ValueError(f"--candidates {candidates}: {named} reads no lists; add candidates to --protocol")
     return read_lists(candidates, num_queries) if candidates else None
 
 
@@ -55,27 +52,27 @@ def list_figures(
 ) -> tuple[dict, list[dict]]:
     """The figures of all protocols but ``full``, and each query's ranking of ``candidates`` and ``matching``.
 
-    ({}, []) where none is asked for. `lists` None: drawn from the records, seed 0. `scores_matches`: whether a score
-    above 0 says "match". A ranking is {"direction", "query", "positive", "candidates": how many, "rank" and "score" of
-    the positive, "top": the first [id, score]s}. Every distinct pair of all protocols is scored once.
+    ({}, []) without such a protocol. `lists` None: drawn from the records, seed 0. `scores_matches`: whether a score
+    above 0 means "match". A ranking is {"direction", "query", "positive", "candidates": their number, "rank" and
+    "score" of the positive, "top": the first [id, score]s}. Scores every distinct pair of all protocols once.
     """
     pairs, num_drawn = _Pairs(records), num_queries or DRAWN_QUERIES
-    asked = None
+    asked = negatives = None
     if set(protocols) & {*OVER_LISTS, "legacy"}:
-        asked = pairs.add_lists(*(lists or draw_lists(records, NUM_OTHERS, num_drawn, seed=0)))
-    negatives = None
-    if "matching" in protocols:
-        negatives = pairs.add_negatives(asked.lists, any_category_negatives(asked.lists, records))
+        lists, digest = lists or draw_lists(records, NUM_OTHERS, num_drawn, seed=0)
+        asked = pairs.add_lists(lists, digest)
+        if "matching" in protocols:
+            negatives = pairs.add_products(lists, any_category_negatives(lists, records))
     seeds = DRAW_SEEDS if "draws" in protocols else ()
     drawn = [pairs.add_lists(*draw_lists(records, NUM_OTHERS, num_drawn, seed)) for seed in seeds]
     if not (asked or drawn):
         return {}, []
     scores = score(pairs.array())
 
-    figures = {"draws": _draw_figures([x.scored(scores) for x in drawn])} if drawn else {}
+    figures = {"draws": _draw_figures([x(scores) for x in drawn])} if drawn else {}
     if asked is None:
         return figures, []
-    scored = asked.scored(scores)
+    scored = asked(scores)
     if "candidates" in protocols:
         figures |= {d: metrics.retrieval(*scored.of(d)) for d in scored.directions}
     if "matching" in protocols:
@@ -86,7 +83,7 @@ def list_figures(
     figures |= scored.about
     if not set(protocols) & set(OVER_LISTS):
         return figures, []
-    return figures, _rankings(asked.lists, scored.positive, scored.other)
+    return figures, _rankings(lists, scored.positive, scored.other)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +93,7 @@ class _Scored:
     lists: list[CandidateList]
     digest: str
     positive: np.ndarray  # [Q]
-    other: np.ndarray  # [Q, G - 1], -inf past a list's end
+    other: np.ndarray  # [Q, G - 1], -inf after the end of a list
 
     @property
     def directions(self) -> list[str]:
@@ -129,7 +126,7 @@ def _matching_figures(scored: _Scored, negative: np.ndarray, scores_matches: boo
 
 
 def _draw_figures(drawn: list[_Scored]) -> dict:
-    """Mean, standard deviation (of a sample) and each drawing's hit rates; what the drawings are."""
+    """Mean, standard deviation (of a sample) and each drawing's hit rates; seeds and lists."""
     figures = {}
     for direction in drawn[0].directions:
         ranks = [metrics.rank_of_positive(*x.of(direction)) for x in drawn]
@@ -155,23 +152,25 @@ def _rankings(lists: list[CandidateList], positive: np.ndarray, other: np.ndarra
 
 
 class _Pairs:
-    """The distinct (text, image) pairs that all lists need, each scored once."""
+    """The distinct (text, image) pairs of all lists, each scored once."""
 
     def __init__(self, records: Records):
         self._records = records
         self._rows = {identity: row for row, identity in enumerate(records.ids)}
         self._places: dict[tuple[int, int], int] = {}
 
-    def add_lists(self, lists: list[CandidateList], digest: str) -> "_Listed":
+    def add_lists(self, lists: list[CandidateList], digest: str) -> Callable[[np.ndarray], _Scored]:
+        """Adds the pairs of `lists`; returns a function from all pairs' scores to those of `lists`."""
         self._records.rows([i for x in lists for i in (x.query, *x.candidates)])  # all unknown ids in one error
-        positives = np.array([self._place(x, x.positive) for x in lists])
+        positives = self.add_products(lists, [x.positive for x in lists])
         others = np.full((len(lists), max(len(x.others) for x in lists)), -1)
         for q, x in enumerate(lists):
             others[q, : len(x.others)] = [self._place(x, identity) for identity in x.others]
-        return _Listed(lists, digest, positives, others)
+        there = others >= 0
+        return lambda s: _Scored(lists, digest, s[positives], np.where(there, s[others], -np.inf))
 
-    def add_negatives(self, lists: list[CandidateList], ids: list[str]) -> np.ndarray:
-        """Places of one further product for each list, [Q]."""
+    def add_products(self, lists: list[CandidateList], ids: list[str]) -> np.ndarray:
+        """Adds the pair of each list with one product; returns the places [Q] of the pairs."""
         return np.array([self._place(x, identity) for x, identity in zip(lists, ids, strict=True)])
 
     def array(self) -> np.ndarray:
@@ -184,37 +183,19 @@ class _Pairs:
         return self._places.setdefault(pair, len(self._places))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Listed:
-    """Lists, and the places of their pairs among all that are scored."""
-
-    lists: list[CandidateList]
-    digest: str
-    positives: np.ndarray  # [Q]
-    others: np.ndarray  # [Q, G - 1], -1 past a list's end
-
-    def scored(self, scores: np.ndarray) -> _Scored:
-        other = np.where(self.others >= 0, scores[self.others], -np.inf)  # shorter lists filled up
-        return _Scored(self.lists, self.digest, scores[self.positives], other)
-
-
 def print_figures(figures: dict, say: Callable[[str], None]) -> None:
-    """The figures as a person reads them."""
+    """Prints the figures."""
     for direction in DIRECTIONS:
         if direction in figures:
-            rates = metrics.spoken(figures[direction])
-            say(f"{direction.replace('_', ' '):14} {rates}  (Rank@101 {figures[direction]['rank@101']:.0%})")
-    if "matching" in figures:
-        m = figures["matching"]
-        decided = ""
+            rates = figures[direction]
+            metrics.print_row(direction, f"{metrics.spoken(rates)}  (Rank@101 {rates['rank@101']:.0%})", say)
+    if m := figures.get("matching"):
+        more = "  any category {auc_any_category:.3f}"
         if "accuracy" in m:
-            decided = f"  balanced accuracy {m['accuracy']:.1%}  at 1:100 {m['accuracy_1to100']:.1%}"
-        say(
-            f"{'matching':14} AUC {m['auc']:.3f} [{m['auc.ci'][0]:.3f}, {m['auc.ci'][1]:.3f}]"
-            f"  any category {m['auc_any_category']:.3f}{decided}"
-        )
+            more += "  balanced accuracy {accuracy:.1%}  at 1:100 {accuracy_1to100:.1%}"
+        metrics.print_matching(m, more.format(**m), say)
     if "draws" in figures:
-        _report_draws(figures["draws"], say)
+        _print_draws(figures["draws"], say)
     if "legacy" in figures:
         say(legacy.WARNING)
         for direction, rates in figures["legacy"].items():
@@ -235,15 +216,13 @@ def print_figures(figures: dict, say: Callable[[str], None]) -> None:
         say(", ".join(about))
 
 
-def _report_draws(figures: dict, say: Callable[[str], None]) -> None:
+def _print_draws(figures: dict, say: Callable[[str], None]) -> None:
     queries, size = figures["num_queries"], np.mean(figures["candidates_per_list"])
-    say(
-        f"{'draws':14} {len(queries)} drawings of {min(queries):,} queries a direction, {size:.0f} candidates a list; "
-        "mean and standard deviation over drawings"
-    )
+    drawn = f"{len(queries)} drawings of {min(queries):,} queries a direction, {size:.0f} candidates a list"
+    metrics.print_row("draws", f"{drawn}; mean and standard deviation over drawings", say)
     for direction in DIRECTIONS:
         if direction in figures:
             rates = figures[direction]
             cells = [f"Rank@{k} {rates[f'rank@{k}']:.1%} ±{100 * rates[f'rank@{k}.std']:.1f}" for k in metrics.RANKS]
             each = ", ".join(f"{100 * rate:.1f}" for rate in rates["rank@1.each"])
-            say(f"{direction.replace('_', ' '):14} {'  '.join(cells)}  (Rank@1 of each: {each})")
+            metrics.print_row(direction, f"{'  '.join(cells)}  (Rank@1 of each: {each})", say)

@@ -1,8 +1,6 @@
-"""Evaluation on a prediction file of the authors' release: its own pairs, by the correct metric and, beside it, by the
-release's miscount over the rows in their own order.
+"""Evaluation on the pairs of a prediction file of the authors' release, by the correct metric and by its miscount.
 
-Every row is scored as it is read; a query's rows are its candidate list. Owns grouping and figures; knows a file only
-as pairs (`fbjax.data.sources.release_features`).
+Scores the rows while reading them. The rows of a query are its candidate list.
 """
 
 import dataclasses
@@ -17,14 +15,13 @@ from typing import Any
 import numpy as np
 
 from fbjax.core.console import progress
-from fbjax.data.sources.release_features import PREDICTION, Pair, Reader
-from fbjax.data.sources.tables import Skipped
+from fbjax.data.sources.base import Skipped
+from fbjax.data.sources.release import PREDICTION, Pair, Reader
 from fbjax.evaluation import legacy, metrics
 from fbjax.evaluation.candidates import DIRECTIONS
 from fbjax.inference.pair_scorer import make_scorer
-from fbjax.parallel.mesh import make_mesh
+from fbjax.runs.loaded import LoadedRun
 from fbjax.runs.run import Run
-from fbjax.runs.trained import load_params
 
 CHUNK = 256  # pairs in memory: 128 MiB of the release's features
 SHOWN = 5  # skipped rows that are named
@@ -32,7 +29,7 @@ SHOWN = 5  # skipped rows that are named
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """The rows of a file in its order, N of them: what it counts figures from."""
+    """The N rows of a file in its order."""
 
     direction: str
     queries: tuple[str, ...]
@@ -51,45 +48,41 @@ def evaluate_release(
     """The figures of a workdir's best checkpoint, or that of `step`, on a prediction file of the release.
 
     ``{direction: {"rank@1": ..}, "matching": {..}, "legacy": {direction: ..}, "num_queries", "candidates_per_list",
-    "skipped": {reason: count}, "checkpoint_step", "pairs_per_second"}``. `direction` None: by which of the two ids
-    stays as it is from row to row.
-    Raises ValueError before the work where file and run do not fit, and where no row can be used.
+    "skipped": {reason: count}, "checkpoint_step", "pairs_per_second"}``. `direction` None: the id that changes less
+    often from row to row is the query's. Raises ValueError if file and run do not fit, or if no row is usable.
     """
-    run = Run.open(workdir)
+    loaded = LoadedRun.load(workdir, step)
+    run = loaded.run
     reader = Reader(run.vocabulary, run.patches.num_patches, run.patches.feature_size)
     _check_fit(run, reader, file)
-    mesh = make_mesh(run.config.mesh)
-    step, params = load_params(run, workdir, mesh, step)
-    scorer = make_scorer(run.config, run.model, run.patches.precomputed(), mesh)
+    scorer = make_scorer(run, loaded.mesh, run.patches.precomputed())
     begin, skipped = time.perf_counter(), []
     pairs = progress(_usable(reader, file, skipped), None, f"pairs of {Path(file).name}")
     names, positive, scores = [], [], []
     while some := list(itertools.islice(pairs, CHUNK)):
         names += [(pair.text_id, pair.image_id) for pair in some]
         positive += [pair.matched for pair in some]
-        scores.append(_score(run, scorer, run.frozen | params, some))
+        scores.append(_score(run, scorer, loaded.variables, some))
     seconds = time.perf_counter() - begin
     for line in skipped[:SHOWN]:
         say(f"skipped: {line.where}: {line.reason}")
     if not names:
-        raise ValueError(
-            f"nothing usable in {file}: " + ", ".join(f"{n} {why}" for why, n in _reasons(skipped).items())
-        )
+        raise ValueError(f"nothing usable in {file}: {', '.join(f'{n} {why}' for why, n in _reasons(skipped).items())}")
     direction = direction or _direction(names, file)
     queries = tuple(image if direction == "image_to_text" else text for text, image in names)
     scored = Scored(direction, queries, np.array(positive), np.concatenate(scores))
-    return release_figures(scored, "tia" in run.config.tasks.names) | {
+    return release_figures(scored, run.scores_pairs) | {
         "skipped": _reasons(skipped),
-        "checkpoint_step": step,
+        "checkpoint_step": loaded.step,
         "pairs_per_second": len(queries) / seconds,
     }
 
 
 def release_figures(scored: Scored, scores_matches: bool) -> dict:
-    """Rank@k of each query's true row among its mismatched ones, ties against us, and matching over the same lists.
+    """Rank@k of each query's true row among its mismatched rows, and matching over the same lists.
 
-    A query of several true rows counts once for each. One without a true or without a mismatched row is left out and
-    counted. `scores_matches`: whether a score above 0 says "match".
+    A query with several true rows counts once for each. Queries without a true or a mismatched row are left out.
+    `scores_matches`: whether a score above 0 means "match".
     """
     positives, lists, left_out = [], [], 0
     _, places = np.unique(scored.queries, return_inverse=True)
@@ -119,15 +112,13 @@ def release_figures(scored: Scored, scores_matches: bool) -> dict:
 
 
 def print_figures(figures: dict, say: Callable[[str], None]) -> None:
-    """The figures as a person reads them."""
+    """Prints the figures."""
     for direction in DIRECTIONS:
         if direction in figures:
-            say(f"{direction.replace('_', ' '):14} {metrics.spoken(figures[direction])}")
+            metrics.print_row(direction, metrics.spoken(figures[direction]), say)
     m = figures["matching"]
-    decided = (
-        f"  balanced accuracy {m['accuracy']:.1%}  of all rows {m['accuracy_rows']:.1%}" if "accuracy" in m else ""
-    )
-    say(f"{'matching':14} AUC {m['auc']:.3f} [{m['auc.ci'][0]:.3f}, {m['auc.ci'][1]:.3f}]{decided}")
+    decided = "  balanced accuracy {accuracy:.1%}  of all rows {accuracy_rows:.1%}"
+    metrics.print_matching(m, decided.format(**m) if "accuracy" in m else "", say)
     say(legacy.WARNING)
     for direction, rates in figures["legacy"].items():
         legacy.print_figures(rates, direction.replace("_", " "), say)
@@ -152,6 +143,7 @@ def _check_fit(run: Run, reader: Reader, file: str | Path) -> None:
 
 
 def _usable(reader: Reader, file: str | Path, skipped: list[Skipped]) -> Iterator[Pair]:
+    """The pairs of `file`; appends the other rows to `skipped`."""
     for pair in reader.pairs(file):
         if isinstance(pair, Pair):
             yield pair
@@ -160,12 +152,12 @@ def _usable(reader: Reader, file: str | Path, skipped: list[Skipped]) -> Iterato
 
 
 def _score(run: Run, scorer, variables: Any, pairs: list[Pair]) -> np.ndarray:
-    """Scores [len(pairs)]; an image that several of them show is embedded once."""
+    """Scores [len(pairs)]. Embeds every distinct image once."""
     ids = np.stack([run.vocabulary.frame(pair.pieces, run.config.model.text_tokens) for pair in pairs])
     digests = [hashlib.blake2b(pair.features).digest() for pair in pairs]
     distinct = dict(zip(digests, (pair.features for pair in pairs), strict=True))
     features, size = list(distinct.values()), scorer.batch_size
-    # in 16 bits, as cached features are everywhere
+    # in 16 bits, as cached features are
     batches = (np.stack(features[i : i + size]).astype(np.float16) for i in range(0, len(features), size))
     images = scorer.embed_images(variables, batches)
     places = {digest: place for place, digest in enumerate(distinct)}
@@ -174,12 +166,11 @@ def _score(run: Run, scorer, variables: Any, pairs: list[Pair]) -> np.ndarray:
 
 
 def _direction(names: list[tuple[str, str]], file: str | Path) -> str:
-    """By which id changes less often from one row to the next: that of the query."""
+    """The direction whose query ids change less often from one row to the next."""
     text, image = (sum(a != b for a, b in itertools.pairwise(column)) for column in zip(*names, strict=True))
     if text == image:
-        raise ValueError(
-            f"{file} does not show which of its ids is the query's: give --direction {' or '.join(DIRECTIONS)}"
-        )
+        flag = f"--direction {' or '.join(DIRECTIONS)}"
+        raise ValueError(f"{file} does not show which of its ids is the query's: give {flag}")
     return "image_to_text" if image < text else "text_to_image"
 
 

@@ -1,4 +1,4 @@
-"""The model card of an exported run: what it is for, what it was trained on, what it came to, and what limits it."""
+"""The model card of an exported run: use, data, configuration, figures and limits."""
 
 from pathlib import Path
 
@@ -9,50 +9,46 @@ from fbjax.export.source_model import SourceModel
 from fbjax.runs.run import Run
 from fbjax.runs.stored_evaluation import read_evaluation
 
-SHOWN = (
-    "num_layers",
-    "width",
-    "num_heads",
-    "mlp_dim",
-    "text_tokens",
-    "network",
-    "geometry",
-    "image_size",
-    "patch_size",
+SHOWN = ("num_layers", "width", "num_heads", "mlp_dim", "text_tokens")
+SHOWN += ("network", "geometry", "image_size", "patch_size")
+HIDDEN = ("pretrained", "vocabulary", "weights", "attention", "remat", "text_bucket", "mode")
+
+
+LIMITS = (
+    "It knows the language, products and photographs of its catalogue; evaluate it on others first. Texts are cut to "
+    "{tokens} pieces, images are scaled to {size} x {size} pixels. Scores order candidates; they are no probabilities, "
+    "and contain a catalogue's habits and biases. It is not made to judge people."
 )
-HIDDEN = ("pretrained", "vocabulary", "weights", "attention", "remat", "text_bucket", "cached")
-READS = {"tia": "whether a text and an image match", "itc": "vectors of texts, images and products, for a search index"}
-READS |= {"mlm": "hidden text pieces", "mpm": "hidden patches"}
 
 
-def model_card(subject: SourceModel) -> str:
-    """README.md of a Hugging Face folder; paths of the machine that trained are left out, but for files' names."""
-    run = subject.run
+def model_card(source_model: SourceModel) -> str:
+    """README.md of a Hugging Face folder; it names files without their folders."""
+    run = source_model.run
     sections = {
-        "FashionBERT": _summary(subject),
-        "Use": _use(run),
+        "FashionBERT": _summary(source_model),
+        "Use": _use(source_model),
         "Data": _data(run),
         "Configuration": _configuration(run),
-        "Figures": _figures(subject),
+        "Figures": _figures(source_model),
         "Intended use": _intended(run),
-        "Limits": _limits(run),
-        "Licences": _licences(run),
+        "Limits": LIMITS.format(tokens=run.config.model.text_tokens, size=run.config.patches.image_size),
+        "Licences": _licences(source_model),
     }
     body = "\n\n".join(f"{'##' if i else '#'} {title}\n\n{text}" for i, (title, text) in enumerate(sections.items()))
     return f"---\nlibrary_name: transformers\ntags:\n- fashionbert\n- image-text-matching\n---\n\n{body}\n"
 
 
-def _summary(subject: SourceModel) -> str:
-    tasks = ", ".join(f"{READS[name]} (`{name}`)" for name in subject.run.config.tasks.names)
+def _summary(source_model: SourceModel) -> str:
+    tasks = ", ".join(f"{task.about.predicts} (`{name}`)" for name, task in source_model.run.config.tasks.items())
     return (
-        "[FashionBERT](https://arxiv.org/abs/2005.09801) in PyTorch: the patches of a product's image stand as tokens "
-        f"beside the words of its text, and one BERT reads both. Trained with fbjax {__version__}, checkpoint "
-        f"{subject.step:,}, for: {tasks}."
+        "[FashionBERT](https://arxiv.org/abs/2005.09801) in PyTorch: one BERT reads the words of a product's text and "
+        f"the patches of its image as tokens. Trained with fbjax {__version__}, checkpoint {source_model.step:,}, for: "
+        f"{tasks}."
     )
 
 
-def _use(run: Run) -> str:
-    config, size = run.config, run.config.patches.image_size
+def _use(source_model: SourceModel) -> str:
+    run, size = source_model.run, source_model.run.config.patches.image_size
     lines = [
         "import torch",
         "from transformers import AutoModel, AutoTokenizer",
@@ -62,17 +58,18 @@ def _use(run: Run) -> str:
         'ids = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").input_ids',
     ]
     pixels = f"images: uint8 [B, {size}, {size}, 3], RGB, each resized without keeping its aspect ratio"
-    source = "features" if config.patches.ready_made else "images"
-    if config.patches.ready_made:
+    source = "images" if "features" in source_model.functions else "features"
+    if source == "features":
         pixels = f"features: float32 [B, {run.patches.num_patches}, {run.patches.feature_size}], made elsewhere"
     lines += [f"# {pixels}", "with torch.inference_mode():"]
-    if "tia" in config.tasks.names:
+    if run.scores_pairs:
         lines.append(f"    score, logits = model.match(ids, {source}={source})  # score > 0: a match is likelier")
-    if "itc" in config.tasks.names:
+    if run.has_embedder:
         lines.append(f"    cosines = model.embed_text(ids) @ model.embed_image({source}={source}).T")
     lines.append(f"    everything = model(ids, {source}={source})  # the logits of every head, and hidden states")
-    text = "`BertModel.from_pretrained(DIR)` gives the text backbone alone."
-    return "\n".join(["```python", *lines, "```", "", text])
+    return "\n".join(
+        ["```python", *lines, "```", "", "`BertModel.from_pretrained(DIR)` gives the text backbone alone."]
+    )
 
 
 def _data(run: Run) -> str:
@@ -91,27 +88,25 @@ def _file(path: str) -> str:
 
 
 def _configuration(run: Run) -> str:
-    """The sizes, and whatever else is not as fbjax leaves it."""
+    """A table of the sizes, and of every other setting that differs from its default."""
     defaults, rows = Config(), []
-    for section in ("model", "patches", "tasks"):
+    for section in ("model", "patches"):
         for name, value in vars(getattr(run.config, section)).items():
             if name in SHOWN or (name not in HIDDEN and value != getattr(getattr(defaults, section), name)):
-                rows.append(f"| `{section}.{name}` | {', '.join(value) if isinstance(value, tuple) else value} |")
-    train = run.config.train
-    rows.append(
-        f"| training | {train.num_steps:,} steps of {train.batch_size}, learning rate {train.learning_rate:g} |"
-    )
-    rows.append(f"| image tokens | {run.patches.num_patches} of {run.patches.feature_size} numbers |")
-    return "\n".join(["| | |", "|---|---|", *rows])
+                rows.append(f"| `{section}.{name}` | {value} |")
+    for task in run.config.tasks.values():
+        rows += [f"| `tasks.{task.name}.{name}` | {value} |" for name, value in vars(task).items()]
+    train, patches = run.config.train, run.patches
+    training = f"{train.num_steps:,} steps of {train.batch_size}, learning rate {train.learning_rate:g}"
+    tokens = f"{patches.num_patches} of {patches.feature_size} numbers"
+    return "\n".join(["| | |", "|---|---|", *rows, f"| training | {training} |", f"| image tokens | {tokens} |"])
 
 
-def _figures(subject: SourceModel) -> str:
-    stored = read_evaluation(subject.workdir)
+def _figures(source_model: SourceModel) -> str:
+    stored = read_evaluation(source_model.workdir)
     figures = stored["figures"] if stored else {}
-    if figures.get("checkpoint_step") != subject.step:
-        return (
-            "This checkpoint has not been evaluated: `fbjax evaluate --workdir W` before the export puts figures here."
-        )
+    if figures.get("checkpoint_step") != source_model.step:
+        return "This checkpoint has not been evaluated: run `fbjax evaluate --workdir W` before the export for figures."
     lines = [
         f"* {direction.replace('_', ' ')}: {metrics.spoken(figures[direction])}"
         for direction in ("image_to_text", "text_to_image")
@@ -131,34 +126,23 @@ def _figures(subject: SourceModel) -> str:
 
 def _intended(run: Run) -> str:
     uses = []
-    if "tia" in run.config.tasks.names:
+    if run.scores_pairs:
         uses.append("telling whether a product text and an image belong together, ordering candidates")
-    if "itc" in run.config.tasks.names:
+    if run.has_embedder:
         uses.append("searching a catalogue by vectors")
     return f"On catalogues like the one it was trained on: {'; '.join(uses)}. A start for training on others."
 
 
-def _limits(run: Run) -> str:
-    return (
-        "It knows the language, products and photographs of its catalogue; others have to be evaluated first. Texts "
-        f"past {run.config.model.text_tokens} pieces are cut, and images are seen at "
-        f"{run.config.patches.image_size} x {run.config.patches.image_size} pixels. Scores order candidates; they are "
-        "no probabilities, and a catalogue's habits and biases are in them. It is not made to judge people."
-    )
-
-
-def _licences(run: Run) -> str:
-    patches, model = run.config.patches, run.config.model
-    lines = [
-        "The code is under Apache-2.0. What the weights were made from keeps its own terms, which stand elsewhere:"
-    ]
-    if run.patches.params:
-        made = "trained further from" if patches.trainable else "those of"
+def _licences(source_model: SourceModel) -> str:
+    patches, model = source_model.run.config.patches, source_model.run.config.model
+    lines = []
+    if source_model.params["patches"]:
+        made = "trained further from" if patches.mode == "trained" else "those of"
         lines.append(
             f"* the patch network's weights (`patches.*`, {patches.network}) are {made} {_file(patches.weights)}, "
-            "whose licence goes with them: check it before you pass this folder on;"
+            "and keep its licence: check it before you pass this folder on;"
         )
     if model.pretrained:
         lines.append(f"* the encoder started from `{Path(model.pretrained).name}`;")
     lines.append("* the catalogue's texts and photographs belong to their owners.")
-    return "\n".join([lines[0], "", *lines[1:]])
+    return "\n".join(["The code is under Apache-2.0. The sources of the weights have their own licences:", "", *lines])

@@ -1,14 +1,13 @@
-"""The format hf: a Hugging Face folder, whose PyTorch files `AutoModel` loads and whose text side `BertModel` does.
+"""The format hf: a Hugging Face folder that `AutoModel` loads in PyTorch, and `BertModel` without the image side.
 
-Parameters go under the names of `fbjax.model.bert_weights` where BERT has them, else under their own; each is the same
-numbers in PyTorch's order of axes, so that they come back bit by bit.
+Parameters have BERT's names, of `fbjax.model.bert_weights`, or else their own. Only the order of axes changes, so that
+an import returns the same bits.
 """
 
-import contextlib
+import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import flax.traverse_util
@@ -19,63 +18,59 @@ from fbjax.config.schema import PatchConfig
 from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.export import card
 from fbjax.export.source_model import SourceModel
-from fbjax.model.bert_weights import parameter_names
-from fbjax.model.embeddings import NUM_TEXT_SEGMENTS
-from fbjax.model.encoder import NORM_EPSILON
+from fbjax.model.bert_weights import bert_settings, parameter_names
 from fbjax.model.patch_features import PatchNetwork
 from fbjax.runs.run import Run
 
 WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.json", "tokenizer.json"
 HUB = Path(__file__).parent / "hub"
 CODE = ("configuration_fashionbert.py", "modeling_fashionbert.py", "patches_fashionbert.py")
-CARRIED = ("pixels", "mobilenet_v1", "resnet50", "resnet50_v1", "resnext101_32x8d", "inception_v3", "features")
 LAYOUT = 1  # of config.json's "fbjax" section and the names of arrays
 LEAVES = {"kernel": "weight", "scale": "weight", "depthwise_kernel": "weight"}
 
 
-def write(subject: SourceModel, folder: Path) -> None:
+def carried(source_model: SourceModel) -> SourceModel:
+    """`source_model`, without functions of images where PyTorch has no twin of its patch network."""
+    if source_model.run.patches.twin:
+        return source_model
+    functions = {
+        name: function
+        for name, function in source_model.functions.items()
+        if all(given.name != "images" for given in function.inputs)
+    }
+    return dataclasses.replace(source_model, functions=functions, params=source_model.params | {"patches": {}})
+
+
+def write(source_model: SourceModel, folder: Path) -> None:
     """config.json, model.safetensors, the tokenizer's files, the PyTorch code and the model card."""
     from safetensors.numpy import save
 
-    run = subject.run
-    if run.config.patches.network not in CARRIED:
-        raise ValueError(f"--format hf has no PyTorch form of patches.network {run.config.patches.network!r}")
-    arrays = to_torch(subject.params, run.config.model.num_layers)
+    run = source_model.run
+    arrays = to_torch(source_model.params, run.config.model.num_layers)
     (folder / WEIGHTS).write_bytes(save(arrays, metadata={"format": "pt"}))  # its save_file leaves the file private
-    _write_json(folder / CONFIG, describe(run, subject.step))
+    _write_json(folder / CONFIG, describe(run, source_model.step))
     for name in CODE:
         shutil.copyfile(HUB / name, folder / name)
     write_tokenizer(run, folder)
-    (folder / "README.md").write_text(card.model_card(subject), encoding="utf-8")
+    (folder / "README.md").write_text(card.model_card(source_model), encoding="utf-8")
 
 
 def describe(run: Run, step: int) -> dict:
-    """What config.json says: BERT's settings, FashionBERT's, and the run itself."""
-    config, model, patches = run.config, run.config.model, run.config.patches
+    """The content of config.json: BERT's settings, FashionBERT's, and the run itself."""
+    config, model = run.config, run.config.model
     module = "modeling_fashionbert.FashionBertModel"
+    features = {"network": "features"} if config.data.feature_size else {}  # the data gives features
     return {
         "architectures": ["FashionBertModel"],
         "auto_map": {"AutoConfig": "configuration_fashionbert.FashionBertConfig", "AutoModel": module},
         "model_type": "fashionbert",
         "dtype": "float32",
-        "vocab_size": run.vocabulary.size,
-        "hidden_size": model.width,
-        "num_hidden_layers": model.num_layers,
-        "num_attention_heads": model.num_heads,
-        "intermediate_size": model.mlp_dim,
-        "max_position_embeddings": model.text_tokens,
-        "type_vocab_size": NUM_TEXT_SEGMENTS,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": model.hidden_dropout,
-        "attention_probs_dropout_prob": model.attention_dropout,
-        "initializer_range": model.initializer_range,
-        "layer_norm_eps": NORM_EPSILON,
-        "pad_token_id": 0,
-        "embedding_dim": model.embedding_dim,
-        "match_reads": model.tia_reads,
+        **bert_settings(model, run.vocabulary.size),
+        "embedding_dim": next((task.embedding_dim for task in config.tasks.values() if task.embeds), 0),
+        "match_reads": next((task.head for task in config.tasks.values() if task.scores_pairs), "cls"),
         "cross_attention": model.cross_attention,
-        "tasks": list(config.tasks.names),
-        "patches": describe_patches(patches, run.patches),
+        "tasks": list(config.tasks),
+        "patches": describe_patches(config.patches, run.patches) | features,
         "fbjax": {
             "layout": LAYOUT,
             "step": step,
@@ -86,21 +81,19 @@ def describe(run: Run, step: int) -> dict:
 
 
 def digest_of_pieces(vocabulary: Vocabulary) -> str:
-    """SHA-256 of the pieces in the order of their rows: however a tokenizer's file is written, the same."""
+    """SHA-256 of the pieces in the order of their rows; it does not depend on how a tokenizer's file is written."""
     return hashlib.sha256("\n".join(vocabulary.rows).encode()).hexdigest()
 
 
-def describe_patches(patches: PatchConfig, network: PatchNetwork) -> dict:
-    """The section of config.json that says how an image becomes features."""
-    told = ("network", "geometry", "image_size", "patch_size", "patch_input_size", "whole_image", "trainable")
-    sizes = {"num_patches": network.num_patches, "feature_size": network.feature_size}
-    if patches.network == "mobilenet_v1":
-        sizes["alpha"] = network.feature_size / 1024
-    return {name: getattr(patches, name) for name in told} | sizes
+def describe_patches(config: PatchConfig, network: PatchNetwork) -> dict:
+    """The section "patches" of config.json: how an image becomes features."""
+    names = ("network", "geometry", "image_size", "patch_size", "patch_input_size", "whole_image", "mode")
+    sizes = {"num_patches": network.num_patches, "feature_size": network.feature_size, "twin": network.twin}
+    return {name: getattr(config, name) for name in names} | sizes
 
 
 def write_tokenizer(run: Run, folder: Path) -> None:
-    """tokenizer.json and what tells `AutoTokenizer` how to pad and cut, and vocab.txt."""
+    """tokenizer.json, its settings for `AutoTokenizer`, and vocab.txt."""
     run.vocabulary.save(folder / VOCABULARY)
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in run.vocabulary.rows), encoding="utf-8")
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
@@ -114,7 +107,7 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 def to_torch(params: dict, num_layers: int) -> dict[str, np.ndarray]:
-    """A run's parameters, "fashionbert" and "patches", by their PyTorch names and in PyTorch's order of axes."""
+    """A run's parameters, "fashionbert" and "patches", with PyTorch's names and order of axes."""
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     return {
         torch_name(name, num_layers): np.transpose(array, _axes(name, array.ndim)).copy()
@@ -123,24 +116,22 @@ def to_torch(params: dict, num_layers: int) -> dict[str, np.ndarray]:
 
 
 def from_torch(arrays: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]], num_layers: int) -> dict:
-    """The parameters of `shapes` ({name, "/"-separated: shape}) out of a folder's `arrays`.
+    """The parameters of `shapes` ({name, "/"-separated: shape}) from a folder's `arrays`.
 
-    Raises ValueError with all that is missing, misshapen or not finite, and all that has no place here.
+    Raises ValueError with every array that is missing, unexpected, misshapen or not finite.
     """
-    found, problems, known = {}, [], set()
-    for name, shape in shapes.items():
-        theirs, axes = torch_name(name, num_layers), _axes(name, len(shape))
-        known.add(theirs)
-        array = arrays.get(theirs)
+    found, problems, names = {}, [], {name: torch_name(name, num_layers) for name in shapes}
+    for name, theirs in names.items():
+        array, expected = arrays.get(theirs), tuple(shapes[name][axis] for axis in _axes(name, len(shapes[name])))
         if array is None:
             problems.append(f"missing {theirs}")
-        elif array.shape != tuple(shape[axis] for axis in axes):
-            problems.append(f"{theirs} has shape {array.shape}, expected {tuple(shape[axis] for axis in axes)}")
+        elif array.shape != expected:
+            problems.append(f"{theirs} has shape {array.shape}, expected {expected}")
         elif not np.isfinite(array).all():
             problems.append(f"{theirs} holds NaN or infinity")
         else:
             found[name] = from_torch_axes(name, array)
-    problems += [f"unexpected {name} {arrays[name].shape}" for name in sorted(arrays.keys() - known)]
+    problems += [f"unexpected {name} {arrays[name].shape}" for name in sorted(arrays.keys() - set(names.values()))]
     if problems:
         more = [f"... and {len(problems) - 20} more"] * (len(problems) > 20)
         raise ValueError("\n  ".join(["the weights do not fit the config:", *problems[:20], *more]))
@@ -149,21 +140,15 @@ def from_torch(arrays: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]
 
 def torch_name(name: str, num_layers: int) -> str:
     """The PyTorch name of one of our parameters, "fashionbert/.." or "patches/.."."""
-    room, rest = name.split("/", 1)
-    if room == "patches":
-        return f"patches.{_dotted(rest)}"
+    part, rest = name.split("/", 1)
     bert = parameter_names(num_layers)
-    if rest in bert:
+    if part == "fashionbert" and rest in bert:
         source = bert[rest][0]
         return source if source.startswith("cls.") else f"bert.{source}"
-    if rest.startswith("encoder/layer_"):  # the gates, which BERT lacks
+    if part == "fashionbert" and rest.startswith("encoder/layer_"):  # the gates, which BERT lacks
         _, layer, _, leaf = rest.split("/")
         return f"bert.encoder.layer.{layer.removeprefix('layer_')}.attention.self.{leaf}"
-    return _dotted(rest)
-
-
-def _dotted(name: str) -> str:
-    *path, leaf = name.split("/")
+    *path, leaf = (name if part == "patches" else rest).split("/")
     return ".".join([*path, LEAVES.get(leaf, leaf)])
 
 
@@ -183,30 +168,23 @@ def from_torch_axes(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def load(folder: str | Path) -> "TorchModel":
-    """The model of an exported folder in PyTorch, on the CPU."""
-    from fbjax.export.hub.modeling_fashionbert import FashionBertModel
-
-    with _quiet():
-        model, loading = FashionBertModel.from_pretrained(folder, output_loading_info=True)
-    if wrong := {kind: sorted(map(str, names)) for kind, names in loading.items() if names}:
-        raise ValueError(f"{folder} does not load as it was written: {wrong}")
-    return TorchModel(model.eval())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the bars and the reports of transformers."""
+    """The model of an exported folder in PyTorch, on the CPU; silences the reports of transformers meanwhile."""
     from transformers.utils import logging
 
-    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    from fbjax.export.hub.modeling_fashionbert import FashionBertModel
+
+    before, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        model, loading = FashionBertModel.from_pretrained(folder, output_loading_info=True)
     finally:
-        logging.set_verbosity(before[0])
-        if before[1]:
+        logging.set_verbosity(before)
+        if had_bars:
             logging.enable_progress_bar()
+    if wrong := {kind: sorted(map(str, names)) for kind, names in loading.items() if names}:
+        raise ValueError(f"{folder} does not load as it was written: {wrong}")
+    return TorchModel(model.eval())
 
 
 class TorchModel:
@@ -219,16 +197,14 @@ class TorchModel:
         import torch
 
         given = {("input_ids" if key == "ids" else key): torch.tensor(value) for key, value in arrays.items()}
+        name = name.removesuffix("_features")
         with torch.inference_mode():
-            found = self._compute(name.removesuffix("_features"), given)
+            if name == "features":
+                found = {"features": self.model.patch_features(given["images"])}
+            elif name == "match":
+                found = dict(zip(("score", "logits"), self.model.match(**given), strict=True))
+            elif name.startswith("embed_"):
+                found = {"vectors": getattr(self.model, name)(**given)}
+            else:
+                found = {"logits": self.model(**given)[f"{name}_logits"]}
         return {output: value.numpy() for output, value in found.items()}
-
-    def _compute(self, name: str, given: dict) -> dict:
-        if name == "features":
-            return {"features": self.model.patch_features(given["images"])}
-        if name == "match":
-            score, logits = self.model.match(**given)
-            return {"score": score, "logits": logits}
-        if name in ("mlm", "mpm"):
-            return {"logits": self.model(**given)[f"{name}_logits"]}
-        return {"vectors": getattr(self.model, name)(**given)}

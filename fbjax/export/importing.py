@@ -1,4 +1,4 @@
-"""``fbjax import``: a Hugging Face folder that came from `fbjax export`, trained on in PyTorch or not, as a workdir."""
+"""``fbjax import``: turns a Hugging Face folder of `fbjax export` into a workdir, with its present weights."""
 
 import json
 from collections.abc import Callable
@@ -17,18 +17,17 @@ from fbjax.export.source_model import one_device
 from fbjax.model.weights.files import read_arrays, write_npz
 from fbjax.runs.checkpoints import Checkpoints
 from fbjax.runs.run import PATCH_WEIGHTS, Run, write_run
-from fbjax.runs.state import init_state, make_optimizer
-from fbjax.tasks.objective import Pretraining
+from fbjax.runs.state import init_state
 
-FREE = ("architectures", "auto_map", "dtype", "tasks", "fbjax")  # of config.json: does not change what is computed
+FREE = ("architectures", "auto_map", "dtype", "tasks", "fbjax")  # settings of config.json without effect
 FREE += ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
 
 
 def import_checkpoint(folder: str | Path, workdir: str | Path, say: Callable[[str], None]) -> None:
-    """The model in `folder` as a run in `workdir`, empty or not there yet: its weights are a checkpoint of step 0.
+    """Imports the model in `folder` as a run in the new or empty `workdir`; its weights are a checkpoint of step 0.
 
-    Training then begins with a fresh optimiser. Raises OSError or ValueError where the folder is not whole or is not
-    the architecture of the run that it came from, and then `workdir` is as it was.
+    Training then starts with a fresh optimiser. Raises OSError or ValueError where the folder lacks a file or differs
+    in architecture from the exported run, and then `workdir` is unchanged.
     """
     folder = Path(folder)
     check_fresh("--workdir", workdir)
@@ -39,7 +38,7 @@ def import_checkpoint(folder: str | Path, workdir: str | Path, say: Callable[[st
         patches = patch_parameters(arrays)
         if patches:
             write_npz(partial / PATCH_WEIGHTS, patches)
-        run = Run.build(config, vocabulary, partial / PATCH_WEIGHTS)
+        run = Run.build(config, vocabulary, partial / PATCH_WEIGHTS if patches else None)
         _check_architecture(folder, described, huggingface.describe(run, 0))
         write_run(run, partial)
         _write_checkpoint(run, arrays, partial)
@@ -47,14 +46,9 @@ def import_checkpoint(folder: str | Path, workdir: str | Path, say: Callable[[st
 
 
 def _write_checkpoint(run: Run, arrays: dict[str, np.ndarray], workdir: Path) -> None:
-    objective = Pretraining(run.model, run.feature_input, run.config.tasks, run.vocabulary.mask_id)
-    state = init_state(objective, make_optimizer(run.config.train), run.config, one_device())
-    shapes = {
-        name: leaf.shape
-        for name, leaf in flax.traverse_util.flatten_dict(
-            state.params | {"patches": run.patches.params}, sep="/"
-        ).items()
-    }
+    state = init_state(run.objective, run.optimizer, run.config, one_device())
+    there = state.params | ({"patches": run.patches.params} if run.patches.twin else {})
+    shapes = {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(there, sep="/").items()}
     params = huggingface.from_torch(arrays, shapes, run.config.model.num_layers)
     params = {name: params[name] for name in state.params}
     placed = jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), params, state.params)
@@ -63,7 +57,7 @@ def _write_checkpoint(run: Run, arrays: dict[str, np.ndarray], workdir: Path) ->
 
 
 def patch_parameters(arrays: dict[str, np.ndarray]) -> dict:
-    """The patch network's parameters, by our names and in our order of axes, of a folder's `arrays`."""
+    """The patch network's parameters in a folder's `arrays`, with our names and order of axes."""
     found = {}
     for theirs, array in arrays.items():
         if theirs.startswith("patches.network."):
@@ -94,7 +88,7 @@ def _read_config(folder: Path) -> dict:
 
 
 def _read_vocabulary(folder: Path, pieces: str) -> Vocabulary:
-    path, remedy = folder / VOCABULARY, "copy it there from the folder that was exported"
+    path, remedy = folder / VOCABULARY, "copy it there from the exported folder"
     if not path.is_file():
         raise FileNotFoundError(f"--from {folder} has no {VOCABULARY}: {remedy}")
     try:
@@ -122,4 +116,4 @@ def _check_architecture(folder: Path, described: dict, expected: dict) -> None:
         if name not in FREE and described.get(name) != value
     ]
     if problems:
-        raise ValueError(f"{folder / CONFIG} is not of the run that it came from: " + "; ".join(problems))
+        raise ValueError(f"{folder / CONFIG} differs from the exported run: " + "; ".join(problems))

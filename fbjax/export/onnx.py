@@ -1,6 +1,6 @@
-"""The format ``onnx``: one model a function, of any batch and text length, its weights beside it in one file for all.
+"""The format ``onnx``: one model a function, of any batch and text length, and one file with the weights of all.
 
-Converted by jax2onnx, checked by ONNX, run by onnxruntime. The only file that knows these three.
+jax2onnx converts, ONNX checks, onnxruntime runs. No other file imports these three.
 """
 
 import contextlib
@@ -26,25 +26,25 @@ WEIGHTS, SUFFIX = "weights.bin", ".onnx"
 OPSET = 21  # onnxruntime from 1.20 on
 LARGE = 1024  # bytes of an array that goes to the weights' file
 for _name in ("jax2onnx", "onnx_ir"):
-    logging.getLogger(_name).setLevel(logging.ERROR)  # of plug-ins for libraries that are not used here
+    logging.getLogger(_name).setLevel(logging.ERROR)  # warnings of plug-ins for libraries that fbjax does not use
 
 
-def write(subject: SourceModel, folder: Path) -> None:
-    params = jax.tree.map(jax.numpy.asarray, subject.params)
+def write(source_model: SourceModel, folder: Path) -> None:
+    params = jax.tree.map(jax.numpy.asarray, source_model.params)
     with open(folder / WEIGHTS, "wb") as stream:
         store = _Store(stream)
-        for name, function in subject.functions.items():
-            model = convert(function, params, subject.run.config.model.text_tokens)
+        for name, function in source_model.functions.items():
+            model = convert(function, params, source_model.run.config.model.text_tokens)
             for tensor in _tensors(model.graph):
                 store.take(tensor)
             onnx.save(model, folder / f"{name}{SUFFIX}")
-    for name in subject.functions:
+    for name in source_model.functions:
         onnx.checker.check_model(folder / f"{name}{SUFFIX}", full_check=True)
 
 
 def convert(function: Function, params: dict, longest: int) -> onnx.ModelProto:
     """`function` with `params` inside it."""
-    quiet = contextlib.redirect_stdout(io.StringIO())  # jax2onnx prints every flax.linen.Conv that it meets
+    quiet = contextlib.redirect_stdout(io.StringIO())  # jax2onnx prints every flax.linen.Conv
     with quiet, jax.default_matmul_precision("highest"), nn.intercept_methods(_as_one_node):
         model = to_onnx(
             lambda *arrays: function.call(params, *arrays),
@@ -55,14 +55,10 @@ def convert(function: Function, params: dict, longest: int) -> onnx.ModelProto:
             output_names=list(function.outputs),
         )
     for graph in _graphs(model.graph):
-        del graph.value_info[:]  # sizes of what is in between: derived ones carry the name of what they derive from
+        del graph.value_info[:]  # sizes of intermediate arrays, whose derived axes have wrong names
     for output in model.graph.output:
         output.type.tensor_type.shape.dim[0].dim_param = BATCH
     return model
-
-
-def load(folder: str | Path) -> "OnnxModels":
-    return OnnxModels(folder)
 
 
 class OnnxModels:
@@ -80,20 +76,22 @@ class OnnxModels:
         if name not in self._sessions:
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3  # errors
-            self._sessions[name] = onnxruntime.InferenceSession(
-                self._folder / f"{name}{SUFFIX}", options, providers=["CPUExecutionProvider"]
-            )
+            path, providers = self._folder / f"{name}{SUFFIX}", ["CPUExecutionProvider"]
+            self._sessions[name] = onnxruntime.InferenceSession(path, options, providers=providers)
         return self._sessions[name]
 
 
+load = OnnxModels
+
+
 class _Store:
-    """Arrays in one file, each once, at offsets that can be mapped into memory."""
+    """Arrays in one file, each stored once, at offsets that can be mapped into memory."""
 
     def __init__(self, stream):
         self._stream, self._offsets = stream, {}
 
     def take(self, tensor: onnx.TensorProto) -> None:
-        """Moves a large array of `tensor` to the file, where onnxruntime finds it."""
+        """Moves the data of a large `tensor` to the file."""
         data = tensor.raw_data
         if len(data) < LARGE:
             return
@@ -109,7 +107,7 @@ class _Store:
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """`graph` and those of the loops in it."""
+    """`graph` and the graphs of its loops."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -125,8 +123,8 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _as_one_node(call, arguments, options, context):
-    """A depthwise convolution as one node, of which onnxruntime has a kernel; as the shifted products that XLA wants,
-    MobileNetV1 took 2.3 times as long there (16 images of 224 pixels, 2 CPU cores)."""
+    """Exports a depthwise convolution as one node, for which onnxruntime has a kernel. As shifted products MobileNetV1
+    took 2.3 times as long there (16 images of 224 pixels, 2 CPU cores)."""
     module = context.module
     if not (isinstance(module, DepthwiseConv) and context.method_name == "__call__"):
         return call(*arguments, **options)

@@ -1,7 +1,7 @@
-"""``fbjax export``: a trained run written in one of `FORMATS`, proved, described by a manifest, and only then there.
+"""``fbjax export``: writes a trained run in one of `FORMATS`, proves it, and describes it in a manifest.
 
-A format is a module with ``write(subject, folder)`` and ``load(folder)``, whose result has
-``call(name, **arrays) -> {output: array}``.
+A format is a module with ``write(source_model, folder)`` and ``load(folder)``, whose result has
+``call(name, **arrays) -> {output: array}``. Its optional ``carried(source_model)`` drops what the format cannot carry.
 """
 
 import dataclasses
@@ -14,17 +14,13 @@ import jax
 
 from fbjax import __version__
 from fbjax.core.atomic_folder import check_fresh, fresh_folder
-from fbjax.core.console import progress
-from fbjax.export.proof import RealInputs, prove
+from fbjax.export.proof import prove, real_inputs
 from fbjax.export.source_model import SourceModel
 from fbjax.exported import manifest
 from fbjax.runs.run import VOCABULARY
 
-FORMATS = {  # name -> its module, and whether it carries the heads of pretraining
-    "hf": ("huggingface", True),
-    "stablehlo": ("stablehlo", False),
-    "onnx": ("onnx", False),
-}
+# name -> its module, and whether it carries the heads of pretraining
+FORMATS = {"hf": ("huggingface", True), "stablehlo": ("stablehlo", False), "onnx": ("onnx", False)}
 
 
 def export(
@@ -36,40 +32,40 @@ def export(
     data: str | None = None,
     say: Callable[[str], None],
 ) -> dict:
-    """The manifest of the run in `workdir`, written in the format `form` to the folder `out`, empty or not there yet.
+    """Exports the run in `workdir` to the new or empty folder `out`, in the format `form`; returns the manifest.
 
-    Its best checkpoint, or that of `step`. It is proved on random inputs and on the first products of `data` (a table
-    or glob; default: the run's validation split). Raises OSError or ValueError, and then `out` is as it was.
+    Takes the best checkpoint, or that of `step`. The proof runs on random inputs and on the first products of `data` (a
+    table or glob; default: the run's validation split). Raises OSError or ValueError, and then `out` is unchanged.
     """
     module = _module(form)
     check_fresh("--out", out)
-    subject = SourceModel.open(workdir, step, with_heads=FORMATS[form][1])
+    source = SourceModel.open(workdir, step, with_heads=FORMATS[form][1])
+    source_model = module.carried(source) if hasattr(module, "carried") else source
     with fresh_folder("--out", out) as folder:
-        module.write(subject, folder)
-        subject.run.vocabulary.save(folder / VOCABULARY)
+        module.write(source_model, folder)
+        source_model.run.vocabulary.save(folder / VOCABULARY)
         say(f"written: {sum(path.stat().st_size for path in folder.rglob('*')) / 2**20:,.1f} MiB; proving it ..")
-        content = describe(subject, form)
-        manifest.write(folder, content)  # as its user finds it, it is loaded
-        proof = prove(subject, module.load(folder), RealInputs.of(subject, data, progress), say)
-        content |= {"proof": proof}
-        manifest.write(folder, content)
-    return content
+        content = describe(source_model, form)
+        manifest.write(folder, content)  # loading reads it
+        proof = prove(source_model, module.load(folder), real_inputs(source_model, data), say)
+        manifest.write(folder, content | {"proof": proof})
+    return content | {"proof": proof}
 
 
-def describe(subject: SourceModel, form: str) -> dict:
-    """What a manifest says of a run beside proof and files."""
-    config = subject.run.config
+def describe(source_model: SourceModel, form: str) -> dict:
+    """The manifest of a run without its proof and files."""
+    config = source_model.run.config
     return {
         "format": form,
         "fbjax": __version__,
         "jax": jax.__version__,
-        "step": subject.step,
+        "step": source_model.step,
         "tokenizer": VOCABULARY,
         "text_tokens": config.model.text_tokens,
-        "image_size": None if config.patches.ready_made else config.patches.image_size,
+        "image_size": config.patches.image_size if "features" in source_model.functions else None,
         "functions": {
             name: {"inputs": [dataclasses.asdict(given) for given in function.inputs], "outputs": function.outputs}
-            for name, function in subject.functions.items()
+            for name, function in source_model.functions.items()
         },
         "config": dataclasses.asdict(config),
     }

@@ -1,4 +1,4 @@
-"""What is exported: a run, the parameters of one of its checkpoints on the host, and the functions they serve."""
+"""The model to export: a run, the parameters of one checkpoint on the host, and its functions."""
 
 import dataclasses
 from functools import cached_property
@@ -8,35 +8,26 @@ import jax
 import numpy as np
 
 from fbjax.config.schema import MeshConfig
-from fbjax.export.functions import Function, functions, heads
+from fbjax.export.functions import Function, functions
 from fbjax.parallel.mesh import make_mesh
-from fbjax.runs.run import Run
-from fbjax.runs.trained import load_params
+from fbjax.runs.loaded import LoadedRun
 
 
 @dataclasses.dataclass(frozen=True)
-class SourceModel:
+class SourceModel(LoadedRun):
     """`params` are float32 host arrays, "fashionbert" and "patches", as `functions` take them."""
 
-    workdir: Path
-    run: Run
-    step: int
-    params: dict
     functions: dict[str, Function]
 
     @classmethod
     def open(cls, workdir: str | Path, step: int | None, with_heads: bool) -> "SourceModel":
-        """The best checkpoint of a run, or that of `step`, with its pretraining `heads` where they are asked for.
-
-        One device takes it, whatever mesh it was trained on.
-        """
-        run = Run.open(workdir)
-        step, params = load_params(run, workdir, one_device(), step)
-        params = jax.tree.map(np.asarray, {"patches": run.patches.params} | params)
-        return cls(Path(workdir), run, step, params, functions(run) | (heads(run) if with_heads else {}))
+        """The best checkpoint of a run, or that of `step`, on one device; `with_heads`: of pretraining too."""
+        loaded = LoadedRun.load(workdir, step, one_device())
+        on_host = jax.tree.map(np.asarray, loaded.variables)
+        return cls(**vars(loaded) | {"params": on_host, "functions": functions(loaded.run, with_heads)})
 
     def call(self, name: str, **arrays: np.ndarray) -> dict[str, np.ndarray]:
-        """What the live model makes of `arrays`, by output."""
+        """The live model's outputs for `arrays`, by name."""
         if "images" in arrays and name != "features":  # the patch network compiles once, not once a function
             features = self.call("features", images=arrays.pop("images"))
             return self.call(f"{name}_features", **arrays, **features)

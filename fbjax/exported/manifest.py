@@ -1,7 +1,4 @@
-"""``manifest.json``: what an exported folder holds, and the hash of every file of it.
-
-Imports nothing past the standard library: whoever loads an export has it.
-"""
+"""``manifest.json``: the content of an exported folder and the hash of each of its files; standard library alone."""
 
 import hashlib
 import json
@@ -9,11 +6,10 @@ from pathlib import Path
 
 FILE = "manifest.json"
 VERSION = 1  # raised when an older reader would misread a newer folder
-AT_ONCE = 2**22  # bytes
 
 
 def write(folder: Path, content: dict) -> None:
-    """`content` with "manifest_version" before it and "files", ``{path: {"sha256", "bytes"}}``, after it."""
+    """Writes "manifest_version", `content` and "files", ``{path: {"sha256", "bytes"}}``."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / FILE)
     listed = {
         path.relative_to(folder).as_posix(): {"sha256": digest(path), "bytes": path.stat().st_size} for path in files
@@ -23,9 +19,9 @@ def write(folder: Path, content: dict) -> None:
 
 
 def read(folder: str | Path, form: str) -> dict:
-    """The manifest of an export in the format `form`, every file of which is there and whole.
+    """The manifest of an export in the format `form`, after a check of every file.
 
-    Raises FileNotFoundError or ValueError, in one line, for anything else.
+    Raises FileNotFoundError or ValueError, in one line, for a missing or changed file or another format.
     """
     folder = Path(folder)
     if not (folder / FILE).is_file():
@@ -40,23 +36,17 @@ def read(folder: str | Path, form: str) -> dict:
     if found != form:
         raise ValueError(f"{folder} holds an export of format {found!r}, not {form!r}: use --format {form}")
     for name, expected in content["files"].items():
-        _check(folder / name, expected)
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing, which {FILE} lists: copy the whole folder again")
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise ValueError(f"{path} has {size:,} bytes, {FILE} says {expected['bytes']:,}: copy the folder again")
+        if digest(path) != expected["sha256"]:
+            raise ValueError(f"{path} is not the file that was exported, by its SHA-256: copy the folder again")
     return content
 
 
-def _check(path: Path, expected: dict) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing, which {FILE} lists: copy the whole folder again")
-    size = path.stat().st_size
-    if size != expected["bytes"]:
-        raise ValueError(f"{path} has {size:,} bytes, {FILE} says {expected['bytes']:,}: copy the folder again")
-    if digest(path) != expected["sha256"]:
-        raise ValueError(f"{path} is not the file that was exported, by its SHA-256: copy the folder again")
-
-
 def digest(path: Path) -> str:
-    found = hashlib.sha256()
     with open(path, "rb") as stream:
-        while block := stream.read(AT_ONCE):
-            found.update(block)
-    return found.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()

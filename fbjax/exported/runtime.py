@@ -1,35 +1,37 @@
-"""A folder of ``fbjax export --format stablehlo``, loaded and run with jax and numpy alone.
+"""Loads a folder of ``fbjax export --format stablehlo`` and runs it with jax and numpy.
 
-What the folder's manifest says is all that is known here: no model, no framework, no data. Strings want the package
-tokenizers besides, and pictures Pillow; who has piece ids, and pixels or features, needs neither.
+JAX needs the package flatbuffers to read a program. Strings need the package tokenizers, pictures need Pillow; piece
+ids, pixels and features need neither.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.export
 import numpy as np
 
+from fbjax.core.batching import uniform_batches
+from fbjax.core.interface import TextImageModel, distinct, listed
 from fbjax.exported import manifest
 
 FORMAT = "stablehlo"
-WEIGHTS, PROGRAMS, SUFFIX = "weights.npz", "programs.json", ".stablehlo"
-ROWS, BUCKET = 32, 16  # strings and pictures go in batches of so many, texts padded to a multiple: few programs compile
-AT_ONCE = 512  # pairs whose features are held
+WEIGHTS, SUFFIX = "weights.npz", ".stablehlo"
+ROWS, BUCKET = 32, 16  # rows of a batch; texts are padded to a multiple, so that few programs are compiled
+AT_ONCE = 512  # pairs whose features are in memory
 
 
-class Exported:
-    """``call(name, **arrays)`` runs one of `functions`, which say what each takes and gives, on JAX's default device.
+class Exported(TextImageModel):
+    """``call(name, **arrays)`` runs one of `functions`, which list inputs and outputs, on JAX's default device.
 
-    Any batch size and text length; a new combination is compiled once. What else there is takes lists of strings and
-    pictures (paths, encoded bytes, PIL images or pixels [H, W, 3]) of any length, in batches, each row's result the
-    same whatever stands beside it. Deterministic, and safe to use from threads.
+    It takes any batch size and text length, and compiles a new combination once. The other methods take lists of
+    strings and pictures (paths, encoded bytes, PIL images or pixels [H, W, 3]) of any length, in batches; a row's
+    result does not depend on the others. Deterministic, and safe to use from threads.
     """
 
     def __init__(self, folder: str | Path):
-        """Raises FileNotFoundError or ValueError, in one line, where `folder` is no whole export of this format."""
+        """Raises FileNotFoundError or ValueError, in one line, where `folder` is no complete export of this format."""
         self._folder = Path(folder)
         self.manifest = manifest.read(folder, FORMAT)
         self.functions: dict[str, dict] = self.manifest["functions"]
@@ -40,7 +42,7 @@ class Exported:
         self._encode, self._read = None, None
 
     def call(self, name: str, **arrays: np.ndarray) -> dict[str, np.ndarray]:
-        """{output: array} of the function `name`. Raises ValueError where `arrays` are not what it takes."""
+        """{output: array} of the function `name`. Raises ValueError where `arrays` do not fit its inputs."""
         function = self._function(name)
         wanted = [given["name"] for given in function["inputs"]]
         if arrays.keys() != set(wanted):
@@ -50,77 +52,58 @@ class Exported:
         found = self._compiled[name](self._params, *placed)
         return dict(zip(function["outputs"], map(np.asarray, found), strict=True))
 
-    def score(self, texts: Sequence[str], images: Sequence) -> np.ndarray:
-        """Match scores [N] of each text with the image beside it: what ``fbjax.load(workdir).score`` gives."""
-        if "match_features" in self.functions:
-            return self._of_pairs("match_features", texts, images)
-        vectors = self.embed_text(texts), self.embed_image(images)
-        if len(vectors[0]) != len(vectors[1]):
-            raise ValueError(f"as many texts as images are wanted; got {len(vectors[0])} and {len(vectors[1])}")
-        return np.einsum("ne,ne->n", *vectors)
-
-    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors [N, E] of texts, float32 of length 1; the cosine with an image's or product's is their match."""
-        return self._of_texts("embed_text", self.encode_texts(texts))
-
-    def embed_image(self, images: Sequence) -> np.ndarray:
-        """Vectors [N, E] of images."""
-        name, images = "embed_image_features", _listed(images, "images")
-        found = [self._batch(name, features=self.extract(images[part])) for part in _parts(len(images), ROWS)]
-        return np.concatenate([self._nothing(name), *found])
-
-    def embed_product(self, texts: Sequence[str], images: Sequence) -> np.ndarray:
-        """Vectors [N, E] of products, each text read together with the image beside it."""
-        return self._of_pairs("embed_product_features", texts, images)
-
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Framed piece ids, int32 [N, T]."""
         if self._encode is None:
             self._encode = _text_encoder(self._folder / self.manifest["tokenizer"], self.manifest["text_tokens"])
-        texts = _listed(texts, "texts")
+        texts = listed(texts, "texts")
         return np.array([self._encode(text) for text in texts], np.int32).reshape(-1, self.manifest["text_tokens"])
 
     def extract(self, images: Sequence) -> np.ndarray:
-        """Patch features [N, P, C] of images; one that stands there more than once is read once."""
+        """Patch features [N, P, C] of images; a repeated image is read once."""
         if self._read is None:
             self._read = _image_reader(self.manifest["image_size"])
-        images = _listed(images, "images")
-        keys = [image if isinstance(image, str | Path | bytes) else id(image) for image in images]
-        distinct = dict(zip(keys, images, strict=True))
-        place, images = {key: i for i, key in enumerate(distinct)}, list(distinct.values())
-        found = [
-            self._batch("features", images=np.stack([self._read(image) for image in images[part]]))
-            for part in _parts(len(images), ROWS)
-        ]
-        return np.concatenate([self._nothing("features"), *found])[[place[key] for key in keys]]
+        images, places = distinct(listed(images, "images"))
+        batches = (np.stack([self._read(image) for image in images[part]]) for part in _parts(len(images), ROWS))
+        found = [self._batch("features", images=pixels) for pixels in batches]
+        return np.concatenate([self._empty("features"), *found])[places]
 
-    def _of_pairs(self, name: str, texts: Sequence[str], images: Sequence) -> np.ndarray:
-        ids, images = self.encode_texts(texts), _listed(images, "images")
-        if len(ids) != len(images):
-            raise ValueError(f"as many texts as images are wanted; got {len(ids)} and {len(images)}")
+    def _scores(self, texts: list[str], images: list) -> np.ndarray:
+        if "match_features" in self.functions:
+            return self._of_pairs("match_features", texts, images)
+        return np.einsum("ne,ne->n", self._vectors(texts, None), self._vectors(None, images))
+
+    def _vectors(self, texts: Any, images: Any) -> np.ndarray:
+        if images is None:
+            return self._of_texts("embed_text", self.encode_texts(texts))
+        if texts is not None:
+            return self._of_pairs("embed_product_features", texts, images)
+        name = "embed_image_features"
+        found = [self._batch(name, features=self.extract(images[part])) for part in _parts(len(images), ROWS)]
+        return np.concatenate([self._empty(name), *found])
+
+    def _of_pairs(self, name: str, texts: list[str], images: list) -> np.ndarray:
+        ids = self.encode_texts(texts)
         parts = _parts(len(ids), AT_ONCE)
         found = [self._of_texts(name, ids[part], features=self.extract(images[part])) for part in parts]
-        return np.concatenate([self._nothing(name), *found])
+        return np.concatenate([self._empty(name), *found])
 
-    def _of_texts(self, name: str, ids: np.ndarray, **beside: np.ndarray) -> np.ndarray:
-        """First outputs for `ids` [N, T] and what stands `beside` them, in batches of texts padded to one length."""
-        found = np.resize(self._nothing(name), (len(ids), *self._nothing(name).shape[1:]))
-        lengths = np.minimum(-(-(ids != 0).sum(axis=1) // BUCKET) * BUCKET, ids.shape[1])
-        for length in np.unique(lengths):
-            rows = np.flatnonzero(lengths == length)
-            for part in (rows[some] for some in _parts(len(rows), ROWS)):
-                others = {given: array[part] for given, array in beside.items()}
-                found[part] = self._batch(name, ids=ids[part, :length], **others)
+    def _of_texts(self, name: str, ids: np.ndarray, **others: np.ndarray) -> np.ndarray:
+        """First outputs for `ids` [N, T] and `others` of the same rows, in batches of texts padded to one length."""
+        found = np.empty((len(ids), *self._empty(name).shape[1:]), np.float32)
+        for length, rows in uniform_batches((ids != 0).sum(axis=1), ROWS, BUCKET, ids.shape[1]):
+            part = {given: array[rows] for given, array in others.items()}
+            found[rows] = self._batch(name, ids=ids[rows, :length], **part)
         return found
 
     def _batch(self, name: str, **arrays: np.ndarray) -> np.ndarray:
-        """First outputs for at most `ROWS` rows, computed among as many."""
+        """First outputs for at most `ROWS` rows, repeated to `ROWS` for the computation."""
         count = len(next(iter(arrays.values())))
         whole = np.resize(np.arange(count), ROWS)
         found = self.call(name, **{given: array[whole] for given, array in arrays.items()})
         return next(iter(found.values()))[:count]
 
-    def _nothing(self, name: str) -> np.ndarray:
+    def _empty(self, name: str) -> np.ndarray:
         """First outputs for no rows."""
         self._function(name)
         return np.empty((0, *self._programs[name].out_avals[0].shape[1:]), np.float32)
@@ -132,48 +115,19 @@ class Exported:
 
     def _read_program(self, name: str) -> jax.export.Exported:
         path = self._folder / f"{name}{SUFFIX}"
-        artifact = path.read_bytes()
         try:
-            if _has_flatbuffers():
-                return jax.export.deserialize(bytearray(artifact))
-            return self._rebuilt(name, artifact)
-        except Exception as error:  # whatever an older or newer serialization makes of it
+            return jax.export.deserialize(bytearray(path.read_bytes()))
+        except ImportError:
+            raise ModuleNotFoundError(f"JAX needs flatbuffers to read {path}: pip install flatbuffers") from None
+        except Exception as error:  # another version of the serialization raises many types
             reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
             raise ValueError(
                 f"{path} was exported by jax {self.manifest['jax']}, which jax {jax.__version__} cannot read: use that "
-                f"version, export again, or install flatbuffers ({reason})"
+                f"version, or export again ({reason})"
             ) from None
 
-    def _rebuilt(self, name: str, artifact: bytes) -> jax.export.Exported:
-        """What `jax.export.deserialize` gives, for which JAX wants flatbuffers without requiring it."""
-        program = json.loads((self._folder / PROGRAMS).read_text(encoding="utf-8"))[name]
-        function, scope = self.functions[name], jax.export.SymbolicScope()
-
-        def described(shape, dtype):
-            shape = jax.export.symbolic_shape(",".join(map(str, shape)) + ",", scope=scope)
-            return jax.core.ShapedArray(shape, np.dtype(dtype))
-
-        params = {name: jax.core.ShapedArray(array.shape, array.dtype) for name, array in self._params.items()}
-        inputs = (params, *(described(given["shape"], given["dtype"]) for given in function["inputs"]))
-        outputs = tuple(described(shape, "float32") for shape in program["outputs"])
-        (in_avals, in_tree), (out_avals, out_tree) = map(jax.tree.flatten, ((inputs, {}), outputs))
-        start, length = program["module"]
-        known = {
-            "fun_name": name,
-            **{"in_tree": in_tree, "in_avals": tuple(in_avals), "in_shardings_hlo": (None,) * len(in_avals)},
-            **{"out_tree": out_tree, "out_avals": tuple(out_avals), "out_shardings_hlo": (None,) * len(out_avals)},
-            **{"_in_named_shardings": (None,) * len(in_avals), "_out_named_shardings": (None,) * len(out_avals)},
-            **{"_has_named_shardings": True, "nr_devices": 1, "platforms": tuple(program["platforms"])},
-            **{"ordered_effects": (), "unordered_effects": (), "disabled_safety_checks": ()},
-            "mlir_module_serialized": artifact[start : start + length],
-            "calling_convention_version": program["calling_convention"],
-            "module_kept_var_idx": tuple(program["kept"]),
-            **{"uses_global_constants": True, "_get_vjp": None},
-        }
-        return jax.export.Exported(**known)
-
     def _checked(self, name: str, given: dict, array: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
-        """`array` as the input `given` of `name`; `sizes` are those that batch and length have in inputs before it."""
+        """`array` as the input `given` of `name`; `sizes` collects batch and length of its inputs."""
         array, shape = np.asarray(array), given["shape"]
         if not np.can_cast(array.dtype, given["dtype"], "same_kind"):
             raise ValueError(f"{name}: {given['name']} has type {array.dtype}, expected {given['dtype']}")
@@ -189,26 +143,12 @@ class Exported:
         return array.astype(given["dtype"], copy=False)
 
 
-def _has_flatbuffers() -> bool:
-    try:
-        import flatbuffers  # noqa: F401
-    except ModuleNotFoundError:
-        return False
-    return True
-
-
 def _parts(count: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, count, size))
 
 
-def _listed(values, name: str) -> list:
-    if isinstance(values, str | bytes):
-        raise TypeError(f"{name} is one {type(values).__name__}: put it into a list")
-    return list(values)
-
-
 def _text_encoder(file: Path, num_tokens: int) -> Callable[[str], np.ndarray]:
-    """``text -> [CLS] pieces [SEP] [PAD] ..``, int32 [T], by the tokenizer in `file`."""
+    """``text -> [CLS] pieces [SEP] [PAD] ..``, int32 [T], with the tokenizer in `file`."""
     try:
         from tokenizers import Tokenizer
     except ModuleNotFoundError:
@@ -227,10 +167,8 @@ def _text_encoder(file: Path, num_tokens: int) -> Callable[[str], np.ndarray]:
         pieces = [piece for piece in tokenizer.encode(whole, add_special_tokens=False).ids if piece]  # [PAD] is 0
         if not pieces:
             raise ValueError(f"text {text[:100]!r} has no words")
-        row = np.zeros(num_tokens, np.int32)
         framed = [cls_id, *pieces[: num_tokens - 2], sep_id]
-        row[: len(framed)] = framed
-        return row
+        return np.pad(np.array(framed, np.int32), (0, num_tokens - len(framed)))
 
     return encode
 
@@ -238,7 +176,7 @@ def _text_encoder(file: Path, num_tokens: int) -> Callable[[str], np.ndarray]:
 def _image_reader(size: int | None) -> Callable[..., np.ndarray]:
     """``image -> pixels [S, S, 3]`` uint8."""
     if size is None:
-        raise ValueError("this export reads ready-made features: it takes no picture (pass features to call)")
+        raise ValueError("this export reads ready-made features, not pictures (pass features to call)")
     try:
         from fbjax.data.sources.images import read_pixels
     except ModuleNotFoundError as error:

@@ -1,57 +1,65 @@
 """Match scores of (text, image) pairs: batched, jitted at a few static shapes, each image embedded once.
 
-Pairs are sorted by text length, so that a batch computes hardly any padding; only [CLS] leaves the last layer.
+Pairs are sorted by text length, so that a batch computes little padding.
 """
 
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fbjax.core.batching import mixed_batches
 from fbjax.data.text.wordpiece import PAD_ID
-from fbjax.inference.embedder import Embedder
+from fbjax.inference.embedder import Embedder, batch_size, embed_batches
 from fbjax.model.fashionbert import FashionBert, match_score
 from fbjax.model.patch_features import PatchNetwork
 from fbjax.parallel.mesh import by_example, pad_rows, put_batch, replicated
 
-BUCKET = 8  # a batch's text length is rounded up to a multiple of this: as many programs are compiled
+if TYPE_CHECKING:  # bench must not import tensorflow_datasets
+    from fbjax.runs.run import Run
+
+BUCKET = 8  # pads a batch's texts to a multiple of this, so that few programs are compiled
 IN_FLIGHT = 4  # batches
-CPU_PAIRS, ACCELERATOR_PAIRS = 32, 256  # in a batch
+CPU_PAIRS, ACCELERATOR_PAIRS = 32, 256  # a batch
 
 
-def make_scorer(config, model: FashionBert, patches: PatchNetwork, mesh) -> "PairScorer | Embedder":
-    """What gives a pair's match score under a `Config`: FashionBERT where it learns alignment, else its towers."""
-    return (PairScorer if "tia" in config.tasks.names else Embedder)(model, patches, mesh)
+def match_logits(model: FashionBert, params: dict, ids: jax.Array, image: jax.Array) -> jax.Array:
+    """Logits [B, 2] of framed piece ids [B, T] and image embeddings [B, P, D]; the last layer computes [CLS] alone."""
+    apply = partial(model.apply, {"params": params})
+    cls = jnp.zeros_like(ids[:, :1])
+    hidden, means = apply(apply(ids, method="embed_text"), ids != PAD_ID, image, cls, method="encode_pair")
+    return apply(hidden[:, 0], means, method="match_logits")
+
+
+def make_scorer(run: "Run", mesh, patches: PatchNetwork | None = None) -> "PairScorer | Embedder":
+    """FashionBERT with its match head where the run scores pairs, else its embedder.
+
+    `patches`: the network that reads the inputs (default: `run.feature_input`).
+    """
+    return (PairScorer if run.scores_pairs else Embedder)(run.model, patches or run.feature_input, mesh)
 
 
 class PairScorer:
     """Scores with any parameters of one model: `variables` hold "fashionbert" and "patches".
 
-    On a CPU a batch is small, so that the MLP's hidden layer stays in its cache: 64 pairs at a time took 1.28 times as
-    long a pair as 32 (3 layers of width 384, 48 + 16 tokens, 2 cores).
+    On a CPU a batch is small, so that the MLP's hidden layer stays in the cache. A pair took 1.28 times as long in
+    batches of 64 as in batches of 32 (3 layers of width 384, 48 + 16 tokens, 2 cores).
     """
 
     def __init__(self, model: FashionBert, patches: PatchNetwork, mesh, pairs_per_batch: int | None = None):
         self._mesh = mesh
-        if pairs_per_batch is None:
-            pairs_per_batch = CPU_PAIRS if jax.default_backend() == "cpu" else ACCELERATOR_PAIRS
-        shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        self.batch_size = -(-pairs_per_batch // shards) * shards
+        self.batch_size = batch_size(mesh, pairs_per_batch, CPU_PAIRS, ACCELERATOR_PAIRS)
 
         def embed(variables, images):
             features = patches.apply(variables["patches"], images)
             return model.apply({"params": variables["fashionbert"]}, features, method="embed_image")
 
         def score(variables, ids, image):
-            apply = partial(model.apply, {"params": variables["fashionbert"]})
-            text = apply(ids, method="embed_text")
-            cls = jnp.zeros((len(ids), 1), jnp.int32)
-            hidden, means = apply(text, ids != PAD_ID, image, cls, method="encode_pair")
-            return match_score(apply(hidden[:, 0], means, method="tia_logits"))
+            return match_score(match_logits(model, variables["fashionbert"], ids, image))
 
         across, whole = by_example(mesh), replicated(mesh)
         self._embed = jax.jit(embed, in_shardings=(None, across), out_shardings=whole)
@@ -59,11 +67,7 @@ class PairScorer:
 
     def embed_images(self, variables: Any, batches: Iterable[np.ndarray]) -> np.ndarray:
         """Image embeddings [I, P, D] of batches of at most `batch_size` images (or cached features)."""
-        embedded = []
-        for images in batches:
-            whole = put_batch(pad_rows(images, self.batch_size), self._mesh)
-            embedded.append(np.asarray(self._embed(variables, whole))[: len(images)])
-        return np.concatenate(embedded)
+        return np.concatenate(embed_batches(partial(self._embed, variables), batches, self.batch_size, self._mesh))
 
     def score(
         self, variables: Any, ids: np.ndarray, images: np.ndarray, pairs: np.ndarray, progress: Callable | None = None
@@ -71,12 +75,17 @@ class PairScorer:
         """Logit differences [N] of `pairs` [N, 2]: (row of ids [.., T], row of image embeddings [I, P, D])."""
         scores = np.empty(len(pairs), np.float32)
         batches, launched = self._batches(ids, pairs), []
+
+        def collect():
+            members, values = launched.pop(0)
+            scores[members] = np.asarray(values)[: len(members)]
+
         for length, members in progress(batches, len(batches), "scoring") if progress else batches:
             launched.append((members, self._launch(variables, ids, images, pairs[members], length)))
             if len(launched) > IN_FLIGHT:  # the host prepares batches while the device computes
-                _collect(scores, launched.pop(0))
-        for item in launched:
-            _collect(scores, item)
+                collect()
+        while launched:
+            collect()
         return scores
 
     def expected_seconds(self, variables: Any, ids: np.ndarray, images: np.ndarray, pairs: np.ndarray) -> float:
@@ -92,16 +101,8 @@ class PairScorer:
 
     def _batches(self, ids: np.ndarray, pairs: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """(text length, members of `pairs`) of each batch, shortest texts first."""
-        lengths = (ids != PAD_ID).sum(axis=1)[pairs[:, 0]]
-        order = np.argsort(lengths, kind="stable")
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        return [(min(-(-int(lengths[b[-1]]) // BUCKET) * BUCKET, ids.shape[1]), b) for b in batches]
+        return mixed_batches((ids != PAD_ID).sum(axis=1)[pairs[:, 0]], self.batch_size, BUCKET, ids.shape[1])
 
     def _launch(self, variables, ids, images, pairs, length) -> jax.Array:
         batch = (ids[pairs[:, 0], :length], images[pairs[:, 1]])
         return self._score(variables, *put_batch(tuple(pad_rows(x, self.batch_size) for x in batch), self._mesh))
-
-
-def _collect(scores: np.ndarray, launched) -> None:
-    members, values = launched
-    scores[members] = np.asarray(values)[: len(members)]

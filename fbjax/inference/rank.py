@@ -1,4 +1,4 @@
-"""Asks a trained model: one text against a catalogue's images, or one image against its texts."""
+"""Ranks products with a trained model: a catalogue's images for one text, or its texts for one image."""
 
 import dataclasses
 from pathlib import Path
@@ -6,21 +6,20 @@ from pathlib import Path
 import numpy as np
 
 from fbjax.core.console import duration, progress, say
-from fbjax.data.batches.pipeline import read_products, read_texts
-from fbjax.data.records.builder import Records, build_records
-from fbjax.data.records.source import Source
-from fbjax.data.sources.tables import Product
+from fbjax.data.batches.pipeline import read_products
+from fbjax.data.records.builder import Records
+from fbjax.data.sources.base import Product
+from fbjax.data.sources.images import encoded
 from fbjax.inference.model import Model
 from fbjax.inference.pair_scorer import make_scorer
-from fbjax.parallel.mesh import make_mesh
-from fbjax.runs.feature_cache import image_inputs
+from fbjax.runs.feature_cache import image_inputs, text_inputs
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
     """The best products for a query, best first.
 
-    Scores are logit differences, > 0 where a match is likelier, or cosines of towers, which decide nothing.
+    Scores are logit differences, > 0 where a match is likelier, or cosines, which have no threshold.
     """
 
     query: str | bytes  # a text, or an encoded image
@@ -42,49 +41,38 @@ def rank(
 ) -> Ranking:
     """The `top` products of `data` (a table or glob; default: the run's validation split) for one text or one image.
 
-    `category` keeps to products of that category. Every candidate is scored with the query: time grows with their
-    number.
+    `category` keeps only products of that category. Time grows with the number of candidates.
     """
     if (text is None) == (image is None):
         raise ValueError("rank takes a text or an image, one of the two")
     if top < 1:
         raise ValueError(f"--top {top}: take at least 1")
     model = Model.load(workdir, step)
-    config, vocabulary = model.run.config, model.run.vocabulary
-    query_ids = model.encode_text(text) if text is not None else None
-    query_image = model.read_image(image) if image is not None else None
-    source = Source.one_table(data, config) if data else Source.from_config(config)
-    records = build_records(source, vocabulary, config.data.prepared, progress)["validation"]
+    query = model.encode_text(text) if text is not None else model.read_image(image)
+    records = model.records(data)
     rows = _of_category(records, category)
 
     patches = model.run.patches if image is not None else model.run.feature_input  # records may have cached features
-    scorer = make_scorer(config, model.run.model, patches, make_mesh(config.mesh))
-    places = np.arange(len(rows))
+    scorer = make_scorer(model.run, model.mesh, patches)
+    places, first = np.arange(len(rows)), np.zeros(len(rows), int)
     if text is not None:
-        batches = -(-len(rows) // scorer.batch_size)
-        inputs = image_inputs(model.run, records, rows, scorer.batch_size)
-        images = scorer.embed_images(model.variables, progress(inputs, batches, "image embeddings"))
-        ids, pairs = query_ids[None], np.stack([np.zeros_like(places), places], axis=1)
+        inputs = image_inputs(model.run, records, rows, scorer.batch_size, "image embeddings")
+        images = scorer.embed_images(model.variables, inputs)
+        ids, pairs = query[None], np.stack([first, places], axis=1)
     else:
-        images = scorer.embed_images(model.variables, [query_image[None]])
-        ids = read_texts(records, rows, vocabulary, config.model.text_tokens)
-        pairs = np.stack([places, np.zeros_like(places)], axis=1)
+        images = scorer.embed_images(model.variables, [query[None]])
+        ids, pairs = text_inputs(model.run, records, rows), np.stack([places, first], axis=1)
     expected = scorer.expected_seconds(model.variables, ids, images, pairs)
     if expected > 10:
         say(f"{len(rows):,} candidates: about {duration(expected)}")
     scores = scorer.score(model.variables, ids, images, pairs, progress)
     best = np.argsort(-scores, kind="stable")[:top]
-    return Ranking(
-        text if text is not None else Path(image).read_bytes(),
-        len(rows),
-        read_products(records, rows[best]),
-        scores[best].tolist(),
-        "tia" in config.tasks.names,
-    )
+    query, products = text if text is not None else encoded(image), read_products(records, rows[best].tolist())
+    return Ranking(query, len(rows), products, scores[best].tolist(), model.run.scores_pairs)
 
 
 def format_table(ranking: Ranking, width: int) -> list[str]:
-    """The ranking as lines of at most `width` columns: place, score, id, category, text."""
+    """The ranking as lines of at most `width` columns: rank, score, id, category, text."""
     ids = max(len(product.id) for product in ranking.products)
     categories = max(len(product.category) for product in ranking.products)
     lines = [f"{'':>3}  {'score':>6}  {'id':{ids}}  {'category':{categories}}  text"]

@@ -1,13 +1,12 @@
-"""Weights of a BERT in Hugging Face form become FashionBERT's text side and encoder, its first n layers.
+"""Loads a BERT in Hugging Face form into FashionBERT's text embeddings, encoder (its first n layers) and MLM head.
 
-A table says which array goes where, and vocab.txt which row is which piece's; whatever is missing or misshapen is
-reported in one error, whatever FashionBERT has and BERT lacks is left as initialised and named.
+A table maps arrays to parameters, and vocab.txt maps rows to pieces. One error reports all that is missing or
+misshapen. Parameters that BERT lacks keep their initial values, and are listed.
 """
 
 import dataclasses
 import importlib.resources
 import json
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,10 @@ import jax
 import numpy as np
 
 from fbjax.config.schema import ModelConfig
+from fbjax.data.text.wordpiece import PAD_ID
+from fbjax.model.embeddings import NUM_TEXT_SEGMENTS
 from fbjax.model.encoder import NORM_EPSILON
+from fbjax.model.weights.files import read_arrays
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 OF_PIECES = ("text_embeddings/word", "mlm/bias")  # a row for each piece
@@ -38,9 +40,9 @@ def find(name: str) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "vocab.txt", *WEIGHT_FILES]))
-    except Exception as error:  # whatever the hub client raises: no network, no such model, no permission
+    except Exception as error:  # the hub client raises many types: no network, no such model, no permission
         reason = str(error).splitlines()[0]
-        raise FileNotFoundError(f"BERT {name!r} is neither a folder nor to be had from the hub: {reason}") from None
+        raise FileNotFoundError(f"BERT {name!r} is neither a folder nor a model of the hub: {reason}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +52,35 @@ class Imported:
     initialised: tuple[str, ...]  # those that BERT lacks
 
 
+def bert_settings(config: ModelConfig, vocabulary_size: int) -> dict:
+    """The settings of a BERT like FashionBERT's encoder, under Hugging Face's names."""
+    return {
+        "vocab_size": vocabulary_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.mlp_dim,
+        "max_position_embeddings": config.text_tokens,
+        "type_vocab_size": NUM_TEXT_SEGMENTS,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": config.hidden_dropout,
+        "attention_probs_dropout_prob": config.attention_dropout,
+        "initializer_range": config.initializer_range,
+        "layer_norm_eps": NORM_EPSILON,
+        "pad_token_id": PAD_ID,
+    }
+
+
 def check_fit(folder: Path, config: ModelConfig, pieces: Sequence[str] = ()) -> None:
-    """Raises ValueError with all that config.json and vocab.txt alone show not to fit."""
+    """Raises ValueError with every problem that config.json and vocab.txt show; reads no weights."""
     _raise_all(folder, _architecture_problems(folder, config) + _find_rows(folder, pieces)[1])
 
 
 def load_bert(folder: str | Path, config: ModelConfig, params: dict, pieces: Sequence[str]) -> Imported:
-    """`params` (FashionBert's, freshly initialised) with everything that the BERT in `folder` has put in its place.
+    """FashionBert's initial `params` with every array that the BERT in `folder` has for them.
 
-    `pieces` are the run's, [V] in the order of its rows: each takes the row that it has in the BERT's vocab.txt.
+    `pieces` are the run's, [V] in the order of its rows: each takes its row in the BERT's vocab.txt. Raises ValueError
+    with every problem.
     """
     folder = Path(folder)
     rows, lacking = _find_rows(folder, pieces)
@@ -68,10 +90,10 @@ def load_bert(folder: str | Path, config: ModelConfig, params: dict, pieces: Seq
     taken = {}
     for target, (source, transform) in parameter_names(config.num_layers).items():
         found = next((arrays[prefix + source] for prefix in PREFIXES if prefix + source in arrays), None)
-        optional = target.split("/")[0] in ("mlm", "pooler")
+        if target not in expected:  # a head that no task of this run has
+            continue
         if found is None:
-            if not optional:
-                problems.append(f"missing {source} (for {target})")
+            problems += [f"missing {source} (for {target})"] * (not target.startswith(("mlm/", "pooler/")))
             continue
         array = transform(found)
         if target.endswith("position"):
@@ -88,17 +110,14 @@ def load_bert(folder: str | Path, config: ModelConfig, params: dict, pieces: Seq
         name: jax.device_put(taken[name].astype(np.float32), value.sharding) if name in taken else value
         for name, value in expected.items()
     }
-    return Imported(
-        params=flax.traverse_util.unflatten_dict(merged, sep="/"),
-        taken=tuple(sorted(taken)),
-        initialised=tuple(sorted(expected.keys() - taken.keys())),
-    )
+    initialised = tuple(sorted(expected.keys() - taken.keys()))
+    return Imported(flax.traverse_util.unflatten_dict(merged, sep="/"), tuple(sorted(taken)), initialised)
 
 
 def _find_rows(folder: Path, pieces: Sequence[str]) -> tuple[np.ndarray | None, list[str]]:
-    """Each piece's row in the BERT's vocab.txt, int [V], and the problem of those that have none, if any do.
+    """Each piece's row in the BERT's vocab.txt, int [V], and a problem that lists the pieces without a row.
 
-    None without a vocab.txt: the rows are then the BERT's own, as a vocabulary of the same size has to be.
+    None without a vocab.txt: row i of the BERT is then piece i, which needs a vocabulary of the same size.
     """
     path = folder / "vocab.txt"
     if not path.is_file():
@@ -119,26 +138,18 @@ def _raise_all(folder: Path, problems: list[str]) -> None:
         raise ValueError(f"{folder} does not fit the config:\n  " + "\n  ".join(problems))
 
 
-def _same(array: np.ndarray) -> np.ndarray:
-    return array
-
-
-def _transposed(array: np.ndarray) -> np.ndarray:
-    return array.T
-
-
 def _dense(target: str, source: str) -> dict:
-    return {f"{target}/kernel": (f"{source}.weight", _transposed), f"{target}/bias": (f"{source}.bias", _same)}
+    return {f"{target}/kernel": (f"{source}.weight", np.transpose), f"{target}/bias": (f"{source}.bias", np.asarray)}
 
 
 def _norm(target: str, source: str) -> dict:
-    return {f"{target}/scale": (f"{source}.weight", _same), f"{target}/bias": (f"{source}.bias", _same)}
+    return {f"{target}/scale": (f"{source}.weight", np.asarray), f"{target}/bias": (f"{source}.bias", np.asarray)}
 
 
 def parameter_names(num_layers: int) -> dict:
     """Target parameter -> (source array, transform)."""
     table = {
-        f"text_embeddings/{ours}": (f"embeddings.{theirs}_embeddings.weight", _same)
+        f"text_embeddings/{ours}": (f"embeddings.{theirs}_embeddings.weight", np.asarray)
         for ours, theirs in {"word": "word", "position": "position", "segment": "token_type"}.items()
     }
     table |= _norm("text_embeddings/norm", "embeddings.LayerNorm") | _dense("pooler", "pooler.dense")
@@ -153,54 +164,28 @@ def parameter_names(num_layers: int) -> dict:
         table |= _norm(f"{ours}/mlp_norm", f"{theirs}.output.LayerNorm")
     table |= _dense("mlm/transform", "cls.predictions.transform.dense")
     table |= _norm("mlm/norm", "cls.predictions.transform.LayerNorm")
-    table["mlm/bias"] = ("cls.predictions.bias", _same)
+    table["mlm/bias"] = ("cls.predictions.bias", np.asarray)
     return table
 
 
 def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
-    if (folder / WEIGHT_FILES[0]).is_file():
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        try:
-            arrays = load_file(folder / WEIGHT_FILES[0])
-        except SafetensorError as error:
-            raise ValueError(f"{folder / WEIGHT_FILES[0]} is not a safetensors file: {error}") from None
-    elif (folder / WEIGHT_FILES[1]).is_file():
-        try:
-            import torch
-        except ModuleNotFoundError:
-            raise ModuleNotFoundError(
-                f"reading {folder / WEIGHT_FILES[1]} needs PyTorch: pip install 'fbjax[parity]', "
-                "or convert the file to safetensors"
-            ) from None
-        try:
-            state = torch.load(folder / WEIGHT_FILES[1], map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            reason = (str(error).splitlines() or ["it is empty"])[0]
-            raise ValueError(f"{folder / WEIGHT_FILES[1]} is not a PyTorch weight file: {reason}") from None
-        arrays = {name: tensor.float().numpy() for name, tensor in state.items()}
-    else:
+    file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if file is None:
         raise FileNotFoundError(f"{folder} has neither {' nor '.join(WEIGHT_FILES)}")
     # TensorFlow conversions write LayerNorm.gamma and .beta
-    return {name.replace(".gamma", ".weight").replace(".beta", ".bias"): array for name, array in arrays.items()}
+    return {name.replace(".gamma", ".weight").replace(".beta", ".bias"): x for name, x in read_arrays(file).items()}
 
 
 def _architecture_problems(folder: Path, config: ModelConfig) -> list[str]:
-    """What of config.json contradicts the config, or is not the BERT that `fbjax.model.encoder` computes."""
+    """Every setting of config.json that contradicts the config, or that `fbjax.model.encoder` does not compute."""
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json")
     try:
         bert = json.loads((folder / "config.json").read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{folder / 'config.json'} is not JSON: {error}") from None
-    computed = {
-        "model_type": "bert",
-        "hidden_act": "gelu",
-        "layer_norm_eps": NORM_EPSILON,
-        "position_embedding_type": "absolute",
-        "tie_word_embeddings": True,
-    }
+    computed = {"model_type": "bert", "hidden_act": "gelu", "layer_norm_eps": NORM_EPSILON}
+    computed |= {"position_embedding_type": "absolute", "tie_word_embeddings": True}
     problems = [
         f"config.json says {name} {bert[name]!r}, only {value!r} is computed here"
         for name, value in computed.items()

@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fbjax.model.encoder import EncoderShape, dense, layer_norm
+from fbjax.config.schema import ModelConfig
+from fbjax.model.encoder import dense, layer_norm, table
 
 NUM_TEXT_SEGMENTS = 2  # rows of BERT's token-type table; text is segment 0
 
@@ -14,15 +15,15 @@ class TextEmbeddings(nn.Module):
 
     vocabulary_size: int
     num_positions: int
-    shape: EncoderShape
+    config: ModelConfig
 
     def setup(self):
-        width = self.shape.width
-        self.word = self.param("word", self.shape.table(("vocabulary", "embed")), (self.vocabulary_size, width))
-        self.position = self.param("position", self.shape.table((None, "embed")), (self.num_positions, width))
-        self.segment = self.param("segment", self.shape.table((None, "embed")), (NUM_TEXT_SEGMENTS, width))
+        width = self.config.width
+        self.word = self.param("word", table(self.config, ("vocabulary", "embed")), (self.vocabulary_size, width))
+        self.position = self.param("position", table(self.config, (None, "embed")), (self.num_positions, width))
+        self.segment = self.param("segment", table(self.config, (None, "embed")), (NUM_TEXT_SEGMENTS, width))
         self.norm = layer_norm("norm")
-        self.dropout = nn.Dropout(self.shape.hidden_dropout)
+        self.dropout = nn.Dropout(self.config.hidden_dropout)
 
     def __call__(self, ids: jax.Array, deterministic: bool) -> jax.Array:
         x = self.word[ids] + self.position[: ids.shape[1]] + self.segment[0]
@@ -37,14 +38,14 @@ class ImageEmbeddings(nn.Module):
     """``features [B, P, C] -> [B, P, D]``: dropout, bias-free projection + position + segment, LayerNorm, dropout."""
 
     num_patches: int
-    shape: EncoderShape
+    config: ModelConfig
 
     @nn.compact
     def __call__(self, features: jax.Array, deterministic: bool) -> jax.Array:
-        width = self.shape.width
-        drop = nn.Dropout(self.shape.hidden_dropout)
-        position = self.param("position", self.shape.table((None, "embed")), (self.num_patches, width))
-        segment = self.param("segment", self.shape.table((None, "embed")), (1, width))
+        width = self.config.width
+        drop = nn.Dropout(self.config.hidden_dropout)
+        position = self.param("position", table(self.config, (None, "embed")), (self.num_patches, width))
+        segment = self.param("segment", table(self.config, (None, "embed")), (1, width))
         features = drop(features.astype(jnp.float32), deterministic)
-        x = dense(self.shape, width, ("feature", "embed"), use_bias=False, name="projection")(features)
+        x = dense(self.config, width, ("feature", "embed"), use_bias=False, name="projection")(features)
         return drop(layer_norm("norm")(x + position + segment), deterministic)

@@ -4,56 +4,46 @@ Knows nothing of modalities or tasks. Every parameter is boxed with logical axis
 `fbjax.parallel.mesh`.
 """
 
-import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fbjax.config.schema import ModelConfig
+
 NORM_EPSILON = 1e-12
+GATE_START = 0.1  # the share of the other modality that heads start with, under gated cross-attention
 GATE_UNIT = 10.0  # Adam moves a number by its learning rate a step: too little for one to come from 0 to some tenths
 
 
-@dataclasses.dataclass(frozen=True)
-class EncoderShape:
-    """What an encoder is built from. `dtype` is that of matrix products; LayerNorm and softmax stay float32.
+def table(config: ModelConfig, axes: tuple[str | None, ...]):
+    """An initializer of weights that carry the logical `axes`."""
+    return nn.with_logical_partitioning(nn.initializers.normal(config.initializer_range), axes)
 
-    `attention` and `remat` say how it is computed, and what the backward pass recomputes: see `ModelConfig`. With
-    `gated` positions of unlike kind are attended to beside those of the own, by a share that each head learns from
-    `gate_start`.
-    """
 
-    num_layers: int
-    width: int
-    num_heads: int
-    mlp_dim: int
-    hidden_dropout: float = 0.0
-    attention_dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
-    initializer_range: float = 0.02
-    attention: str = "xla"
-    remat: str = "none"
-    gated: bool = False
-    gate_start: float = 0.0
-
-    def table(self, axes: tuple[str | None, ...]):
-        """An initializer of weights that carry the logical `axes`."""
-        return nn.with_logical_partitioning(nn.initializers.normal(self.initializer_range), axes)
+zeros = nn.initializers.zeros
 
 
 def dense(
-    shape: EncoderShape, features: int, axes: tuple[str | None, str | None], *, use_bias: bool = True, name: str
+    config: ModelConfig,
+    features: int,
+    axes: tuple[str | None, str | None],
+    *,
+    use_bias: bool = True,
+    name: str,
+    initializer: Callable | None = None,
 ) -> nn.Dense:
-    """A dense layer whose kernel carries the logical `axes` (input, output)."""
+    """A dense layer whose kernel carries the logical `axes` (input, output); `initializer`: not the config's."""
     return nn.Dense(
         features,
         use_bias=use_bias,
-        dtype=shape.dtype,
+        dtype=jnp.dtype(config.dtype),
         dot_general=_flat_dot_general,
-        kernel_init=shape.table(axes),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
+        kernel_init=nn.with_logical_partitioning(initializer, axes) if initializer else table(config, axes),
+        bias_init=nn.with_logical_partitioning(zeros, axes[1:]),
         name=name,
     )
 
@@ -88,10 +78,10 @@ def layer_norm(name: str) -> nn.LayerNorm:
 class Attention(nn.Module):
     """Multi-head attention of `queries` [B, R, D] over `keys` [B, L, D] where `mask` [B, L].
 
-    `crosses` [1 or B, R, L] says which of them are of unlike kind, for `EncoderShape.gated`.
+    `crosses` [1 or B, R, L] says which of them are of unlike kind, for `ModelConfig.cross_attention` 'gated'.
     """
 
-    shape: EncoderShape
+    config: ModelConfig
 
     @nn.compact
     def __call__(
@@ -102,26 +92,24 @@ class Attention(nn.Module):
         deterministic: bool,
         crosses: jax.Array | None = None,
     ) -> jax.Array:
-        heads = self.shape.num_heads
+        heads = self.config.num_heads
 
         def project(x, name):
-            x = dense(self.shape, self.shape.width, ("embed", "heads"), name=name)(x)
+            x = dense(self.config, self.config.width, ("embed", "heads"), name=name)(x)
             return x.reshape(*x.shape[:2], heads, -1)
 
         q, k, v = project(queries, "query"), project(keys, "key"), project(keys, "value")
-        if self.shape.attention == "cudnn" and _flash_takes(q, k):
+        if self.config.attention == "cudnn" and _flash_takes(q, k):
             mixed = flash(q, k, v, mask)
         else:
-            drop = partial(nn.Dropout(self.shape.attention_dropout), deterministic=deterministic)
+            drop = partial(nn.Dropout(self.config.attention_dropout), deterministic=deterministic)
             gate = None
             if crosses is not None:
-                start = nn.with_logical_partitioning(
-                    nn.initializers.constant(self.shape.gate_start / GATE_UNIT), ("heads",)
-                )
+                start = nn.with_logical_partitioning(nn.initializers.constant(GATE_START / GATE_UNIT), ("heads",))
                 gate = GATE_UNIT * self.param("gate", start, (heads,))
             mixed = attend(q, k, v, mask, drop, crosses, gate)
         mixed = mixed.reshape(*queries.shape[:2], -1)
-        return dense(self.shape, self.shape.width, ("heads", "embed"), name="out")(mixed)
+        return dense(self.config, self.config.width, ("heads", "embed"), name="out")(mixed)
 
 
 def attend(
@@ -157,7 +145,7 @@ def attend(
 
 
 def _flash_takes(q: jax.Array, k: jax.Array) -> bool:
-    """On an NVIDIA GPU, where every one of an even number of positions asks: cuDNN takes no others with a mask."""
+    """On an NVIDIA GPU with as many queries as keys, an even number: cuDNN takes no others with a mask."""
     return jax.default_backend() == "gpu" and q.shape == k.shape and q.shape[1] % 2 == 0
 
 
@@ -193,7 +181,7 @@ class Layer(nn.Module):
     With `positions` [B, R] only those rows are computed past the keys and values: [B, R, D] comes out.
     """
 
-    shape: EncoderShape
+    config: ModelConfig
 
     @nn.compact
     def __call__(
@@ -204,15 +192,15 @@ class Layer(nn.Module):
         deterministic: bool,
         kinds: jax.Array | None,
     ) -> jax.Array:
-        drop = nn.Dropout(self.shape.hidden_dropout)
+        drop = nn.Dropout(self.config.hidden_dropout)
         rows = x if positions is None else jnp.take_along_axis(x, positions[..., None], axis=1)
         crosses = None
         if kinds is not None:
             crosses = (kinds[None] if positions is None else kinds[positions])[..., None] != kinds
-        attended = Attention(self.shape, name="attention")(rows, x, mask, deterministic, crosses)
+        attended = Attention(self.config, name="attention")(rows, x, mask, deterministic, crosses)
         rows = layer_norm("attention_norm")(rows + drop(attended, deterministic))
-        hidden = gelu(dense(self.shape, self.shape.mlp_dim, ("embed", "mlp"), name="mlp_in")(rows))
-        hidden = dense(self.shape, self.shape.width, ("mlp", "embed"), name="mlp_out")(hidden)
+        hidden = gelu(dense(self.config, self.config.mlp_dim, ("embed", "mlp"), name="mlp_in")(rows))
+        hidden = dense(self.config, self.config.width, ("mlp", "embed"), name="mlp_out")(hidden)
         return by_example(layer_norm("mlp_norm")(rows + drop(hidden, deterministic)))
 
 
@@ -225,11 +213,11 @@ def by_example(x: jax.Array) -> jax.Array:
 class Encoder(nn.Module):
     """``x [B, L, D], mask [B, L] -> [B, L, D]``, or with `positions` [B, R] ``-> [B, R, D]``: those rows alone.
 
-    What nobody reads of the last layer is not computed: its queries, MLP and norms run at `positions` only. `kinds` [L]
-    tells positions apart for `EncoderShape.gated`.
+    The last layer's queries, MLP and norms are computed at `positions` only. `kinds` [L]
+    tells positions apart for `ModelConfig.cross_attention` 'gated'.
     """
 
-    shape: EncoderShape
+    config: ModelConfig
 
     @nn.compact
     def __call__(
@@ -240,11 +228,11 @@ class Encoder(nn.Module):
         deterministic: bool = True,
         kinds: jax.Array | None = None,
     ) -> jax.Array:
-        kinds = kinds if self.shape.gated else None
-        layer, x = _rematerialised(self.shape.remat), by_example(x)
-        for i in range(self.shape.num_layers):
-            last = i == self.shape.num_layers - 1
-            x = layer(self.shape, name=f"layer_{i}")(x, mask, positions if last else None, deterministic, kinds)
+        kinds = kinds if self.config.cross_attention == "gated" else None
+        layer, x = _rematerialised(self.config.remat), by_example(x)
+        for i in range(self.config.num_layers):
+            last = i == self.config.num_layers - 1
+            x = layer(self.config, name=f"layer_{i}")(x, mask, positions if last else None, deterministic, kinds)
         return x
 
 

@@ -1,12 +1,11 @@
-"""FashionBERT (section 3): text pieces and image patches through one BERT encoder, a head for each pretraining task.
+"""FashionBERT (section 3): text pieces and image patches through one BERT encoder, and the heads of a run's tasks.
 
 The two modalities share the encoder and nothing before it: position, segment and LayerNorm tables are each its own.
-Methods are the parts that callers combine: `embed_text`, `embed_image`, `encode`, and the heads. With `embedding_dim`
-the same encoder also reads text or image alone, as two towers that share their parameters: `tower`, `vector`.
+Methods are the parts that callers combine. The same encoder also reads text or image alone: `encode_alone`.
 """
 
-import dataclasses
-import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,49 +13,50 @@ import jax.numpy as jnp
 
 from fbjax.config.schema import ModelConfig
 from fbjax.model.embeddings import ImageEmbeddings, TextEmbeddings
-from fbjax.model.encoder import Encoder, EncoderShape, dense
-from fbjax.model.heads import MlmHead
+from fbjax.model.encoder import Encoder
 from fbjax.model.patch_features import PatchNetwork
 
-START_SCALE, MAX_SCALE = 1 / 0.07, 100.0  # of cosines (Radford et al. 2021)
+
+class InputSpec(NamedTuple):
+    """The sizes of what a run reads."""
+
+    vocabulary_size: int  # V
+    mask_id: int  # of [MASK]
+    text_tokens: int  # T, at most
+    num_patches: int  # P, a token of the whole image included
+    feature_size: int  # C
+    first_patch: int = 0  # 1 where a token of the whole image comes before the patches
 
 
 class FashionBert(nn.Module):
-    """The single-stream model. C is `feature_size`, P `num_patches`, T at most `text_tokens`.
+    """The single-stream model. `tasks` give it heads: see `fbjax.tasks.base.Task.heads`.
 
     `encode` takes text before patches, padding in between: ``[CLS] w1 .. wn [SEP] [PAD] .. p1 .. pP``.
     """
 
-    vocabulary_size: int
-    text_tokens: int
-    num_patches: int
-    feature_size: int
-    shape: EncoderShape
-    embedding_dim: int = 0
-    tia_reads: str = "cls"
+    spec: InputSpec
+    config: ModelConfig
+    tasks: tuple[Any, ...]
+
+    if TYPE_CHECKING:  # linen's own also says (output, changed variables), which no method here returns
+
+        def apply(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def setup(self):
-        width = self.shape.width
-        self.text_embeddings = TextEmbeddings(self.vocabulary_size, self.text_tokens, self.shape)
-        self.image_embeddings = ImageEmbeddings(self.num_patches, self.shape)
-        self.encoder = Encoder(self.shape)
-        self.pooler = dense(self.shape, width, ("embed", None), name="pooler")
-        self.mlm = MlmHead(self.vocabulary_size, self.shape)
-        self.mpm = dense(self.shape, self.feature_size, ("embed", "feature"), use_bias=False, name="mpm")
-        self.tia = dense(dataclasses.replace(self.shape, dtype=jnp.float32), 2, ("embed", None), name="tia")
-        if self.embedding_dim:
-            self.projection = dense(self.shape, self.embedding_dim, ("embed", None), use_bias=False, name="projection")
-            start = nn.with_logical_partitioning(nn.initializers.constant(math.log(START_SCALE)), ())
-            self.log_scale = self.param("log_scale", start, ())
+        self.text_embeddings = TextEmbeddings(self.spec.vocabulary_size, self.spec.text_tokens, self.config)
+        self.image_embeddings = ImageEmbeddings(self.spec.num_patches, self.config)
+        self.encoder = Encoder(self.config)
+        for task in self.tasks:
+            for name, head in task.heads(self.config, self.spec).items():
+                setattr(self, name, head if isinstance(head, nn.Module) else head(self))
 
-    def __call__(self, ids: jax.Array, text_mask: jax.Array, features: jax.Array):
-        """Every head on every position it could serve: to initialise all parameters, and to inspect."""
-        text = self.embed_text(ids)
-        hidden, means = self.encode_pair(text, text_mask, self.embed_image(features))
-        t = ids.shape[1]
-        if self.embedding_dim:
-            self.projection(hidden[:, 0])
-        return self.mlm_logits(hidden[:, :t]), self.mpm_logits(hidden[:, t:]), self.tia_logits(hidden[:, 0], means)
+    def __call__(self, ids: jax.Array, text_mask: jax.Array, features: jax.Array) -> jax.Array:
+        """Every head once, which initialises all parameters; hidden states ``[B, L, D]``."""
+        hidden, means = self.encode_pair(self.embed_text(ids), text_mask, self.embed_image(features))
+        text, image = hidden[:, : ids.shape[1]], hidden[:, ids.shape[1] :]
+        for task in self.tasks:
+            task.initialise(self, text, image, means)
+        return hidden
 
     def embed_text(self, ids: jax.Array, deterministic: bool = True) -> jax.Array:
         """``ids [B, T] -> [B, T, D]``."""
@@ -88,17 +88,17 @@ class FashionBert(nn.Module):
         positions: jax.Array | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """`encode`, and what `tia_logits` takes beside [CLS]: the means over text and over image, ``[B, 2, D]``.
+        """`encode`, and the means over text and over image, ``[B, 2, D]``, where a task reads them.
 
-        None where TIA reads [CLS] alone: of the last layer only `positions` are computed then.
+        Else None: of the last layer only `positions` are computed then.
         """
-        if self.tia_reads == "cls":
+        if not any(task.reads_means for task in self.tasks):
             return self.encode(text, text_mask, image, positions, deterministic), None
         hidden, t = self.encode(text, text_mask, image, deterministic=deterministic), text.shape[1]
         means = jnp.stack([_mean(hidden[:, :t], text_mask), hidden[:, t:].mean(axis=1)], axis=1)
         return hidden if positions is None else jnp.take_along_axis(hidden, positions[..., None], axis=1), means
 
-    def tower(
+    def encode_alone(
         self, text: jax.Array | None, text_mask: jax.Array | None, image: jax.Array | None, deterministic: bool = True
     ) -> jax.Array:
         """Embedded text, image, or both (a product) through the encoder, the mean over all positions: ``[B, D]``.
@@ -112,64 +112,32 @@ class FashionBert(nn.Module):
         hidden = self.encode(text, text_mask, image, deterministic=deterministic)
         return _mean(hidden, _whole_mask(text_mask, image))
 
+    def run_head(self, name: str, function: str, *arrays: jax.Array):
+        """``task.function(model, *arrays)`` of the task `name`."""
+        return getattr(self._task(lambda task: task.name == name), function)(self, *arrays)
+
+    def match_logits(self, cls: jax.Array, means: jax.Array | None = None) -> jax.Array:
+        """``cls [B, D]`` and the `means` of `encode_pair` ``-> [B, 2]`` float32; index 1 means match."""
+        return self._task(lambda task: task.scores_pairs).match_logits(self, cls, means)
+
     def vector(self, mean: jax.Array) -> jax.Array:
-        """Means [..., D] projected to vectors of length 1, [..., E] float32."""
-        projected = self.projection(mean).astype(jnp.float32)
-        return projected * jax.lax.rsqrt(jnp.square(projected).sum(axis=-1, keepdims=True) + 1e-12)
+        """Means [..., D] of `encode_alone` as vectors of length 1, [..., E] float32."""
+        return self._task(lambda task: task.embeds).vector(self, mean)
 
-    def scale(self) -> jax.Array:
-        """What cosines are multiplied by before the softmax over a batch: 1 over the learned temperature."""
-        above = jax.nn.relu(self.log_scale - math.log(MAX_SCALE))
-        return jnp.exp(self.log_scale - jax.lax.stop_gradient(above))  # at the limit it can still learn its way down
+    def logit_scale(self) -> jax.Array:
+        """What turns cosines of vectors into logits."""
+        return self._task(lambda task: task.embeds).logit_scale(self)
 
-    def mlm_logits(self, hidden: jax.Array) -> jax.Array:
-        """``hidden [..., D] -> [..., V]`` float32."""
-        return self.mlm(hidden, self.text_embeddings.decode)
-
-    def mpm_logits(self, hidden: jax.Array) -> jax.Array:
-        """``hidden [..., D] -> [..., C]`` float32."""
-        return self.mpm(hidden).astype(jnp.float32)
-
-    def pooled(self, cls: jax.Array) -> jax.Array:
-        """BERT's pooler: ``cls [B, D] -> [B, D]`` float32."""
-        return jnp.tanh(self.pooler(cls)).astype(jnp.float32)
-
-    def tia_logits(self, cls: jax.Array, means: jax.Array | None = None) -> jax.Array:
-        """``cls [B, D] -> [B, 2]`` float32; index 1 means match.
-
-        With the `means` [B, 2, D] of `encode_pair` their scaled cosine speaks for a match besides. Departs from the
-        paper: towers that have learned to point alike where text and image match need not learn to say so at [CLS].
-        """
-        logits = self.tia(self.pooled(cls))
-        if means is None:
-            return logits
-        cosine = self.vector(means).prod(axis=1).sum(axis=-1)
-        return logits + self.scale() * jnp.stack([jnp.zeros_like(cosine), cosine], axis=-1)
+    def _task(self, wanted: Callable[[Any], bool]) -> Any:
+        return next(task for task in self.tasks if wanted(task))
 
 
-def build_model(config: ModelConfig, vocabulary_size: int, patches: PatchNetwork) -> FashionBert:
-    return FashionBert(
-        vocabulary_size=vocabulary_size,
-        text_tokens=config.text_tokens,
-        num_patches=patches.num_patches,
-        feature_size=patches.feature_size,
-        embedding_dim=config.embedding_dim,
-        tia_reads=config.tia_reads,
-        shape=EncoderShape(
-            num_layers=config.num_layers,
-            width=config.width,
-            num_heads=config.num_heads,
-            mlp_dim=config.mlp_dim,
-            hidden_dropout=config.hidden_dropout,
-            attention_dropout=config.attention_dropout,
-            dtype=jnp.dtype(config.dtype),
-            initializer_range=config.initializer_range,
-            attention=config.attention,
-            remat=config.remat,
-            gated=config.cross_attention == "gated",
-            gate_start=config.gate_start,
-        ),
-    )
+def build_model(
+    config: ModelConfig, tasks: Iterable[Any], patches: PatchNetwork, vocabulary_size: int, mask_id: int
+) -> FashionBert:
+    """The model of these settings for texts of these pieces and images of these patches."""
+    sizes = (vocabulary_size, mask_id, config.text_tokens, patches.num_patches, patches.feature_size)
+    return FashionBert(InputSpec(*sizes, first_patch=int(patches.whole_image)), config, tuple(tasks))
 
 
 def _whole_mask(text_mask: jax.Array, image: jax.Array) -> jax.Array:
@@ -185,6 +153,6 @@ def _mean(hidden: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask[..., None], hidden, 0.0).sum(axis=1) / mask.sum(axis=1, keepdims=True)
 
 
-def match_score(tia_logits: jax.Array) -> jax.Array:
+def match_score(match_logits: jax.Array) -> jax.Array:
     """``[B, 2] -> [B]``: the logit difference, monotone in the probability of a match and never saturated."""
-    return tia_logits[:, 1] - tia_logits[:, 0]
+    return match_logits[:, 1] - match_logits[:, 0]

@@ -3,19 +3,20 @@
 import flax.linen as nn
 import jax
 
-from fbjax.model.encoder import EncoderShape, dense, gelu, layer_norm
+from fbjax.config.schema import ModelConfig
+from fbjax.model.encoder import dense, gelu, layer_norm
 
 
 class MlmHead(nn.Module):
     """Dense, GELU, LayerNorm before the tied decoder, and the decoder's bias."""
 
     vocabulary_size: int
-    shape: EncoderShape
+    config: ModelConfig
 
     @nn.compact
     def __call__(self, hidden: jax.Array, decode) -> jax.Array:
-        x = gelu(dense(self.shape, self.shape.width, ("embed", None), name="transform")(hidden))
-        x = layer_norm("norm")(x).astype(self.shape.dtype)
+        x = gelu(dense(self.config, self.config.width, ("embed", None), name="transform")(hidden))
+        x = layer_norm("norm")(x).astype(self.config.dtype)
         bias = self.param(
             "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("vocabulary",)), (self.vocabulary_size,)
         )

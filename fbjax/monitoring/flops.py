@@ -1,9 +1,9 @@
-"""FLOPs that a train step needs: counted from what the losses compute, before anything is compiled.
+"""Counts the FLOPs of a train step from the traced losses, without compiling.
 
-Counted are products of matrices and convolutions, 2 M N K each: once forward and, for each operand that depends on a
-parameter, once back, nothing recomputed, as in PaLM's model FLOPs utilisation (Chowdhery et al. 2022, appendix B). What
-a method does besides is not counted: further pull-backs for the weights of Eq. 6, rematerialisation, the optimiser. Nor
-are softmax, LayerNorm and GELU, 1 to 2 % of what XLA counts (configs/catalogue_paper.py, configs/my_catalogue.py).
+Matrix products and convolutions count 2 M N K each: once forward and, for each operand that depends on a parameter,
+once backward, as in PaLM's model FLOPs utilisation (Chowdhery et al. 2022, appendix B). Not counted are further
+pull-backs for the weights of Eq. 6, rematerialisation and the optimiser; nor softmax, LayerNorm and GELU, which are 1
+to 2 % of XLA's count (configs/catalogue_paper.py, configs/my_catalogue.py).
 """
 
 import dataclasses
@@ -16,35 +16,34 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from fbjax.data.batches.batch import Batch
-from fbjax.tasks.objective import Pretraining
+from fbjax.tasks.objective import Objective
 
 
 @dataclasses.dataclass(frozen=True)
 class StepWork:
-    """What steps have to do: model FLOPs by the tokens that texts are padded to, and how often they read a product."""
+    """The work of steps: model FLOPs by padded text length, and the number of readings of each product."""
 
     flops: Mapping[int, float]
     readings: int  # of each text and image: in the true pair, the mismatched one, the towers
     num_patches: int  # image tokens of a global batch, each time
 
     def tokens(self, num_pieces: float) -> float:
-        """Tokens that the encoder reads in a step on texts of `num_pieces` pieces in all, padding left out."""
+        """Tokens that the encoder reads in a step on texts with `num_pieces` pieces together, without padding."""
         return self.readings * (num_pieces + self.num_patches)
 
 
-def step_work(objective: Pretraining, params: Any, frozen: Any, batches: Iterable[Batch]) -> StepWork:
-    """Of steps on batches like `batches`, arrays or their shapes; only their text lengths may differ."""
+def step_work(objective: Objective, params: Any, frozen: Any, batches: Iterable[Batch]) -> StepWork:
+    """The work of steps on `batches`, arrays or shapes that differ only in text length."""
     batches = list(batches)
     flops = {batch.ids.shape[1]: step_flops(objective, params, frozen, batch) for batch in batches}
-    pairs = 2 if "tia" in objective.tasks else bool({"mlm", "mpm"} & set(objective.tasks))
     num_patches = len(batches[0].ids) * objective.patches.num_patches if batches else 0
-    return StepWork(flops, pairs + ("itc" in objective.tasks), num_patches)
+    return StepWork(flops, objective.num_readings, num_patches)
 
 
-def step_flops(objective: Pretraining, params: Any, frozen: Any, batch: Batch) -> float:
-    """Model FLOPs of a step on a global batch; arrays or their shapes will do."""
-    shape = dataclasses.replace(objective.model.shape, attention="xla", remat="none")  # the same products, in the open
-    objective = dataclasses.replace(objective, model=objective.model.clone(shape=shape))
+def step_flops(objective: Objective, params: Any, frozen: Any, batch: Batch) -> float:
+    """Model FLOPs of a step on a global batch of arrays or shapes."""
+    plain = dataclasses.replace(objective.model.config, attention="xla", remat="none")  # makes all products visible
+    objective = dataclasses.replace(objective, model=objective.model.clone(config=plain))
 
     def losses(params, frozen, batch):
         return objective.losses(params, frozen, batch, jax.random.key(0))[0]
@@ -60,12 +59,12 @@ def training_flops(function, params: Any, *others: Any) -> float:
 
 
 def program_flops(program: ClosedJaxpr) -> int:
-    """FLOPs of all that a traced program computes: of a step with every pull-back and what is recomputed."""
+    """FLOPs of a traced program, such as a whole step with all pull-backs and recomputation."""
     return _count(program.jaxpr, [False] * len(program.jaxpr.invars))[0]
 
 
 def _count(jaxpr: Jaxpr, learned: list[bool]) -> tuple[int, list[bool]]:
-    """FLOPs, and which outputs depend on a parameter; `learned` says which inputs do."""
+    """FLOPs, and which outputs depend on a parameter; `learned` marks the inputs that do."""
     depends = dict(zip(jaxpr.invars, learned, strict=True))
 
     def is_learned(variable) -> bool:
@@ -88,7 +87,7 @@ def _count(jaxpr: Jaxpr, learned: list[bool]) -> tuple[int, list[bool]]:
 
 
 def _product_flops(equation) -> int:
-    """Of one matrix product or convolution forward, 0 of anything else."""
+    """Forward FLOPs of a matrix product or convolution; 0 for other equations."""
     size = equation.outvars[0].aval.size if equation.outvars else 0
     match equation.primitive.name:
         case "dot_general":
@@ -108,7 +107,7 @@ def _parts(equation) -> list[Jaxpr]:
 
 
 def _inputs_of(part: Jaxpr, equation, inputs: list[bool]) -> list[bool]:
-    """Which inputs of `part` depend on a parameter: as in its equation; in a loop, where results come back, all."""
+    """Which inputs of `part` depend on a parameter: those of its equation; in a loop all, since results return."""
     if equation.primitive.name == "cond":
         return inputs[1:]
     one_by_one = "length" not in equation.params and len(inputs) == len(part.invars)

@@ -1,23 +1,22 @@
-"""Where a run's wall time went, from the events of `fbjax.monitoring.telemetry`. Pure: knows no file and no clock.
+"""Splits a run's wall time by cause, from the events of `fbjax.monitoring.telemetry`.
 
-The **wall time** of a run is that of its attempts, the processes that trained in its workdir, each from the start of
-its command to the last event it wrote. Every second of it has one cause:
+The **wall time** of a run is the sum over its attempts. An attempt is a process that trained in the workdir, from the
+start of its command to its last event. Every second has one cause:
 
-* ``step``: the device worked, or the host between two steps, on a step that counted: **goodput** is this over the wall
-  time. A step counts, done or under way, until a later attempt begins at a checkpoint before it.
-* ``lost work``: the same, on steps that a later attempt began before. What lay between is no lost work: compiling,
-  saving or waiting for input keep their cause whatever became of the steps.
-* ``start-up``: from the command's start to the first step, less what has a cause of its own: imports, the vocabulary,
-  restoring or initialising the state, the first batch.
-* ``records``, ``patch features``, ``mining``: made for the first time, or opened where they are there.
-* ``compile``: the step's programs. That of the validation's scorer is part of the first evaluation.
-* ``input``: the device had nothing to do because a batch was not there.
-* ``checkpoint``: the loop stood still for a checkpoint; the part that is written in the background costs nothing.
+* ``step``: work on a step that counted. **Goodput** is its share of the wall time. A step counts unless a later attempt
+  starts at an earlier checkpoint.
+* ``lost work``: work on the other steps. Compiling, saving and waiting for input keep their own cause.
+* ``start-up``: from the command's start to the first step, without other causes: imports, the vocabulary, restoring or
+  initialising the state, the first batch.
+* ``records``, ``patch features``, ``mining``: making or opening them.
+* ``compile``: compiling the step. Compiling the validation's scorer belongs to the first evaluation.
+* ``input``: the device waited for a batch.
+* ``checkpoint``: the loop waited for a checkpoint; writing in the background costs nothing.
 * ``evaluation``: validation between steps.
 
-Not of the wall time: what passed **down**, between one attempt's last event and the next one's start; the seconds
-between a killed process's last event and its end (`telemetry.HEARTBEAT_SECONDS` at most), which stand under down; and
-attempts that found the run finished.
+The wall time excludes the time **down** between an attempt's last event and the next attempt's start. This includes the
+time from a killed process's last event to its end (at most `telemetry.HEARTBEAT_SECONDS`). Attempts that find the run
+finished are left out.
 """
 
 from collections import Counter
@@ -31,9 +30,9 @@ CHECKPOINT, EVALUATION = "checkpoint", "evaluation"
 
 @dataclass
 class Attempt:
-    """One process that trained: `seconds` by cause, and the steps it led from and to (None: it never got to the loop).
+    """One process that trained: `seconds` by cause, its first and last step (None: it never reached the loop).
 
-    `ended` is how by its own words, "" where it had no time for any.
+    `ended` is "done" or the exception's name, and "" after a kill.
     """
 
     began: float  # Unix time
@@ -57,7 +56,7 @@ class Split:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """By cause, over all attempts; they sum to the wall time."""
+        """Seconds by cause over all attempts; their sum is the wall time."""
         return dict(sum((attempt.seconds for attempt in self.attempts), Counter()))
 
     @property
@@ -66,12 +65,12 @@ class Split:
 
     @property
     def goodput(self) -> float | None:
-        """Share of the wall time spent on steps that counted; None of no time at all."""
+        """Share of the wall time for steps that counted; None without wall time."""
         return self.seconds.get(STEP, 0.0) / self.wall if self.wall else None
 
 
 class _Work(NamedTuple):
-    """Seconds that an attempt spent on the steps after `first`, up to `last`; alike where none of them ended."""
+    """Seconds of an attempt on the steps after `first` up to `last`; `first` equals `last` if no step ended."""
 
     attempt: Attempt
     first: int
@@ -79,20 +78,20 @@ class _Work(NamedTuple):
     seconds: float
 
     def lost_from(self, step: int) -> float:
-        """Its seconds that went to steps after `step`, taken to be equally long."""
+        """The seconds on steps after `step`, if all steps take equally long."""
         if self.first >= step:
             return self.seconds
         return self.seconds * max(0, self.last - step) / max(1, self.last - self.first)
 
 
 def split(events: Iterable[dict]) -> Split:
-    """The split of a run's events, in the order in which they were written. Events of other kinds are passed over."""
+    """The split of a run's events in their order. Ignores other kinds of events."""
     attempts, counted = [], []
     for event in events:
         if "began" in event:
             attempts.append(Attempt(event["began"]))
         elif not attempts:
-            continue  # its beginning was never written: the disk was full
+            continue  # a full disk prevented the first event
         now = attempts[-1]
         if "from" in event:
             now.first = now.last = event["from"]
@@ -110,7 +109,7 @@ def split(events: Iterable[dict]) -> Split:
 
 
 def _lose(counted: list[_Work], step: int) -> list[_Work]:
-    """What still counts of work done once an attempt begins at `step`; the rest moves to its attempts' lost work."""
+    """The work that still counts after an attempt starts at `step`; moves the rest to lost work."""
     kept = []
     for work in counted:
         lost = work.lost_from(step)

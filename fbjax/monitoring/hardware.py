@@ -1,9 +1,9 @@
-"""What the devices here can do at best, which utilisation is a share of, and what accelerators are known.
+"""The peak FLOP/s of the devices, for utilisation, and a table of accelerators.
 
-TPUs: https://docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e. Their pages give a chip's interconnect as a whole;
-a link's share is that over the chip's ports, two for each axis of the torus (the same in "How to Scale Your Model",
-jax-ml.github.io/scaling-book/tpus). "GB" of HBM are GiB there, of which the compiler leaves a program some 2 % less.
-GPUs: NVIDIA's data sheets of the A100, H100 and H200, whose figures with sparsity are halved here.
+TPUs: https://docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e. These pages give the interconnect of a chip; a
+link has this divided by the chip's ports, two for each axis of the torus (as in "How to Scale Your Model",
+jax-ml.github.io/scaling-book/tpus). "GB" of HBM there are GiB; a program gets about 2 % less from the compiler.
+GPUs: NVIDIA's data sheets of the A100, H100 and H200; their figures with sparsity are halved here.
 """
 
 import os
@@ -26,7 +26,7 @@ class Chip:
     """One accelerator, one JAX device: on TPU v4 and v5p its two cores count as one."""
 
     name: str
-    device_kinds: tuple[str, ...]  # what `jax.Device.device_kind` says of it
+    device_kinds: tuple[str, ...]  # values of `jax.Device.device_kind`
     bf16_flops: float  # FLOP/s, dense
     hbm_bytes: int
     hbm_bandwidth: float  # bytes/s
@@ -54,21 +54,21 @@ CHIPS = (
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip that JAX calls `device_kind`; None for a CPU and for what the table lacks."""
+    """The chip with the JAX name `device_kind`; None if it is not in the table."""
     return next((chip for chip in CHIPS if device_kind in chip.device_kinds), None)
 
 
 def peak_flops(dtype: str, known: Iterable[dict] = ()) -> dict:
-    """``{"flops": FLOP/s of all devices together, "of": what that is}``.
+    """``{"flops": FLOP/s of all devices together, "of": the source of the figure}``.
 
-    Of an accelerator in `CHIPS` its bfloat16 figure, whatever `dtype` is, as is customary. Elsewhere the best of some
-    products of large matrices of `dtype`, measured now or before, where this machine's is among `known`: other work
-    beside it can only make it smaller.
+    For an accelerator in `CHIPS` this is its bfloat16 figure for any `dtype`, as is common. Otherwise it is the best
+    measured product of large matrices of `dtype`. Earlier measurements of this machine in `known` count as well, since
+    other work can only reduce the result.
     """
     device = jax.devices()[0]
     if chip := chip_of(device.device_kind):
         return {"flops": chip.bf16_flops * jax.device_count(), "of": f"{jax.device_count()} x {chip.name} in bfloat16"}
-    # the CPU devices of a process share its cores: one of them is given all
+    # the CPU devices of a process share its cores: a product on one of them uses all
     count = jax.process_count() if device.platform == "cpu" else jax.device_count()
     of = f"a matrix product in {dtype}, measured on {machine()}"
     measured = [peak["flops"] for peak in known if peak["of"] == of]
@@ -88,7 +88,7 @@ def _measured(dtype: str) -> float:
 
 
 def machine() -> str:
-    """The processor, its cores, and the accelerator where there is one."""
+    """The processor, its cores, and the accelerator if there is one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
@@ -100,7 +100,7 @@ def machine() -> str:
 
 
 def matmul_size() -> int:
-    """N of the [N, N] matrices whose product stands for the peak: .1 s on a CPU, milliseconds on a GPU."""
+    """N of the [N, N] matrices for measuring the peak: .1 s on a CPU, milliseconds on a GPU."""
     return 2048 if jax.default_backend() == "cpu" else 8192
 
 
@@ -109,7 +109,7 @@ def matmul_flops() -> float:
 
 
 def matmul(dtype: str) -> Callable[[], Any]:
-    """A contender: one product of two square matrices of `dtype` on one device."""
+    """A candidate: one product of two square matrices of `dtype` on one device."""
     a = jax.random.normal(jax.random.key(0), (matmul_size(), matmul_size()), jnp.dtype(dtype))
     product = jax.jit(jnp.matmul)
     return lambda: product(a, a).block_until_ready()

@@ -1,4 +1,4 @@
-"""What a run says of itself while it trains: metrics and speed, and metrics read back for the report."""
+"""Logs metrics and speed during training, and reads the metrics for the report."""
 
 import contextlib
 import math
@@ -21,7 +21,7 @@ from fbjax.core.paths import as_path
 from fbjax.monitoring.flops import StepWork
 from fbjax.monitoring.goodput import COMPILE, EVALUATION, INPUT, STEP
 from fbjax.monitoring.hardware import machine, peak_flops
-from fbjax.monitoring.telemetry import Telemetry
+from fbjax.monitoring.telemetry import Telemetry, curve_of
 from fbjax.parallel.distributed import broadcast_from_first, is_first
 from fbjax.runs.checkpoints import BEST_METRIC
 from fbjax.runs.state import make_schedule
@@ -32,16 +32,16 @@ PIECES = "text_pieces"  # a metric of the step that is no mean
 
 
 class Log:
-    """Metrics on their way to the terminal, to TensorBoard and, how fast the run is, to its telemetry.
+    """Writes metrics to the terminal and TensorBoard, and speeds also to the telemetry.
 
-    `work` says what a step takes; without it neither tokens nor FLOPs are known. Speeds are of the steps since the
-    last log step, the wait for their input included; evaluation and checkpoints are not their time.
+    Tokens and FLOPs are known only with `work`. Speeds are of the steps since the last log step. Their time includes
+    waiting for input, but not evaluation and checkpoints.
 
-    * ``step_seconds``, ``pairs_per_second``; ``tokens_per_second``: of text pieces and image tokens that the encoder
-      reads, each time it does, padding left out.
-    * ``model_flops_per_second``, and ``utilisation``, its share of what `hardware` knows of the devices.
-    * ``input_wait_share``: of the steps' time; ``peak_memory_bytes``: of a device or, where those do not say, of this
-      process, since it began; ``goodput``: of the run so far.
+    * ``step_seconds``, ``pairs_per_second``; ``tokens_per_second``: text pieces and image tokens that the encoder
+      reads, without padding.
+    * ``model_flops_per_second``, and ``utilisation``, its share of the peak from `hardware`.
+    * ``input_wait_share``: of the steps' time; ``peak_memory_bytes``: of a device or, if unknown, of this process;
+      ``goodput``: of the run so far.
     """
 
     work: StepWork | None = None
@@ -50,21 +50,20 @@ class Log:
         self._config, self._telemetry = config.train, telemetry
         self._schedule = make_schedule(config.train)
         self._writer = Writer(str(as_path(workdir) / FOLDER)) if is_first() else None
-        quiet = None if is_first() else True  # None: where there is no terminal
+        quiet = None if is_first() else True  # None: only without a terminal
         self._bar = tqdm(total=config.train.num_steps, initial=start, desc="train", dynamic_ncols=True, disable=quiet)
-        self._pending: list[tuple[dict, int]] = []  # metrics, and the length of the texts
+        self._pending: list[tuple[dict, int]] = []  # metrics and text length
         self._start_step = self._step = start
         self._evaluation_cost, self._skipped_validation = 0.0, False
-        self._flops = 0.0  # of the steps whose speed counts: all but the first, which warms up
+        self._flops = 0.0  # of all steps but the first, which warms up
         self._peak = peak_flops(config.model.dtype, telemetry.earlier("peak"))
         telemetry.enter_loop(start, config.train.num_steps, machine=machine(), peak=self._peak)
 
     @contextlib.contextmanager
     def waiting(self):
-        """Times what the device waits for its input: nothing, where that is there before the last step is done.
+        """Measures the device's wait for input: the whole block if the last step is done before it ends, else 0.
 
-        Where it is not, it may have become idle any time since: all of the block counts. The first batch of all is part
-        of the start-up.
+        The wait for the very first batch belongs to the start-up.
         """
         if self._step == self._start_step and not self._pending:
             yield
@@ -77,7 +76,7 @@ class Log:
         return not self._pending or self._pending[-1][0]["loss"].is_ready()
 
     def add(self, step: int, metrics: dict, text_tokens: int) -> None:
-        """Takes the metrics of the step that led to `step`, on texts of that many tokens; writes them at log steps."""
+        """Adds the metrics of the step that led to `step`; writes them at log steps."""
         self._pending.append((metrics, text_tokens))
         self._bar.update(1)
         if step == self._start_step + 1:
@@ -88,11 +87,11 @@ class Log:
             self.flush(step)
 
     def flush(self, step: int) -> None:
-        """Fetches the metrics since the last time, checks that they are finite, and writes their means."""
+        """Fetches the metrics since the last call, checks that they are finite, and writes their means."""
         if not self._pending:
             return
-        fetched, lengths = jax.device_get([metrics for metrics, _ in self._pending]), [n for _, n in self._pending]
-        self._pending = []
+        metrics, lengths = zip(*self._pending, strict=True)
+        fetched, self._pending = jax.device_get(metrics), []
         means = {name: _mean(name, [m[name] for m in fetched]) for name in fetched[0] if name != PIECES}
         self._check_finite(step, len(fetched), means)
         means["learning_rate"] = float(self._schedule(step))
@@ -104,7 +103,7 @@ class Log:
         self._show(step, means | figures)
 
     def _speed(self, num_pieces: list, lengths: list[int]) -> dict[str, float]:
-        """The figures of steps on texts of `num_pieces` pieces in all, padded to `lengths`, which end now."""
+        """The figures of the steps up to now; their texts have `num_pieces` pieces and are padded to `lengths`."""
         figures = {"peak_memory_bytes": peak_memory(), "goodput": self._telemetry.goodput()}
         now = self._telemetry.seconds()
         seconds, waited = (self._between(self._window, now, *causes) for causes in ((STEP, INPUT), (INPUT,)))
@@ -122,7 +121,7 @@ class Log:
         return figures
 
     def evaluate(self, step: int, auc: Callable[[], float], must: bool) -> dict | None:
-        """The checkpoint's metrics by `auc`, or None where that would take more than its share of the wall time."""
+        """The checkpoint's metrics by `auc`; None if it would exceed its share of the wall time, unless it `must`."""
         before = self._telemetry.seconds()
         allowed = EVALUATION_SHARE * sum(before.values())
         if broadcast_from_first(not must and before[EVALUATION] + self._evaluation_cost > allowed):
@@ -140,7 +139,7 @@ class Log:
     def _add_scalars(self, step: int, values: dict[str, float]) -> None:
         if self._writer:
             for name, value in values.items():
-                if math.isfinite(value):  # gradient norms are unknown to methods that need none
+                if math.isfinite(value):  # some methods have no gradient norms
                     self._writer.add_scalar(name, value, step)
             self._writer.flush()
 
@@ -191,7 +190,7 @@ class Log:
 
 
 def peak_memory() -> int:
-    """Bytes: the most that a device of this process has held, or the process itself where its devices do not say."""
+    """The peak memory in bytes of a device of this process, or of the process if the devices do not report it."""
     statistics = [device.memory_stats() or {} for device in jax.local_devices()]
     most = max(of_device.get("peak_bytes_in_use", 0) for of_device in statistics)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -199,20 +198,19 @@ def peak_memory() -> int:
 
 
 def _mean(name: str, values: list) -> float:
-    """The mean; of a task's gradient norm over those steps that know it, NaN where none does."""
+    """The mean; of a task's gradient norm without NaNs, NaN if there are only NaNs."""
     known = [value for value in values if not (name.endswith("/gradient_norm") and math.isnan(value))]
     return float(np.mean(known)) if known else math.nan
 
 
 def read_curves(workdir: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(steps, values) of every metric that a run has written; steps that a resumed run did again count once."""
+    """(steps, values) of every metric of a run; of repeated steps the last value."""
     folder = as_path(workdir) / FOLDER
     if not folder.is_dir():
         return {}
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
     events.Reload()
-    curves = {}
-    for name in events.Tags()["tensors"]:
-        values = {event.step: float(make_ndarray(event.tensor_proto)) for event in events.Tensors(name)}
-        curves[name] = np.array(sorted(values)), np.array([values[step] for step in sorted(values)])
-    return curves
+    return {
+        name: curve_of({event.step: float(make_ndarray(event.tensor_proto)) for event in events.Tensors(name)})
+        for name in events.Tags()["tensors"]
+    }

@@ -1,13 +1,13 @@
-"""The clock of a run: what its time is spent on, kept in the workdir so that a kill loses the last seconds at most.
+"""The time account of a run, in the workdir's ``telemetry.jsonl``. A kill loses at most the last seconds.
 
-One file, ``telemetry.jsonl``, an event a line, only ever appended to. `fbjax.monitoring.goodput` reckons it up.
+Every line is an event, and lines are only appended. `fbjax.monitoring.goodput` evaluates them.
 
-* ``{"began": Unix time}``: a process began to train.
-* ``{"from": step, "of": steps, "machine": .., "peak": {..}}``: it enters the loop at that step.
-* ``{"at": Unix time, "spent": {cause: seconds}, "step": s}``: what the time since the line before went to; s steps are
-  done for certain. At log steps also ``"figures"``, which `fbjax.monitoring.logger` names.
-* ``{"ended": how}``: it ended by itself.
-* ``{"noted": stage, "seconds": ..}``: what another command on this run took.
+* ``{"began": Unix time}``: a process starts to train.
+* ``{"from": step, "of": steps, "machine": .., "peak": {..}}``: the process enters the loop at that step.
+* ``{"at": Unix time, "spent": {cause: seconds}, "step": s}``: the causes of the time since the previous line; at least
+  s steps are done. At log steps also ``"figures"`` from `fbjax.monitoring.logger`.
+* ``{"ended": how}``: the process ends normally.
+* ``{"noted": stage, "seconds": ..}``: the time of another command on this run.
 """
 
 import contextlib
@@ -24,20 +24,20 @@ from fbjax.core.paths import append, as_path, is_remote
 from fbjax.monitoring.goodput import START_UP, STEP, split
 
 FILE = "telemetry.jsonl"
-HEARTBEAT_SECONDS, REMOTE_HEARTBEAT_SECONDS = 5.0, 60.0  # seconds after which a line is written, whatever the run is at
+HEARTBEAT_SECONDS, REMOTE_HEARTBEAT_SECONDS = 5.0, 60.0  # between lines
 
 
 class Telemetry:
-    """Accounts for every second since `begun` (Unix time; default: now), as a context manager until it is left.
+    """A context manager that accounts for every second since `begun` (Unix time; default: now).
 
-    Every process of a run keeps time, the one that `writes` keeps the file. A full disk costs lines, not the run: what
-    they would have said goes into the next.
+    Every process of a run measures, and the one with `writes` writes the file. On a full disk the run continues, and
+    the next line includes the time of the missing lines.
     """
 
     def __init__(self, workdir: str | Path, begun: float | None = None, writes: bool = True):
         now = time.time()
         self._begun = now if begun is None else begun
-        self._zero = time.perf_counter() - (now - self._begun)  # nobody sets this clock while the process runs
+        self._zero = time.perf_counter() - (now - self._begun)  # a clock that is never adjusted
         self._earlier = read_events(workdir)
         self._counted_before = self._wall_before = 0.0
         self._doing: list[str | Callable[[], str]] = [START_UP]
@@ -61,8 +61,7 @@ class Telemetry:
 
     @contextlib.contextmanager
     def spent(self, cause: str | Callable[[], str]):
-        """Puts the time of a block down to `cause`, or to what `cause()` says at its end, and at every
-        `HEARTBEAT_SECONDS` in it."""
+        """Assigns the time of a block to `cause`; a function is called at the end and at every heartbeat."""
         self._account()
         self._doing.append(cause)
         try:
@@ -72,7 +71,7 @@ class Telemetry:
             self._doing.pop()
 
     def enter_loop(self, step: int, num_steps: int, **about) -> None:
-        """The state is that of `step`: what earlier attempts did of the steps after it is lost."""
+        """Starts at the state of `step`: the later steps of earlier attempts are lost."""
         event = {"from": step, "of": num_steps} | about
         before = split([*self._earlier, {"began": self._begun}, event])
         self._counted_before, self._wall_before = before.seconds.get(STEP, 0.0), before.wall
@@ -81,12 +80,12 @@ class Telemetry:
         self._write(event)
 
     def stepping(self) -> None:
-        """From now on, time that has no cause is that of steps."""
+        """From now on, time without another cause belongs to steps."""
         self._account()
         self._doing[0] = STEP
 
     def checkpoint_figures(self, step: int, figures: dict[str, float]) -> None:
-        """`step` is done, and that is how fast it went."""
+        """Writes that `step` is done, with its `figures`."""
         self._step = step
         self._mark({"figures": {name: float(f"{value:.5g}") for name, value in figures.items()}})
 
@@ -97,25 +96,24 @@ class Telemetry:
             return self._seconds.copy()
 
     def goodput(self) -> float:
-        """Of the run up to now, earlier attempts included."""
+        """The goodput of the run so far, with earlier attempts."""
         seconds = self.seconds()
         return (self._counted_before + seconds[STEP]) / (self._wall_before + sum(seconds.values()))
 
     def earlier(self, name: str) -> list:
-        """What events of earlier attempts have under `name`."""
+        """The values of `name` in events of earlier attempts."""
         return [event[name] for event in self._earlier if name in event]
 
     def _account(self) -> None:
         with self._lock:
-            now = time.perf_counter() - self._zero
-            cause = self._doing[-1]
+            now, cause = time.perf_counter() - self._zero, self._doing[-1]
             cause = cause if isinstance(cause, str) else cause()
-            self._seconds[cause] += now - self._accounted
-            self._unwritten[cause] += now - self._accounted
+            for account in (self._seconds, self._unwritten):
+                account[cause] += now - self._accounted
             self._accounted = now
 
     def _mark(self, more: dict | None = None) -> None:
-        """Writes a line of what the time since the last one went to; what rounding leaves goes into the next."""
+        """Writes the causes of the time since the last line; the rounding error goes into the next line."""
         with self._lock:
             self._account()
             spent = {cause: part for cause, seconds in self._unwritten.items() if (part := round(seconds, 3))}
@@ -137,12 +135,12 @@ class Telemetry:
 
 
 def log_event(workdir: str | Path, stage: str, seconds: float) -> None:
-    """Notes what another command took; a full disk costs the note, not the command."""
+    """Notes the time of another command; on a full disk the command continues without the note."""
     _append(as_path(workdir) / FILE, {"noted": stage, "seconds": round(seconds, 1)})
 
 
 def _append(path: Path, event: dict, new_line: bool = False) -> bool:
-    """Whether the line could be written."""
+    """Appends a line; returns False if it cannot be written."""
     try:
         append(path, "\n" * new_line + json.dumps(event) + "\n")
     except OSError:
@@ -151,7 +149,7 @@ def _append(path: Path, event: dict, new_line: bool = False) -> bool:
 
 
 def read_events(workdir: str | Path) -> list[dict]:
-    """All events of a run in the order in which they were written; what a kill or a full disk cut is left out."""
+    """All events of a run in order, without lines that a kill or a full disk cut."""
     path, events = as_path(workdir) / FILE, []
     for line in path.read_text().splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError):
@@ -161,12 +159,14 @@ def read_events(workdir: str | Path) -> list[dict]:
 
 
 def read_figures(events: Iterable[dict]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(steps, values) of every figure of the log steps; of steps that were done again, the last ones."""
+    """(steps, values) of every figure of the log steps; of repeated steps the last value."""
     series: dict[str, dict[int, float]] = {}
     for event in events:
         for name, value in event.get("figures", {}).items():
             series.setdefault(name, {})[event["step"]] = value
-    return {
-        name: (np.array(sorted(values)), np.array([values[step] for step in sorted(values)]))
-        for name, values in series.items()
-    }
+    return {name: curve_of(values) for name, values in series.items()}
+
+
+def curve_of(values: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) in the order of the steps."""
+    return np.array(sorted(values)), np.array([values[step] for step in sorted(values)])

@@ -1,6 +1,6 @@
-"""Devices, logical axis rules and shardings: the only place that says what lies where.
+"""Devices, logical axis rules and shardings; no other module places arrays.
 
-Parameters are boxed with logical names where they are made (`fbjax.model.encoder`); the rules below map those to the
+Parameters are boxed with logical names where they are created (`fbjax.model.encoder`). The rules below map these to the
 mesh axes ``data`` (examples), ``fsdp`` (parameters, and examples too) and ``tensor`` (heads, MLP, vocabulary).
 """
 
@@ -15,22 +15,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fbjax.config.schema import Config, MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
-TILE = 8  # rows of the blocks in which a TPU keeps a matrix
+TILE = 8  # rows of a TPU's tiles of a matrix
 BATCH = "batch"  # of examples, not of parameters
-RULES = (
-    (BATCH, ("data", "fsdp")),
-    ("vocabulary", "tensor"),
-    ("heads", "tensor"),
-    ("mlp", "tensor"),
-    ("embed", "fsdp"),
-    ("feature", None),
-    ("norm", None),
-)
+RULES = ((BATCH, ("data", "fsdp")), ("vocabulary", "tensor"), ("heads", "tensor"), ("mlp", "tensor"))
+RULES += (("embed", "fsdp"), ("feature", None), ("norm", None))
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over `devices`, by default all of them, axes `AXES`, all Auto: under Explicit ones linen's constraints are
-    assertions."""
+    """A mesh over `devices` (default: all), axes `AXES`, all Auto: on Explicit ones linen's constraints assert."""
     devices = jax.devices() if devices is None else devices
     sizes, num_devices = [config.data, config.fsdp, config.tensor], len(devices)
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
@@ -48,15 +40,15 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 def shardings(mesh: Mesh, boxed):
     """A `NamedSharding` for each leaf of an abstract tree whose parameters are boxed with logical names.
 
-    Nothing is replicated by oversight: raises ValueError on a matrix without names, on a name without a rule, on a rule
-    that no name asks for, and on an axis that its devices do not divide.
+    Raises ValueError for a matrix without names, a name without a rule, an unused rule, and an axis that its devices do
+    not divide.
     """
     problems, used = [], {BATCH}
     for path, leaf in jax.tree.leaves_with_path(boxed, is_leaf=_is_boxed):
         names, shape = (leaf.names, leaf.value.shape) if _is_boxed(leaf) else ((), leaf.shape)
         parameter = f"{jax.tree_util.keystr(path, simple=True, separator='/')} {list(shape)}"
         if len(shape) > 1 and not _is_boxed(leaf):
-            problems.append(f"{parameter} names none of its axes: it would lie whole on every device")
+            problems.append(f"{parameter} names none of its axes: every device would hold a whole copy")
         for name, size in zip(names, shape, strict=True) if names else ():
             problems += [f"{parameter}, axis {name!r}: {problem}" for problem in _problems(name, size, mesh)]
         used.update(names)
@@ -67,7 +59,7 @@ def shardings(mesh: Mesh, boxed):
 
 
 def _problems(name: str | None, size: int, mesh: Mesh) -> Iterator[str]:
-    """What keeps an axis of `size` called `name` from being placed."""
+    """The reasons why an axis of `size` called `name` cannot be placed."""
     rules = dict(RULES)
     if name is not None and name not in rules:
         yield f"no rule for it (there are {', '.join(rules)})"
@@ -76,28 +68,27 @@ def _problems(name: str | None, size: int, mesh: Mesh) -> Iterator[str]:
 
 
 def replicated_params(params):
-    """`params` boxed to lie whole on every device, as is meant of a patch network that trains."""
+    """`params` boxed to be replicated, as those of a trained patch network are."""
     return jax.tree.map(lambda p: nn.LogicallyPartitioned(p, (None,) * p.ndim), params)
 
 
 def shardings_of(tree):
-    """Where each array or shape of `tree` lies."""
+    """The sharding of each array or shape of `tree`."""
     return jax.tree.map(lambda x: x.sharding, tree)
 
 
 def scatter_shards(mesh: Mesh, tree):
-    """A `NamedSharding` for each placed array or shape of `tree`: as it lies, and in shards over ``data`` besides.
+    """A `NamedSharding` for each placed array or shape of `tree`: its own, and sharded over ``data`` in addition.
 
-    Along the width D, which ``fsdp`` cuts up already: there XLA adds up on TPUs by reduce-scatter, and not along the
-    longer axis of a matrix, which it lays out last. An array stays as it is where that leaves a device no whole tiles,
-    as on a ``data`` of more than 96 at BERT-base's 768: those XLA would add up whole, and once more to gather them.
+    It shards the width D, which ``fsdp`` shards already: there XLA sums on TPUs by reduce-scatter, which it does not
+    along a matrix's longer axis, the last in its layout. An array keeps its sharding where a device would get no whole
+    tiles, as on a ``data`` of more than 96 at BERT-base's 768: XLA would sum those whole, and gather them afterwards.
     """
-    width, num_data = "fsdp", mesh.shape["data"]
 
     def scatter(x):
         spec = list(x.sharding.spec)
-        if width in spec and x.shape[spec.index(width)] % (mesh.shape[width] * num_data * TILE) == 0:
-            spec[spec.index(width)] = (width, "data")
+        if "fsdp" in spec and x.shape[spec.index("fsdp")] % (mesh.shape["fsdp"] * mesh.shape["data"] * TILE) == 0:
+            spec[spec.index("fsdp")] = ("fsdp", "data")
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(scatter, tree)
@@ -118,7 +109,7 @@ def by_example(mesh: Mesh) -> NamedSharding:
 
 @dataclasses.dataclass(frozen=True)
 class HostShard:
-    """The part of each global batch that this process feeds: what lies on its devices."""
+    """The rows of each global batch that this process loads, for its own devices."""
 
     rows: np.ndarray  # [b] int, sorted
     batch_size: int  # of the global batch
@@ -130,7 +121,7 @@ class HostShard:
 
 
 def put_batch(batch, mesh: Mesh, share: HostShard | None = None):
-    """Host arrays as one global batch on the mesh: whole ones, the same in every process, or this one's `share`."""
+    """Host arrays as one global batch on the mesh: the whole batch in every process, or this process's `share`."""
     sharding = by_example(mesh)
 
     def put(x):
@@ -146,21 +137,21 @@ def put_batch(batch, mesh: Mesh, share: HostShard | None = None):
 
 
 def pad_rows(rows: np.ndarray, size: int) -> np.ndarray:
-    """`rows` followed by copies of the first up to `size`, whose results are to be dropped."""
+    """`rows`, padded to `size` with copies of the first; drop their results."""
     return rows if len(rows) == size else np.concatenate([rows, np.repeat(rows[:1], size - len(rows), axis=0)])
 
 
 def check_fit(config: Config, mesh: Mesh) -> None:
-    """Raises ValueError, before long work, where the devices do not divide the batch or the heads."""
-    train, num_shards = config.train, mesh.shape["data"] * mesh.shape["fsdp"]
-    if train.batch_size % (num_shards * train.micro_batches):
+    """Raises ValueError where the devices do not divide the batch or the heads."""
+    train, num_shards, shape = config.train, mesh.shape["data"] * mesh.shape["fsdp"], dict(mesh.shape)
+    unit = num_shards * train.micro_batches
+    if train.batch_size % unit:
         raise ValueError(
             f"train.batch_size {train.batch_size} is not divisible by the {num_shards} devices that share it, times "
-            f"train.micro_batches {train.micro_batches} (mesh {dict(mesh.shape)}; use a multiple of "
-            f"{num_shards * train.micro_batches})"
+            f"train.micro_batches {train.micro_batches} (mesh {shape}; use a multiple of {unit})"
         )
-    if config.model.num_heads % mesh.shape["tensor"]:
+    if config.model.num_heads % shape["tensor"]:
         raise ValueError(
-            f"mesh.tensor {mesh.shape['tensor']} does not divide model.num_heads {config.model.num_heads} "
-            f"(mesh {dict(mesh.shape)}; use a divisor of the heads)"
+            f"mesh.tensor {shape['tensor']} does not divide model.num_heads {config.model.num_heads} "
+            f"(mesh {shape}; use a divisor of the heads)"
         )

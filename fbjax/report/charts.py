@@ -1,6 +1,6 @@
 """Charts as inline SVG for the pages: text in the page's font, colours as the page's CSS variables.
 
-Drawn at about the width at which they are shown, so that their text keeps its size; the same input gives the same text.
+Their width is about the displayed width, so that text keeps its size. The same input gives the same SVG.
 """
 
 import io
@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-COLOURS = {  # what Matplotlib draws with, and the CSS variable that stands there afterwards
+COLOURS = {  # CSS variable -> the colour for Matplotlib that it replaces
     "ink": "#010203",
     "muted": "#040506",
     "line": "#070809",
@@ -20,23 +20,16 @@ COLOURS = {  # what Matplotlib draws with, and the CSS variable that stands ther
     "second": "#0d0e0f",
 }
 SIZE = (4.9, 3.0)  # inches of 72 units
-SMOOTHED_FROM, WINDOWS = 40, 25  # points a curve has at least to be smoothed; windows that fit into it
+SMOOTHED_FROM, WINDOWS = 40, 25  # smoothed curves have at least 40 points; the window is 1/25 of them
 STYLE = {
     "svg.fonttype": "none",
     "font.size": 12,
     "text.color": COLOURS["ink"],
-    "axes.edgecolor": COLOURS["line"],
-    "axes.labelcolor": COLOURS["muted"],
-    "xtick.color": COLOURS["line"],
-    "ytick.color": COLOURS["line"],
-    "xtick.labelcolor": COLOURS["muted"],
-    "ytick.labelcolor": COLOURS["muted"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
+    **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), COLOURS["line"]),
+    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), COLOURS["muted"]),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left"), False),
     "axes.grid": True,
     "axes.grid.axis": "y",
-    "grid.color": COLOURS["line"],
     "grid.linewidth": 0.8,
     "ytick.major.size": 0,
     "axes.axisbelow": True,
@@ -48,17 +41,15 @@ DASHES = ("-", (0, (5, 2)), (0, (1.5, 2)))
 
 
 def curve(steps: np.ndarray, values: np.ndarray, label: str, guide: tuple[float, str] | None = None, noisy=True):
-    """One metric over the steps, smoothed where it is noisy and has many points.
-
-    `guide`: a level worth knowing, and its name.
-    """
+    """One metric over the steps, smoothed if it is noisy and has many points. `guide`: a level and its name."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure()
         if noisy and len(steps) >= SMOOTHED_FROM:
             axes.plot(steps, values, color=COLOURS["accent"], alpha=0.25, linewidth=1)
             values = smooth(values, len(values) // WINDOWS)
-        axes.plot(steps, values, color=COLOURS["accent"], linewidth=2, **_markers(steps))
-        if guide:  # so that a curve that never left the level looks flat
+        markers = {"marker": "o", "markersize": 4} if len(steps) < 10 else {}
+        axes.plot(steps, values, color=COLOURS["accent"], linewidth=2, **markers)
+        if guide:  # a curve near the level looks flat
             low, high = axes.get_ylim()
             axes.set_ylim(min(low, guide[0] - 0.05), max(high, guide[0] + 0.02))
             _guide(axes, *guide)
@@ -67,7 +58,7 @@ def curve(steps: np.ndarray, values: np.ndarray, label: str, guide: tuple[float,
 
 
 def curves(series: dict[str, tuple[np.ndarray, np.ndarray]], label: str, top: float | None = None) -> Markup:
-    """Several metrics over the steps, each named at its end; axes from 0 to `top`."""
+    """Several metrics over the steps with names at their ends; the axis is from 0 to `top`."""
     colours = (COLOURS["ink"], COLOURS["muted"], COLOURS["accent"])
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure()
@@ -84,7 +75,7 @@ def curves(series: dict[str, tuple[np.ndarray, np.ndarray]], label: str, top: fl
 
 
 def points(steps: np.ndarray, values: np.ndarray, marked: int, label: str, guide: tuple[float, str]) -> Markup:
-    """A metric measured now and then; the step `marked` is filled in and its value written beside it."""
+    """A metric of some steps; the step `marked` has another colour and shows its value."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure()
         axes.plot(steps, values, color=COLOURS["accent"], linewidth=2, alpha=0.5)
@@ -92,14 +83,8 @@ def points(steps: np.ndarray, values: np.ndarray, marked: int, label: str, guide
         for here, colour, size in ((~filled, COLOURS["second"], 4), (filled, COLOURS["accent"], 7)):
             axes.plot(steps[here], values[here], "o", color=colour, markersize=size, clip_on=False)
         for value in values[filled]:
-            axes.annotate(
-                f"{value:.3f}".removeprefix("0"),
-                (marked, value),
-                xytext=(0, 8),
-                textcoords="offset points",
-                ha="center",
-                weight="bold",
-            )
+            style = {"textcoords": "offset points", "ha": "center", "weight": "bold"}
+            axes.annotate(f"{value:.3f}".removeprefix("0"), (marked, value), xytext=(0, 8), **style)
         axes.set_ylim(min(guide[0], values.min()) - 0.04, max(1.0, values.max() + 0.08))
         _guide(axes, *guide)
         _steps_axis(axes, steps)
@@ -107,7 +92,7 @@ def points(steps: np.ndarray, values: np.ndarray, marked: int, label: str, guide
 
 
 def ranks(names: list[str], groups: dict[str, list[tuple[float, float, float]]], chance: list[float], label) -> Markup:
-    """Bars of (value, low, high) with whiskers, one row of `groups` a colour, and a tick where guessing would lie."""
+    """Bars of (value, low, high) with whiskers, one colour for each of `groups`, and a tick at `chance`."""
     with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x", "ytick.labelcolor": COLOURS["ink"]}):
         figure, axes = _figure((5.9, 0.9 + 0.85 * len(names)))
         height = 0.74 / max(len(groups), 1)
@@ -116,9 +101,8 @@ def ranks(names: list[str], groups: dict[str, list[tuple[float, float, float]]],
             places = np.arange(len(bars)) + (g - (len(groups) - 1) / 2) * height
             colour = COLOURS["accent"] if g == 0 else COLOURS["second"]
             axes.barh(places, values, height * 0.86, color=colour, label=name)
-            axes.errorbar(
-                values, places, xerr=[values - low, high - values], fmt="none", ecolor=COLOURS["ink"], elinewidth=1.2
-            )
+            whiskers = {"fmt": "none", "ecolor": COLOURS["ink"], "elinewidth": 1.2}
+            axes.errorbar(values, places, xerr=[values - low, high - values], **whiskers)
         for place, value in enumerate(chance):
             name = "chance" if place == 0 else None
             axes.vlines(value, place - 0.42, place + 0.42, COLOURS["ink"], linestyles=[(0, (2, 1.5))], label=name)
@@ -133,7 +117,7 @@ def ranks(names: list[str], groups: dict[str, list[tuple[float, float, float]]],
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """The moving average over `window` points, narrower at the start, where it meets the values, and cut at the end."""
+    """The moving average over `window` points, narrower near both ends."""
     places = np.arange(len(values))
     before = np.minimum(window // 2, places)
     after = np.minimum(before, places[::-1])
@@ -155,33 +139,28 @@ def _steps_axis(axes, steps: np.ndarray) -> None:
     axes.margins(x=0)
 
 
-def _markers(steps: np.ndarray) -> dict:
-    return {"marker": "o", "markersize": 4} if len(steps) < 10 else {}
-
-
 def _guide(axes, level: float, name: str) -> None:
     axes.axhline(level, color=COLOURS["muted"], linewidth=1, linestyle=(0, (3, 3)))
-    axes.annotate(
-        name, (1, level), xycoords=("axes fraction", "data"), xytext=(0, 4), textcoords="offset points",
-        ha="right", color=COLOURS["muted"],
-    )  # fmt: skip
+    _annotate(axes, name, level, xytext=(0, 4), ha="right", color=COLOURS["muted"])
 
 
 def _names_at_the_end(axes, named: dict[float, list[tuple[str, str]]]) -> None:
-    """Names to the right of the last points, moved apart where they would lie upon each other."""
+    """Names to the right of the last points, moved apart if they would overlap."""
     gap = 0.09 * np.diff(axes.get_ylim())[0]
     lowest = -np.inf
     for value in sorted(named):
         lowest = max(value, lowest + gap)
-        text = ", ".join(name for name, _ in named[value])
-        axes.annotate(
-            f"{text} {value:.2f}", (1, lowest), xycoords=("axes fraction", "data"), xytext=(6, 0),
-            textcoords="offset points", va="center", color=named[value][-1][1], annotation_clip=False,
-        )  # fmt: skip
+        text, style = ", ".join(name for name, _ in named[value]), {"va": "center", "annotation_clip": False}
+        _annotate(axes, f"{text} {value:.2f}", lowest, xytext=(6, 0), color=named[value][-1][1], **style)
+
+
+def _annotate(axes, text: str, level: float, **style) -> None:
+    """Writes `text` at the right end of the axes."""
+    axes.annotate(text, (1, level), xycoords=("axes fraction", "data"), textcoords="offset points", **style)
 
 
 def _svg(figure: Figure, label: str) -> Markup:
-    """The figure as an element of an HTML page, to be read out as `label`."""
+    """The figure as an element of an HTML page with the ARIA label `label`."""
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": label, "svg.fonttype": "none"}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})

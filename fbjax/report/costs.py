@@ -1,11 +1,10 @@
-"""What a run cost, for the report: where its time went, how fast it was, and when it was started again."""
+"""The cost of a run for the report: time by cause, speed, and restarts."""
 
 import datetime
 from collections.abc import Iterator
 
 import numpy as np
 
-from fbjax.config.schema import Config
 from fbjax.monitoring import goodput
 from fbjax.monitoring.goodput import Attempt, Split
 from fbjax.monitoring.hardware import machine
@@ -26,14 +25,14 @@ MEANINGS = {  # of the causes of `fbjax.monitoring.goodput`, in the order of the
     goodput.EVALUATION: (goodput.EVALUATION, "validation between steps"),
 }
 SHOWN_FROM = 0.0005  # of the wall time
-ENDED = {"": "killed", "done": "by itself"}  # what says nothing more, but for the last one, which may still run
+ENDED = {"": "killed", "done": "by itself"}  # the last attempt may also still run
 
 
-def cost(config: Config, newest: int, events: list[dict], preparing: float | None) -> dict:
-    """The cost section's values, from the run's events and the seconds that preparing its records took."""
+def cost(batch_size: int, newest: int, events: list[dict], preparing: float | None) -> dict:
+    """The values of the cost section from the run's events and the seconds of preparing its records."""
     split, figures = goodput.split(events), read_figures(events)
     peaks = [event["peak"] for event in events if "peak" in event]
-    if "model_flops_per_second" in figures:  # the last peak is the best known: shares of it throughout
+    if "model_flops_per_second" in figures:  # the last peak is the best estimate
         steps, flops = figures["model_flops_per_second"]
         figures["utilisation"] = steps, flops / peaks[-1]["flops"]
     stages = {"preparing the records, once": preparing} if preparing is not None else {}
@@ -47,7 +46,7 @@ def cost(config: Config, newest: int, events: list[dict], preparing: float | Non
         "panels": list(_panels(figures, peaks)),
         "stages": stages,
         "steps": newest,
-        "pairs": 2 * config.train.batch_size,
+        "pairs": 2 * batch_size,
         "rate": _median(figures, "pairs_per_second"),
         "speeds": dict(_speeds(figures)),
         "machines": list(dict.fromkeys(event["machine"] for event in events if "machine" in event)),
@@ -56,7 +55,7 @@ def cost(config: Config, newest: int, events: list[dict], preparing: float | Non
 
 
 def _parts(split: Split) -> Iterator[dict]:
-    """Each cause with its share of the wall time, those that nobody would see left out."""
+    """Each visible cause with its share of the wall time."""
     seconds = split.seconds
     overheads = [cause for cause in MEANINGS if cause not in (goodput.STEP, goodput.LOST)]
     for cause, (name, meaning) in MEANINGS.items():
@@ -65,8 +64,8 @@ def _parts(split: Split) -> Iterator[dict]:
             continue
         kind = {goodput.STEP: "counted", goodput.LOST: "lost"}.get(cause, "overhead")
         opacity = round(0.9 - 0.09 * overheads.index(cause), 2) if kind == "overhead" else 1
-        looks = {"kind": kind, "opacity": opacity}
-        yield {"cause": name, "meaning": meaning, "seconds": seconds[cause], "share": share} | looks
+        part = {"cause": name, "meaning": meaning, "seconds": seconds[cause], "share": share}
+        yield part | {"kind": kind, "opacity": opacity}
 
 
 def _attempts(split: Split) -> Iterator[dict]:
@@ -89,15 +88,12 @@ def _panels(figures: dict[str, tuple[np.ndarray, np.ndarray]], peaks: list[dict]
     """Curves of speed, utilisation and memory over the steps."""
     if not figures:
         return
+    share = "FLOP/s that the model needs, nothing counted twice, as a share of "
+    share += f"{peaks[-1]['flops'] / 1e9:,.0f} GFLOP/s: {peaks[-1]['of']}."
     panels = {
         "pairs_per_second": ("Pairs a second", 1, "Text-picture pairs, waiting for input included."),
         "step_seconds": ("Step time (ms)", 1e3, "Mean of the steps between two log lines."),
-        "utilisation": (
-            "Utilisation (%)",
-            100,
-            "FLOP/s that the model needs, nothing counted twice, as a share of "
-            f"{peaks[-1]['flops'] / 1e9:,.0f} GFLOP/s: {peaks[-1]['of']}.",
-        ),
+        "utilisation": ("Utilisation (%)", 100, share),
         "peak_memory_bytes": ("Peak memory (GiB)", 2**-30, "The most a device has held, or the process on a CPU."),
     }
     for name, (title, unit, reading) in panels.items():
@@ -108,7 +104,7 @@ def _panels(figures: dict[str, tuple[np.ndarray, np.ndarray]], peaks: list[dict]
 
 
 def _speeds(figures: dict) -> Iterator[tuple[str, str]]:
-    """Medians over the log steps, as a person reads them."""
+    """Medians over the log steps, formatted."""
     for name, what, shown in (
         ("pairs_per_second", "pairs a second, median", "{:,.0f}"),
         ("tokens_per_second", "tokens a second, text and image, no padding, median", "{:,.0f}"),

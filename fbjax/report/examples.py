@@ -1,4 +1,4 @@
-"""Rankings to look at, chosen by a stated rule, and what the scores of some pairs rest on."""
+"""Example rankings, chosen by a fixed rule, and explanations of some scores."""
 
 import random
 import re
@@ -8,9 +8,9 @@ import numpy as np
 
 from fbjax.data.batches.pipeline import read_products
 from fbjax.data.records.builder import Records
-from fbjax.data.sources.tables import Product
+from fbjax.data.sources.base import Product
 from fbjax.inference.explain import Explanation
-from fbjax.report.page import picture, shorten
+from fbjax.report.page import card, picture
 
 FOUND, BETWEEN, WORST = "The right one came first", "The right one came later", "The worst"
 NUM_EACH, SEED = 2, 0
@@ -18,13 +18,13 @@ RULE = (
     f"Up to {NUM_EACH} queries drawn (seed {SEED}) from those whose right product came first, {NUM_EACH} from those "
     f"where it came later, and the {NUM_EACH} where it came last of all. Nothing is picked by hand."
 )
-FAINT = 0.08  # of the strongest: below it a word or patch is left uncoloured
-WEAK = 0.1  # logit difference: where nothing weighs as much, colours stay as pale as it is weak
+FAINT = 0.08  # share of the strongest value, below which a word or patch has no colour
+WEAK = 0.1  # logit difference: if all values are smaller, their colours are pale
 EXPLAINED_HEIGHT = 280
 
 
 def choose(rankings: list[dict]) -> dict[str, list[dict]]:
-    """The rankings of one direction to show, by `RULE`; kinds of which there are none are left out."""
+    """Chooses rankings of one direction by `RULE`; leaves out empty kinds."""
     draw = random.Random(SEED)
     worst = sorted((r for r in rankings if r["rank"] > 1), key=lambda r: -r["rank"])[:NUM_EACH]
     first = [r for r in rankings if r["rank"] == 1]
@@ -38,40 +38,24 @@ def choose(rankings: list[dict]) -> dict[str, list[dict]]:
 
 
 def look_up(records: Records, rankings: Sequence[dict]) -> dict[str, Product]:
-    """Every product that `rankings` show, by id."""
+    """The products of `rankings` by id."""
     ids = list(dict.fromkeys(i for r in rankings for i in (r["query"], r["positive"], *(j for j, _ in r["top"]))))
     return dict(zip(ids, read_products(records, records.rows(ids)), strict=True)) if ids else {}
 
 
 def view(ranking: dict, products: dict[str, Product]) -> dict:
     """One ranking as the template shows it."""
-    query = products[ranking["query"]]
-    cards = [
-        _card(products[identity], score, place, identity == ranking["positive"])
-        for place, (identity, score) in enumerate(ranking["top"], start=1)
-    ]
-    if not any(card["right"] for card in cards):
-        cards.append(_card(products[ranking["positive"]], ranking["score"], ranking["rank"], True))
-    by_image = ranking["direction"] == "image_to_text"
-    return {
-        "by_image": by_image,
-        "picture": picture(query.image) if by_image else None,
-        "text": query.text,
-        "category": query.category,
-        "rank": ranking["rank"],
-        "size": ranking["candidates"],
-        "cards": cards,
-        "apart": ranking["rank"] > len(ranking["top"]),
-    }
-
-
-def _card(product: Product, score: float, place: int, right: bool) -> dict:
-    text = {"text": product.text, "short": shorten(product.text)}
-    return text | {"picture": picture(product.image), "score": score, "place": place, "right": right}
+    query, positive, top = products[ranking["query"]], ranking["positive"], enumerate(ranking["top"], start=1)
+    cards = [card(products[identity], score, place, identity == positive) for place, (identity, score) in top]
+    if not any(shown["right"] for shown in cards):
+        cards.append(card(products[positive], ranking["score"], ranking["rank"], True))
+    by_image, apart = ranking["direction"] == "image_to_text", ranking["rank"] > len(ranking["top"])
+    shown = {"ranking": ranking, "query": query, "by_image": by_image, "cards": cards, "apart": apart}
+    return shown | {"picture": picture(query.image) if by_image else None}
 
 
 def pairs_to_explain(chosen: dict[str, dict[str, list[dict]]]) -> list[tuple[str, str, str]]:
-    """(what it is, text's id, image's id) of pairs worth a closer look, among the `chosen` of each direction."""
+    """(title, text's id, image's id) of up to four pairs among the `chosen` of each direction."""
 
     def pair(ranking: dict, candidate: str) -> tuple[str, str]:
         by_image = ranking["direction"] == "image_to_text"
@@ -87,7 +71,7 @@ def pairs_to_explain(chosen: dict[str, dict[str, list[dict]]]) -> list[tuple[str
 
 
 def explained(what: str, text: str, image: bytes, explanation: Explanation) -> dict:
-    """An explanation as the template shows it: cells over the picture, and the text word by word."""
+    """An explanation as the template shows it: the picture's cells and the text's words with their values."""
     patches = np.asarray(explanation.patches, float)
     strongest = np.abs(patches).max(initial=WEAK)
     cells = [
@@ -107,12 +91,12 @@ def explained(what: str, text: str, image: bytes, explanation: Explanation) -> d
 
 
 def _words(text: str, words: list[tuple[str, float]]) -> list[dict]:
-    """The text in pieces, those that are words with their value; what follows the last word was cut off."""
+    """The text in pieces, words with their values; the part after the last word was cut off."""
     strongest = max([WEAK, *(abs(value) for _, value in words)])
     pieces, place = [], 0
     for word, value in words:
         start = text.find(word, place)
-        if start < 0:  # the text was cleaned before it was split: take the word for itself
+        if start < 0:  # the text was cleaned before it was split: show the word alone
             start, between = place, " "
         else:
             between = text[place:start]

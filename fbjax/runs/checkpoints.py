@@ -27,7 +27,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 class Checkpoints:
     """The checkpoints under ``workdir/checkpoints``. Use as a context manager: leaving it waits for the last write.
 
-    Without `keep_last` it is open for reading, and leaves alone what a training beside it is writing.
+    Without `keep_last` it is open for reading, and ignores what another process is writing.
     """
 
     def __init__(self, workdir: str | Path, keep_last: int | None = None, say: Callable[[str], None] = print):

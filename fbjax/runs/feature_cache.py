@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from fbjax.core.console import progress, say
 from fbjax.core.paths import is_remote
-from fbjax.data.batches.pipeline import read_images
+from fbjax.data.batches.pipeline import read_images, read_texts
 from fbjax.data.records.builder import Records
 from fbjax.model.patch_features import PatchNetwork, count_live_dimensions
 from fbjax.parallel.mesh import pad_rows
@@ -34,10 +34,10 @@ def cached_features(
     progress: Callable,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Features of every record, float16 [N, P, C], read-only and memory-mapped; computed where they lie not yet.
+    """Features of every record, float16 [N, P, C], read-only and memory-mapped; computed where there are none yet.
 
     Interrupted, it goes on where it was. Raises OSError before it starts where the disk has no room, ValueError where
-    the file is another network's or holds what is no number. Features that the records hold themselves are taken over.
+    the file is another network's or holds NaN or infinity. Features in the records are used as they are.
     """
     if is_remote(folder):
         raise ValueError(f"patch features are memory-mapped: config.data.prepared {folder} must be a local folder")
@@ -90,7 +90,7 @@ def _make(
 
 def _checked(path: Path, shape: tuple[int, int, int], ids: np.ndarray) -> np.ndarray:
     """The features in `path`, which may have been copied there: of `shape`, and finite in as many rows as is quick."""
-    remedy = "delete it, and it is made anew"
+    remedy = "delete it; the next run computes it again"
     try:
         features = np.load(path, mmap_mode="r")
     except (ValueError, OSError, EOFError) as error:
@@ -139,17 +139,29 @@ def _reserve(path: Path) -> None:
 
 def features_of(run: Run, records: Records) -> np.ndarray | None:
     """Cached features of every record where the run's config has them cached."""
-    if not run.config.patches.cached:
+    if run.config.patches.mode != "cached":
         return None
     return cached_features(records, run.patches, run.config.patches.image_size, run.config.data.prepared, progress)
 
 
-def image_inputs(run: Run, records: Records, rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """What the step's patch network takes for `rows`, in batches: images, or their cached features."""
-    features = features_of(run, records)
+def text_inputs(run: Run, records: Records, rows: np.ndarray) -> np.ndarray:
+    """What the run's model takes for the texts of `rows`: framed piece ids, int32 [len(rows), T]."""
+    return read_texts(records, rows, run.vocabulary, run.config.model.text_tokens)
+
+
+def image_inputs(
+    run: Run, records: Records, rows: np.ndarray, batch_size: int, label: str = ""
+) -> Iterator[np.ndarray]:
+    """What the step's patch network takes for `rows`, in batches: images, or their cached features.
+
+    A `label` shows a progress bar.
+    """
+    features, starts = features_of(run, records), range(0, len(rows), batch_size)
     if features is None:
-        return read_images(records, rows, run.config.patches.image_size, batch_size)
-    return (features[rows[start : start + batch_size]] for start in range(0, len(rows), batch_size))
+        batches = read_images(records, rows, run.config.patches.image_size, batch_size)
+    else:
+        batches = (features[rows[start : start + batch_size]] for start in starts)
+    return progress(batches, len(starts), label) if label else batches
 
 
 def describe(features: np.ndarray) -> str:

@@ -9,19 +9,25 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import optax
+
 from fbjax.config.load import config_from_json, config_to_json, difference
 from fbjax.config.schema import Config
 from fbjax.core import paths
+from fbjax.core.console import progress
+from fbjax.data.records.builder import Records, build_records
+from fbjax.data.sources.base import open_source
 from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.model import bert_weights
 from fbjax.model.fashionbert import FashionBert, build_model
-from fbjax.model.patch_features import PatchNetwork, build_patch_network
+from fbjax.model.patch_features import PatchNetwork, build_patch_network, given_features
 from fbjax.model.weights.files import write_npz
 from fbjax.parallel.distributed import barrier, is_first
+from fbjax.runs.state import make_optimizer
 from fbjax.runs.vocabulary import make_vocabulary
+from fbjax.tasks.objective import Objective
 
 CONFIG, VOCABULARY, PATCH_WEIGHTS, DATA = "config.json", "tokenizer.json", "patches.npz", "data.sha256"
-MINED = "mined.npy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +41,10 @@ class Run:
 
     @classmethod
     def build(cls, config: Config, vocabulary: Vocabulary, patch_weights: Path | None) -> "Run":
-        patches = build_patch_network(config.patches, patch_weights)
-        return cls(config, vocabulary, patches, build_model(config.model, vocabulary.size, patches))
+        patches = given_features(config.data) or build_patch_network(config.patches, patch_weights)
+        tasks = config.tasks.values()
+        model = build_model(config.model, tasks, patches, vocabulary.size, vocabulary.mask_id)
+        return cls(config, vocabulary, patches, model)
 
     @classmethod
     def open(cls, workdir: str | Path, config: Config | None = None) -> "Run":
@@ -65,18 +73,45 @@ class Run:
         return other
 
     @property
+    def objective(self) -> Objective:
+        """What the run learns, over what its step is given for images."""
+        return Objective(self.model, self.feature_input, tuple(self.config.tasks.values()))
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        return make_optimizer(self.config.train, self.config.groups)
+
+    @property
+    def scores_pairs(self) -> bool:
+        """Whether the run learns to score a text and an image that the encoder reads together."""
+        return any(task.scores_pairs for task in self.config.tasks.values())
+
+    @property
+    def has_embedder(self) -> bool:
+        """Whether the run learns vectors of texts and of images."""
+        return any(task.embeds for task in self.config.tasks.values())
+
+    def splits(self, data: str | None = None) -> dict[str, Records]:
+        """The prepared records of its own tables by split, or of the table or glob `data`, all "validation".
+
+        Made first where they do not exist yet; raises as `build_records`.
+        """
+        source = open_source(self.config.data, self.config.patches.image_size, data)
+        return build_records(source, self.vocabulary, self.config.data.prepared, progress)
+
+    @property
     def feature_input(self) -> PatchNetwork:
         """The patch network as the step sees it: nothing to do where features come from the cache."""
-        return self.patches.precomputed() if self.config.patches.cached else self.patches
+        return self.patches.feature_input(self.config.patches.mode)
 
     @property
     def frozen(self) -> dict:
-        """What the step takes beside its parameters; a patch network that trains is among those, and replaces this."""
-        return {"patches": self.feature_input.params}
+        """Parameters that the step takes and does not train: none where the patch network trains."""
+        return self.patches.frozen(self.config.patches.mode)
 
 
 def create_or_resume(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Run:
-    """The run of `config` in `workdir`, begun or, where a checkpoint stands, taken up again.
+    """The run of `config` in `workdir`, created, or resumed where it has a checkpoint.
 
     Raises ValueError with the differences where the workdir holds another config, OSError where it cannot be written.
     """
@@ -105,8 +140,7 @@ def create_or_resume(config: Config, workdir: str | Path, say: Callable[[str], N
 
 def write_run(run: Run, workdir: Path) -> None:
     """What `Run.open` opens: vocabulary, patch weights and config."""
-    for name in (DATA, MINED):  # what a run that never saved left behind
-        (workdir / name).unlink(missing_ok=True)
+    (workdir / DATA).unlink(missing_ok=True)  # of a run that never saved
     run.vocabulary.save(workdir / VOCABULARY)
     if run.patches.params:
         with paths.atomic_write(workdir / PATCH_WEIGHTS) as file:

@@ -1,5 +1,6 @@
-"""The train state: its optimizer, how it is initialised, and where each parameter lies on the mesh."""
+"""The train state: its optimizer, how it is initialised, the sharding of each parameter, and the shapes of a batch."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -8,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fbjax.config.schema import TrainConfig
+from fbjax.config.schema import ParameterGroup, TrainConfig
+from fbjax.data.batches.batch import Batch
 from fbjax.parallel.mesh import replicated_params, shardings
 
 
@@ -43,18 +45,54 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """AdamW after clipping by the global norm; no decay on biases and LayerNorm (every parameter of one axis)."""
+def make_optimizer(config: TrainConfig, groups: Mapping[str, ParameterGroup] = {}) -> optax.GradientTransformation:
+    """AdamW after clipping by the global norm; no decay on biases and LayerNorm (every parameter of one axis).
+
+    A group of `groups` holds the parameters whose names ("patches/network/..") begin with its own; of several that fit
+    the longest counts. It has a rate and a decay of its own, or is frozen.
+    """
+    if not groups:
+        return optax.chain(clip_by_global_norm(config.clip_norm), _adamw(config, ParameterGroup()))
+    kinds = {name: optax.set_to_zero() if group.frozen else _adamw(config, group) for name, group in groups.items()}
+    kinds[""] = _adamw(config, ParameterGroup())
+    frozen = {name for name, group in groups.items() if group.frozen}
+
+    def is_frozen(params):
+        return jax.tree.map(lambda label: label in frozen, group_labels(params, groups))
+
     return optax.chain(
+        optax.masked(optax.set_to_zero(), is_frozen),  # frozen parameters do not count in the norm
         clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            make_schedule(config),
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
-        ),
+        optax.multi_transform(kinds, lambda params: group_labels(params, groups)),
+    )
+
+
+def group_labels(params: Any, groups: Iterable[str]) -> Any:
+    """For each parameter the name of its group, "" for none. Raises ValueError where a group has no parameter."""
+    taken = set()
+
+    def label(path, _) -> str:
+        name = "/".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+        fitting = [group for group in groups if name == group or name.startswith(f"{group}/")]
+        taken.update(fitting)
+        return max(fitting, key=len, default="")
+
+    labels = jax.tree_util.tree_map_with_path(label, params)
+    if missing := set(groups) - taken:
+        heads = sorted(f"{part}/{name}" for part in params for name in params[part])
+        raise ValueError(f"groups.{min(missing)} names no parameter; names begin with {', '.join(heads)}")
+    return labels
+
+
+def _adamw(config: TrainConfig, group: ParameterGroup) -> optax.GradientTransformation:
+    schedule, decay = make_schedule(config), group.weight_decay
+    return optax.adamw(
+        schedule if group.rate == 1 else lambda step: group.rate * schedule(step),
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay if decay < 0 else decay,
+        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
     )
 
 
@@ -76,13 +114,25 @@ def _initialiser(objective, optimizer, config, mesh):
     model, patches = objective.model, objective.patches
 
     def init(key, patch_params):
-        ids = jnp.ones((1, model.text_tokens), jnp.int32)
+        ids = jnp.ones((1, model.spec.text_tokens), jnp.int32)
         features = jnp.ones((1, patches.num_patches, patches.feature_size))
         params = {"fashionbert": model.init(key, ids, ids > 0, features)["params"]}
-        if config.patches.trainable:
+        if config.patches.mode == "trained":
             params["patches"] = replicated_params(patch_params)
         held = jnp.zeros(len(objective.tasks)) if config.adaptive.every > 1 else None
         return TrainState(jnp.int32(0), params, optimizer.init(params), held)
 
     arguments = (jax.random.key(config.train.seed), patches.params)
     return init, arguments, shardings(mesh, jax.eval_shape(init, *arguments))
+
+
+def batch_shapes(config, patches, text_tokens: int) -> Batch:
+    """Shapes and dtypes of a global batch, texts padded to `text_tokens`, for a `Config` and its patch network."""
+    b, size = config.train.batch_size, config.patches.image_size
+    text = jax.ShapeDtypeStruct((b, text_tokens), jnp.int32)
+    if config.patches.mode == "cached":
+        image = jax.ShapeDtypeStruct((b, patches.num_patches, patches.feature_size), jnp.float16)
+    else:
+        image = jax.ShapeDtypeStruct((b, size, size, 3), jnp.uint8)
+    number = jax.ShapeDtypeStruct((b,), jnp.int32)
+    return Batch(number, number, text, text, image, image if config.needs_negative else None)

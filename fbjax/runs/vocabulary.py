@@ -3,11 +3,10 @@
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from fbjax.config.schema import Config
 from fbjax.core import paths
-from fbjax.data.sources import tables
+from fbjax.data.sources.base import DataSource, file_stats, open_source
 from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.model import bert_weights
 
@@ -35,24 +34,23 @@ def _from_catalogue(
     config: Config, recipe: str, make: Callable[[Iterable[str]], Vocabulary], say: Callable[[str], None], doing: str
 ) -> Vocabulary:
     """What `make` makes of the training table's texts, kept among the prepared files under table and `recipe`."""
-    files = tables.find_files(config.data.train, config.data.manual_dir)
-    tables.check_columns(files, config.data.columns)
-    stats = [(file.name, *paths.size_and_time(file)) for file in files]
-    key = hashlib.sha256(repr((stats, config.data.columns.text, recipe)).encode()).hexdigest()[:12]
+    source = open_source(config.data, config.patches.image_size)
+    source_of_texts = (config.data.source, file_stats(source.files()["train"]), config.data.columns.text)
+    key = hashlib.sha256(repr((source_of_texts, recipe)).encode()).hexdigest()[:12]
     path = paths.as_path(config.data.prepared) / f"vocabulary-{key}.json"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         with paths.lock(path.with_suffix(".lock")):  # two processes may want it at once: the second finds it made
             if not path.is_file():
                 say(doing)
-                vocabulary = make(_texts(config, files))
+                vocabulary = make(_texts(config, source))
                 with paths.atomic_write(path) as file:
                     vocabulary.save(file)
     return Vocabulary.load(path)
 
 
-def _texts(config: Config, files: list[Path]) -> Iterable[str]:
-    texts = tables.read_texts(files, config.data.columns)
+def _texts(config: Config, source: DataSource) -> Iterable[str]:
+    texts = source.texts()
     first = next(texts, None)
     if first is None:
         columns = ", ".join(map(repr, config.data.columns.text))

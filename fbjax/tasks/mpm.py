@@ -1,7 +1,63 @@
-"""The loss of masked patch modelling."""
+"""Masked patch modelling (paper, section 3.3): patches are hidden, the distribution of their features predicted."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
+
+from fbjax.config.settings import setting
+from fbjax.model.encoder import dense
+from fbjax.tasks import masking
+from fbjax.tasks.base import NEGATIVE_PAIR, PAIR, About, Task, register_task
+
+
+@register_task("mpm")
+@dataclasses.dataclass(frozen=True)
+class MaskedPatchModelling(Task):
+    """Targets are positions [B, n, K] of hidden patches. The token of the whole image is no patch and never hidden."""
+
+    rate: float = setting(0.10, "share of patches masked", "(0, 1)")
+    on_negatives: bool = setting(True, "predict on negative pairs too (the release does; the paper is silent)")
+
+    owns = ("mpm",)
+    predicts_at = "image"
+    about = About(
+        "Hidden image patches (mpm)",
+        "hidden patches",
+        "Distance (KL divergence) between a hidden patch's features and the model's guess; 0 would be a perfect "
+        "guess. It should fall and settle.",
+    )
+
+    @property
+    def views(self):
+        return (PAIR, NEGATIVE_PAIR) if self.on_negatives else (PAIR,)
+
+    def heads(self, model, spec):
+        return {"mpm": dense(model, spec.feature_size, ("embed", "feature"), use_bias=False, name="mpm")}
+
+    def initialise(self, model, text, image, means):
+        self.logits(model, image)
+
+    def logits(self, model, hidden: jax.Array) -> jax.Array:
+        """``hidden [..., D] -> [..., C]`` float32."""
+        return model.mpm(hidden).astype(jnp.float32)
+
+    def corrupt(self, key, example, spec):
+        keys = jax.random.split(key, len(example.images))
+        first, count = spec.first_patch, spec.num_patches - spec.first_patch
+        chosen = first + jnp.stack([masking.choose_patches(k, count, self.rate) for k in keys])
+        hidden = jax.nn.one_hot(chosen, spec.num_patches, dtype=bool).any(axis=1)
+        return example._replace(hidden=example.hidden | hidden), chosen
+
+    def positions(self, targets, num_text):
+        return num_text + targets
+
+    def loss(self, head, views, targets, batch):
+        pairs = views.pairs
+        num_pairs = pairs.hidden.shape[1]
+        target = jnp.take_along_axis(pairs.features, targets[:, :num_pairs, :, None], axis=2)
+        losses = patch_divergence(target, head("logits", pairs.hidden))
+        return batch.weight @ losses.mean(axis=(1, 2)), {}
 
 
 def patch_divergence(target: jax.Array, prediction: jax.Array) -> jax.Array:

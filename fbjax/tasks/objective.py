@@ -1,204 +1,213 @@
-"""The pretraining objective {mlm, mpm, tia} on a Batch (paper, sections 3.3 and 3.4), or any of these and the towers'
-contrast {itc}: K losses, nothing of weights.
+"""The objective of a run: K tasks over the forward passes that they read, nothing of their weights.
 
-An objective is a set of named task losses: it has `tasks`, their names in order; ``prepare(batch, key) -> examples``, a
-tree of [B, ...] with everything drawn or counted over the global batch; ``branches(params, frozen, examples, key)``,
-the losses of some of those examples, for `task_weights`; and ``shared(gradients)``, the part that every task reaches.
+Forward passes: a product's text with its own image ("pair") and with a negative's ("negative_pair"), text alone, image
+alone. Each is computed once, however many tasks read it; a pass that no task reads is not computed. `Losses` is what
+`fbjax.training.task_weights` sees of it.
 """
 
 import dataclasses
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 
-from fbjax.config.schema import TaskConfig
 from fbjax.data.batches.batch import Batch
 from fbjax.model.fashionbert import FashionBert
 from fbjax.model.patch_features import PatchNetwork
-from fbjax.tasks import masking
-from fbjax.tasks.branches import Branches, Head
-from fbjax.tasks.itc import info_nce, valid_negatives
-from fbjax.tasks.mpm import patch_divergence
-
-SHARED = ("text_embeddings", "image_embeddings", "encoder")  # the pooler serves tia alone, as the heads do their task
+from fbjax.tasks.base import IMAGE, NEGATIVE_PAIR, PAIR, TEXT, Example, MaskedBatch, PairView, Task, Views, task_key
 
 
-@flax.struct.dataclass
-class Examples:
-    """B products with their masks drawn, and what each counts for in the means over the global batch."""
+class TaskHead(NamedTuple):
+    """A task: ``loss(params, *outputs) -> (scalar, {metric: scalar})`` of the forward passes that it reads.
 
-    batch: Batch
-    ids: jax.Array  # [B, T], masked
-    text_positions: jax.Array  # [B, M]
-    piece_weight: jax.Array  # [B, M]: 1 over the number of masked pieces in the global batch; 0 where a slot is empty
-    patch_positions: jax.Array  # [B, 2, K]
-    weight: jax.Array  # [B]: 1 over the number of products in the global batch
+    Each scalar is the part of a mean over the global batch that these examples make up: over micro-batches they add up.
+    """
+
+    reads: tuple[int, ...]
+    loss: Callable[..., tuple[jax.Array, dict]]
+
+
+class Losses(NamedTuple):
+    """K losses of some examples as functions of the parameters. A task costs a pull-back through its passes alone."""
+
+    passes: tuple[Callable[[Any], Any], ...]  # params -> output
+    heads: tuple[TaskHead, ...]  # K
+
+    def values(self, params: Any) -> tuple[jax.Array, dict]:
+        """Losses [K] and metrics."""
+        outputs = [forward(params) for forward in self.passes]
+        pairs = [head.loss(params, *(outputs[i] for i in head.reads)) for head in self.heads]
+        return jnp.stack([loss for loss, _ in pairs]), merged(metrics for _, metrics in pairs)
+
+
+def merged(metrics: Iterable[dict]) -> dict:
+    """The metrics of all tasks in one."""
+    return {name: value for of_task in metrics for name, value in of_task.items()}
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretraining:
-    """MLM, MPM and TIA over the true and the negative pair of each product, ITC over all pairs of the batch."""
+class Objective:
+    """What a run learns: `tasks`, in the order of their losses."""
 
     model: FashionBert
     patches: PatchNetwork
-    config: TaskConfig
-    mask_id: int
+    tasks: tuple[Task, ...]
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        return self.config.names
+    def names(self) -> tuple[str, ...]:
+        return tuple(task.name for task in self.tasks)
+
+    def random_share(self, step: int) -> float:
+        """Share of negatives from any category at `step`, as the task says that needs them."""
+        return next((task.random_share(step) for task in self.tasks if task.needs_negative), 0.0)
+
+    @property
+    def pair_passes(self) -> tuple[tuple[str, ...], ...]:
+        """The passes over pairs, ("pair", "negative_pair") as one where the same tasks read positions of both.
+
+        Negative pairs exist where a task needs them; other tasks may read them then.
+        """
+        pairs = (PAIR, NEGATIVE_PAIR) if any(task.needs_negative for task in self.tasks) else (PAIR,)
+        read = [view for view in pairs if any(view in task.views for task in self.tasks)]
+        if len(read) == 2 and all({*read} <= {*task.views} for task in self.tasks if self._reads_positions(task)):
+            return (tuple(read),)
+        return tuple((view,) for view in read)
+
+    @property
+    def num_readings(self) -> int:
+        """How often a step reads each text and each image: in each pair, and alone."""
+        alone = any(view in task.views for task in self.tasks for view in (TEXT, IMAGE))
+        return sum(map(len, self.pair_passes)) + alone
+
+    def _reads_positions(self, task: Task) -> bool:
+        return type(task).positions is not Task.positions
 
     def losses(self, params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict]:
         """Losses [K], each a mean over the batch, and metrics."""
         key_masks, key_dropout = jax.random.split(key)
-        return self.branches(frozen, self.prepare(batch, key_masks), key_dropout).losses(params)
+        return self.losses_of(frozen, self.draw_masks(batch, key_masks), key_dropout).values(params)
 
-    def prepare(self, batch: Batch, key: jax.Array) -> Examples:
-        """Masks keyed by each product's own index, so that order and device count do not matter.
+    def draw_masks(self, batch: Batch, key: jax.Array) -> MaskedBatch:
+        """Every task's targets, keyed by task and product: order, device count and other tasks do not matter."""
+        spec = self.model.spec
+        images = [batch.image] if batch.negative is None else [batch.image, batch.negative]
 
-        Both pairs of a product are masked alike: were only true ones masked, [MASK] would tell them apart. Nothing is
-        masked for a task that is left out, and the token of the whole image never is: it is no patch.
-        """
-        whole = int(self.patches.whole_image)
+        def draw(index, ids, word_ids, images):
+            example, targets = Example(ids, word_ids, images, jnp.zeros((len(images), spec.num_patches), bool)), {}
+            for task in self.tasks:
+                own = jax.random.fold_in(task_key(key, task.name), index)
+                example, targets[task.name] = task.corrupt(own, example, spec)
+            return example, targets
 
-        def draw(index, ids, word_ids):
-            key_text, *keys_patches = jax.random.split(jax.random.fold_in(key, index), 3)
-            if "mlm" in self.tasks:
-                text = masking.mask_text(
-                    key_text, ids, word_ids, self.config.mlm_rate, self.mask_id, self.model.vocabulary_size
-                )
-            else:
-                text = ids, jnp.zeros(0, jnp.int32), jnp.zeros(0, bool)
-            if "mpm" not in self.tasks:
-                return *text, jnp.zeros((2, 0), jnp.int32)
-            num_patches = self.patches.num_patches - whole
-            choose = partial(masking.choose_patches, num_patches=num_patches, rate=self.config.mpm_rate)
-            return *text, whole + jnp.stack([choose(k) for k in keys_patches])
+        # stacked on axis 1, so that a shard of B stays one
+        examples, targets = jax.vmap(draw)(batch.index, batch.ids, batch.word_ids, jnp.stack(images, axis=1))
+        targets = {task.name: task.count(targets[task.name]) for task in self.tasks}
+        return MaskedBatch(batch, examples, targets, jnp.full(len(batch.ids), 1.0 / len(batch.ids)))
 
-        ids, positions, valid, patches = jax.vmap(draw)(batch.index, batch.ids, batch.word_ids)
-        return Examples(
-            batch=batch,
-            ids=ids,
-            text_positions=positions,
-            piece_weight=valid / jnp.maximum(valid.sum(), 1),
-            patch_positions=patches,
-            weight=jnp.full(len(ids), 1.0 / len(ids)),
-        )
+    def losses_of(self, frozen: Any, masked: MaskedBatch, key: jax.Array) -> Losses:
+        """The losses of some examples; `frozen` holds what of the parameters is not trained."""
+        passes = {views: partial(self._pair, frozen, masked, key, views) for views in self.pair_passes}
+        passes |= {
+            (view,): partial(self._alone, frozen, masked, key, view)
+            for view in (TEXT, IMAGE)
+            if any(view in task.views for task in self.tasks)
+        }
+        names = list(passes)
 
-    def branches(self, frozen: Any, examples: Examples, key: jax.Array) -> Branches:
-        """The losses of MLM, MPM and TIA over hidden states [B, n, 1 + M + K, D] at [CLS], masked pieces and patches.
+        def head(task: Task) -> TaskHead:
+            reads = [i for i, views in enumerate(names) if {*views} & {*task.views}]
+            return TaskHead(tuple(reads), partial(self._loss, task, [names[i] for i in reads], masked))
 
-        One trunk computes both pairs (n = 2). Where MLM and MPM look at true pairs only, each kind has its own: those
-        two tasks then cost no pull-back through negative pairs, of which [CLS] alone leaves the last layer. Without
-        TIA nobody reads negative pairs. ITC has a trunk of its own, the two towers.
-        """
-        num_slots = examples.text_positions.shape[1]
-        kinds = (slice(0, 2),) if self.config.mask_negatives else (slice(0, 1), slice(1, 2))
-        kinds = kinds if "tia" in self.tasks else (slice(0, 1),)
-        kinds = kinds if {"mlm", "mpm", "tia"} & set(self.tasks) else ()
-        *keys, key_towers = jax.random.split(key, 1 + len(kinds))
-
-        def trunk(params, kind, key):
-            variables = {**frozen, **params}
-            features = self._features(variables["patches"], examples.batch, kind)
-            hidden, means = self._encode(
-                variables["fashionbert"], key, examples, features, kind, cls_only=kind != kinds[0]
-            )
-            return hidden, means, jax.lax.stop_gradient(features)
-
-        def head(params, *arguments, method):
-            return self.model.apply({"params": params["fashionbert"]}, *arguments, method=method)
-
-        def mlm(params, output):
-            hidden = output[0][:, :, 1 : 1 + num_slots]
-            labels = jnp.take_along_axis(examples.batch.ids, examples.text_positions, axis=1)[:, None]
-            logits = head(params, hidden, method="mlm_logits")
-            losses = optax.softmax_cross_entropy_with_integer_labels(
-                logits, jnp.broadcast_to(labels, logits.shape[:-1])
-            )
-            return (examples.piece_weight * losses.mean(axis=1)).sum(), {}
-
-        def mpm(params, output):
-            hidden, features = output[0], jax.lax.stop_gradient(output[2])
-            positions = examples.patch_positions[:, kinds[0], :, None]
-            target = jnp.take_along_axis(features, positions, axis=2)
-            losses = patch_divergence(target, head(params, hidden[:, :, 1 + num_slots :], method="mpm_logits"))
-            return examples.weight @ losses.mean(axis=(1, 2)), {}
-
-        def tia(params, *outputs):
-            cls = jnp.concatenate([hidden[:, :, 0] for hidden, _, _ in outputs], axis=1)  # [B, 2, D]
-            means = [means for _, means, _ in outputs if means is not None]
-            means = jnp.concatenate(means, axis=1).reshape(-1, 2, cls.shape[-1]) if means else None
-            matches = jnp.broadcast_to(jnp.array([1, 0]), cls.shape[:2])
-            logits = head(params, cls.reshape(-1, cls.shape[-1]), means, method="tia_logits").reshape(*matches.shape, 2)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, matches)
-            right = (logits.argmax(axis=-1) == matches).mean(axis=1)
-            return examples.weight @ losses.mean(axis=1), {"tia_accuracy": examples.weight @ right}
-
-        def towers(params):
-            return self._tower_means({**frozen, **params}, examples.batch, key_towers)
-
-        def itc(params, means):
-            vectors = (head(params, mean, method="vector") for mean in means)
-            apart = valid_negatives(examples.batch.group, examples.batch.ids)
-            losses, hits = info_nce(*vectors, head(params, method="scale"), apart)
-            return examples.weight @ losses, {"itc_accuracy": examples.weight @ hits}
-
-        trunks = tuple(partial(trunk, kind=kind, key=key) for kind, key in zip(kinds, keys, strict=True))
-        pairs = tuple(range(len(kinds)))
-        heads = {"mlm": Head(pairs[:1], mlm), "mpm": Head(pairs[:1], mpm), "tia": Head(pairs, tia)}
-        if "itc" in self.tasks:
-            heads["itc"] = Head((len(trunks),), itc)
-            trunks += (towers,)
-        return Branches(trunks, tuple(heads[task] for task in self.tasks))
-
-    def _tower_means(self, variables: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Means [B, D] of texts and of images, unmasked, each alone through the encoder."""
-        keys = jax.random.split(key, 4)
-        apply = partial(self.model.apply, {"params": variables["fashionbert"]}, deterministic=False)
-        features = self.patches.apply(variables["patches"], batch.image).astype(jnp.float32)
-        text = apply(batch.ids, method="embed_text", rngs={"dropout": keys[0]})
-        image = apply(features, method="embed_image", rngs={"dropout": keys[1]})
-        return (
-            apply(text, batch.text_mask, None, method="tower", rngs={"dropout": keys[2]}),
-            apply(None, None, image, method="tower", rngs={"dropout": keys[3]}),
-        )
+        return Losses(tuple(passes.values()), tuple(head(task) for task in self.tasks))
 
     def shared(self, gradients: Any) -> Any:
-        """The part of a gradient that every task reaches: embeddings, encoder, and a patch network that trains."""
-        parts = {name: gradients["fashionbert"][name] for name in SHARED}
-        return parts | {"patches": gradients.get("patches", {})}
+        """The part of a gradient that is no task's own: embeddings, encoder, and a patch network that trains."""
+        owned = {name for task in self.tasks for name in task.owns}
+        model = {name: part for name, part in gradients["fashionbert"].items() if name not in owned}
+        return gradients | {"fashionbert": model}
 
-    def _features(self, params: Any, batch: Batch, kind: slice) -> jax.Array:
-        """Features of image and negative, [B, n, P, C] float32: stacked on axis 1, so that a shard of B stays one."""
-        images = jnp.stack([batch.image, batch.negative][kind], axis=1)
-        features = self.patches.apply(params, images.reshape(-1, *images.shape[2:]))
-        return features.astype(jnp.float32).reshape(*images.shape[:2], *features.shape[1:])
+    def _slots(self, views: tuple[str, ...], masked: MaskedBatch) -> dict[str, jax.Array]:
+        """{task: positions [B, n, R]} of those that read positions of a pass over these pairs."""
+        num_text, chosen = masked.examples.ids.shape[1], {}
+        for task in self.tasks:
+            if not self._reads_positions(task) or views[0] not in task.views:
+                continue
+            positions = task.positions(masked.targets[task.name], num_text)
+            if positions.shape[1] > 1:
+                positions = positions[:, _kinds(views)]
+            chosen[task.name] = jnp.broadcast_to(positions, (len(positions), len(views), positions.shape[2]))
+        return chosen
 
-    def _encode(self, params, key, examples: Examples, features: jax.Array, kind: slice, cls_only: bool):
-        """Hidden states at [CLS], and at the masked pieces and patches unless `cls_only`, of n pairs, [B, n, .., D];
-        and the means that TIA reads besides, [B, n, 2, D] or None."""
-        b, n = features.shape[:2]
-        patch_positions = examples.patch_positions[:, kind]
-        hide = jax.nn.one_hot(patch_positions, features.shape[2], dtype=bool).any(axis=2)  # [B, n, P]
-        features = jnp.where(hide[..., None], 0.0, features).reshape(b * n, *features.shape[2:])
-        key_text, key_image, key_encoder = jax.random.split(key, 3)
-        apply = partial(self.model.apply, {"params": params}, deterministic=False)
-
-        text = apply(examples.ids, method="embed_text", rngs={"dropout": key_text})
-        image = apply(features, method="embed_image", rngs={"dropout": key_image})
-        masked = [jnp.repeat(examples.text_positions[:, None], n, axis=1), examples.ids.shape[1] + patch_positions]
-        positions = jnp.concatenate([jnp.zeros((b, n, 1), jnp.int32), *([] if cls_only else masked)], axis=2)
+    def _pair(self, frozen: Any, masked: MaskedBatch, key: jax.Array, views: tuple[str, ...], params: Any) -> tuple:
+        """(hidden [B, n, 1 + R, D] at [CLS] and what tasks read, means, features) of text with each image."""
+        params, trains = {**frozen, **params}, "patches" in params
+        keys = jax.random.split(task_key(key, "+".join(views)), 4)
+        images, hide = masked.examples.images[:, _kinds(views)], masked.examples.hidden[:, _kinds(views)]
+        b, n = images.shape[:2]
+        apply = partial(self.model.apply, {"params": params["fashionbert"]}, deterministic=False)
+        features = self._features(params, images.reshape(-1, *images.shape[2:]), trains, keys[3])
+        shown = jnp.where(hide.reshape(b * n, -1, 1), 0.0, features)
+        positions = [jnp.zeros((b, n, 1), jnp.int32), *self._slots(views, masked).values()]
         hidden, means = apply(
-            jnp.repeat(text, n, axis=0),
-            jnp.repeat(examples.batch.text_mask, n, axis=0),
-            image,
-            positions.reshape(b * n, -1),
+            jnp.repeat(apply(masked.examples.ids, method="embed_text", rngs={"dropout": keys[0]}), n, axis=0),
+            jnp.repeat(masked.batch.text_mask, n, axis=0),
+            apply(shown, method="embed_image", rngs={"dropout": keys[1]}),
+            jnp.concatenate(positions, axis=2).reshape(b * n, -1),
             method="encode_pair",
-            rngs={"dropout": key_encoder},
+            rngs={"dropout": keys[2]},
         )
-        return hidden.reshape(b, n, *hidden.shape[1:]), None if means is None else means.reshape(b, n, *means.shape[1:])
+        split = lambda x: x.reshape(b, n, *x.shape[1:])  # noqa: E731
+        return split(hidden), None if means is None else split(means), split(jax.lax.stop_gradient(features))
+
+    def _alone(self, frozen: Any, masked: MaskedBatch, key: jax.Array, view: str, params: Any) -> jax.Array:
+        """The mean [B, D] over texts or over images, nothing hidden, through the encoder without the other."""
+        params, batch, trains = {**frozen, **params}, masked.batch, "patches" in params
+        keys = jax.random.split(task_key(key, view), 3)
+        apply = partial(self.model.apply, {"params": params["fashionbert"]}, deterministic=False)
+        if view == TEXT:
+            text = apply(batch.ids, method="embed_text", rngs={"dropout": keys[0]})
+            return apply(text, batch.text_mask, None, method="encode_alone", rngs={"dropout": keys[1]})
+        features = self._features(params, batch.image, trains, keys[2])
+        image = apply(features, method="embed_image", rngs={"dropout": keys[0]})
+        return apply(None, None, image, method="encode_alone", rngs={"dropout": keys[1]})
+
+    def _features(self, params: Any, images: jax.Array, trains: bool, key: jax.Array) -> jax.Array:
+        """Patch features [N, P, C] float32, of a network that trains as it behaves in training."""
+        found = self.patches.apply(params.get("patches", {}), images, train=trains, key=key)
+        return found.astype(jnp.float32)
+
+    def _loss(self, task: Task, passes: list[tuple[str, ...]], masked: MaskedBatch, params: Any, *outputs) -> tuple:
+        """The loss of `task` over the outputs of the passes that it reads."""
+
+        def head(function: str, *arrays):
+            return self.model.apply({"params": params["fashionbert"]}, task.name, function, *arrays, method="run_head")
+
+        found, pairs = {}, []
+        for views, output in zip(passes, outputs, strict=True):
+            if views[0] in (TEXT, IMAGE):
+                found[views[0]] = output
+            else:
+                pairs.append(self._pair_view(task, views, masked, *output))
+        if pairs:
+            found["pairs"] = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *pairs)
+        return task.loss(head, Views(**found), masked.targets[task.name], masked)
+
+    def _pair_view(
+        self, task: Task, views: tuple[str, ...], masked: MaskedBatch, hidden: Any, means: Any, features: Any
+    ) -> PairView:
+        """What `task` reads of a pass over pairs."""
+        start, slots = 1, {}
+        for name, positions in self._slots(views, masked).items():
+            slots[name] = slice(start, start := start + positions.shape[2])
+        kept = jnp.array([i for i, view in enumerate(views) if view in task.views])
+        if len(kept) < len(views):
+            hidden, means, features = jax.tree.map(lambda x: x[:, kept], (hidden, means, features))
+        features = jax.lax.stop_gradient(features)
+        return PairView(hidden[:, :, 0], hidden[:, :, slots.get(task.name, slice(0, 0))], means, features)
+
+
+def _kinds(views: tuple[str, ...]) -> slice:
+    """The places of these pairs among (own image, negative image)."""
+    return slice(int(views[0] == NEGATIVE_PAIR), 1 + int(NEGATIVE_PAIR in views))

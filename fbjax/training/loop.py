@@ -14,13 +14,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fbjax.config.schema import Config
-from fbjax.core.console import progress, say
-from fbjax.data.batches.batch import batch_shapes
+from fbjax.core.console import say
 from fbjax.data.batches.negatives import NegativeSampler
 from fbjax.data.batches.pipeline import read_images, train_batches
 from fbjax.data.batches.sampler import Sampler
-from fbjax.data.records.builder import Records, build_records, read_report
-from fbjax.data.records.source import Source
+from fbjax.data.records.builder import Records, read_report
 from fbjax.inference.pair_scorer import make_scorer
 from fbjax.monitoring.flops import step_work
 from fbjax.monitoring.goodput import CHECKPOINT, COMPILE
@@ -31,12 +29,10 @@ from fbjax.parallel.mesh import HostShard, check_fit, make_mesh, put_batch, repl
 from fbjax.runs import run as workdirs
 from fbjax.runs.checkpoints import Checkpoints
 from fbjax.runs.feature_cache import describe, features_of
-from fbjax.runs.state import TrainState, abstract_state, init_state, make_optimizer
-from fbjax.tasks.objective import Pretraining
-from fbjax.training.hard_negatives import nearest_mistakes
+from fbjax.runs.state import TrainState, abstract_state, batch_shapes, init_state
 from fbjax.training.step import compiled, make_step
 from fbjax.training.validation import ValidationSample
-from fbjax.training.warm_start import calibrate_tia_bias, check_start, initial_params
+from fbjax.training.warm_start import calibrate_match_bias, check_start, initial_params
 
 
 def train(config: Config, workdir: str | Path, begun: float | None = None) -> TrainState:
@@ -56,25 +52,22 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
     config = run.config
     check_start(run, workdir, mesh)
     with telemetry.spent("records"):
-        splits = build_records(Source.from_config(config), run.vocabulary, config.data.prepared, progress)
+        splits = run.splits()
     records, validation = splits["train"], splits["validation"]
     workdirs.check_data(workdir, records.digest)
     with telemetry.spent("patch features"):
         features = features_of(run, records)
     describe_run(run, records, features)
 
-    objective = Pretraining(run.model, run.feature_input, config.tasks, run.vocabulary.mask_id)
-    optimizer = make_optimizer(config.train)
+    objective, optimizer = run.objective, run.optimizer
     shape = abstract_state(objective, optimizer, config, mesh)
     frozen = jax.device_put(run.frozen, replicated(mesh))
-    scorer = make_scorer(config, run.model, run.feature_input, mesh)
+    scorer = make_scorer(run, mesh)
     sample = ValidationSample(run, validation, scorer, config.train.evaluate_products)
-    with telemetry.spent("mining"):
-        mined = nearest_mistakes(run, workdir, records, mesh) if config.tasks.mined else None
-    sampler = Sampler.of(config, records, mined)
+    sampler = Sampler.of(records, config.train, config.model, objective.random_share)
 
     with Checkpoints(workdir, config.train.keep_last, say) as checkpoints, contextlib.ExitStack() as stack:
-        # 1. an interrupted run continues where its newest readable checkpoint stands
+        # 1. an interrupted run continues from its newest readable checkpoint
         # 2. else a fresh one starts from another run, the pretrained BERT, or random weights
         restored = checkpoints.restore_newest(shape)
         if restored:
@@ -84,14 +77,22 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
         else:
             start, state = 0, init_state(objective, optimizer, config, mesh)
             params = initial_params(state.params, run, mesh)
-            if config.train.start_from and "tia" in config.tasks.names:
-                params = calibrate_tia_bias(params, run, records, sampler, scorer)
+            if config.train.start_from and run.scores_pairs:
+                params = calibrate_match_bias(params, run, records, sampler, scorer)
             state = state.replace(params=params)
 
         # the data position is the step: nothing else has to be restored
         share = HostShard.of(mesh, config.train.batch_size)
         batches = train_batches(
-            records, sampler, run.vocabulary, config, start=start, features=features, share=share.rows
+            records,
+            sampler,
+            run.vocabulary,
+            num_steps=config.train.num_steps,
+            image_size=config.patches.image_size,
+            with_negatives=config.needs_negative,
+            start=start,
+            features=features,
+            share=share.rows,
         )
         stack.enter_context(contextlib.closing(batches))
         log = stack.enter_context(contextlib.closing(Log(workdir, config, start, telemetry)))

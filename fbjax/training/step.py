@@ -30,15 +30,16 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
 
     def step(state: TrainState, frozen: Any, batch: Batch):
         key_masks, key_dropout = jax.random.split(jax.random.fold_in(jax.random.key(config.train.seed), state.step))
-        examples = objective.prepare(batch, key_masks)
-        micro_batches = _split(examples, config.train.micro_batches)
+        masked = objective.draw_masks(batch, key_masks)
+        micro_batches = _split(masked, config.train.micro_batches)
         keys = jax.random.split(key_dropout, config.train.micro_batches)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(RULES):
             weighted = weighted_gradient(
-                lambda micro_batch: objective.branches(frozen, *micro_batch),
+                lambda micro_batch: objective.losses_of(frozen, *micro_batch),
                 (micro_batches, keys),
                 state.params,
                 config.adaptive,
+                [task.weight for task in objective.tasks],
                 objective.shared,
                 state.step,
                 state.task_weights,
@@ -48,7 +49,7 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": weighted.weights @ weighted.losses, "gradient_norm": optax.tree.norm(gradient)}
-        for i, task in enumerate(objective.tasks):
+        for i, task in enumerate(objective.names):
             metrics[f"{task}/loss"] = weighted.losses[i]
             metrics[f"{task}/weight"] = weighted.weights[i]
             metrics[f"{task}/estimated_weight"] = weighted.estimated[i]

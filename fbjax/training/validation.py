@@ -4,13 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from fbjax.data.batches import pipeline
 from fbjax.data.batches.negatives import NegativeSampler
 from fbjax.data.records.builder import Records
 from fbjax.evaluation import metrics
 from fbjax.inference.embedder import Embedder
 from fbjax.inference.pair_scorer import PairScorer
-from fbjax.runs.feature_cache import image_inputs
+from fbjax.runs.feature_cache import image_inputs, text_inputs
 from fbjax.runs.run import Run
 
 
@@ -23,7 +22,7 @@ class ValidationSample:
         negatives = NegativeSampler(records.categories, records.groups)
         others = negatives.draw(rows, rng.random(len(rows)), np.zeros(len(rows), bool))
         self._scorer = scorer
-        self._ids = pipeline.read_texts(records, rows, run.vocabulary, run.config.model.text_tokens)
+        self._ids = text_inputs(run, records, rows)
         images = image_inputs(run, records, np.concatenate([rows, others]), scorer.batch_size)
         self._images = list(images)
         texts = np.arange(len(rows))

@@ -1,4 +1,4 @@
-"""Which other product's image is a product's negative pair."""
+"""Draws the product whose image becomes the negative of a product's text."""
 
 import numpy as np
 
@@ -6,22 +6,19 @@ import numpy as np
 class NegativeSampler:
     """Uniform draws of another product: of the same category or of any, never of the same group.
 
-    Products stand sorted by (category, group), so that a category is a range and a group within it one as well: a draw
-    is a number that skips the group's range.
+    Products are sorted by (category, group), so a category is a range, and a group is a range within it. A draw picks a
+    place in the category's range and skips the group's range.
     """
 
     def __init__(self, categories: np.ndarray, groups: np.ndarray):
         num_products = len(categories)
-        self.categories = categories
-        self._same = _Ranges(categories, groups)
-        self._any = _Ranges(np.zeros(num_products, np.int64), groups)
+        self._same, self._any = _Ranges(categories, groups), _Ranges(np.zeros(num_products, np.int64), groups)
         if num_products and not self._any.num_choices.all():
             raise ValueError(f"all {num_products} products are of one group: there is nothing to tell apart")
         self.no_in_category_negative = self._same.num_choices == 0  # [N]: no other group in the category
 
     def draw(self, rows: np.ndarray, uniform: np.ndarray, any_category: np.ndarray) -> np.ndarray:
-        """Negatives of `rows` by `uniform` in [0, 1): any category where `any_category`, or where the category has no
-        other."""
+        """Negatives of `rows` from `uniform` in [0, 1): of any category if `any_category` or if the own has none."""
         any_category = any_category | self.no_in_category_negative[rows]
         return np.where(any_category, self._any.pick(rows, uniform), self._same.pick(rows, uniform))
 
@@ -32,10 +29,9 @@ class _Ranges:
     def __init__(self, categories: np.ndarray, groups: np.ndarray):
         self._sorted = np.lexsort((groups, categories))
         place = np.argsort(self._sorted)
-        by_category, by_group = categories[self._sorted], groups[self._sorted]
-        starts, ends = _run_bounds(by_category[1:] != by_category[:-1], len(categories))
-        changes = (by_category[1:] != by_category[:-1]) | (by_group[1:] != by_group[:-1])
-        group_starts, group_ends = _run_bounds(changes, len(categories))
+        new_category, new_group = (np.diff(x[self._sorted]) != 0 for x in (categories, groups))
+        starts, ends = _run_bounds(new_category, len(categories))
+        group_starts, group_ends = _run_bounds(new_category | new_group, len(categories))
         self._start, self._group_start = starts[place], group_starts[place]
         self._group_size = (group_ends - group_starts)[place]
         self.num_choices = (ends - starts)[place] - self._group_size
@@ -47,7 +43,7 @@ class _Ranges:
 
 
 def _run_bounds(changes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Start and end of the run that each of `size` places lies in; `changes` [size - 1] marks where one begins."""
+    """Start and end of the run of each of `size` places; `changes` [size - 1] marks the first place of a run."""
     edges = np.concatenate([[0], np.flatnonzero(changes) + 1, [size]])
     lengths = np.diff(edges)
     return np.repeat(edges[:-1], lengths), np.repeat(edges[1:], lengths)

@@ -1,4 +1,4 @@
-"""`fbjax prepare --check`: what `understand` found in a table, in words for a person, and the mapping to use."""
+"""`fbjax prepare --check`: prints what `understand` found in a table, and the mapping to use."""
 
 import re
 import shlex
@@ -16,16 +16,18 @@ PLAIN = re.compile(r"[^\W\d][^,]*")  # a column name that needs no quotes in a l
 
 
 def check(pattern: str, config: Config | None, say: Callable[[str], None]) -> None:
-    """Says what is understood of a table or glob. Raises ValueError or OSError where it cannot be read at all."""
-    if config and config.patches.ready_made:
-        raise ValueError("--check reads product tables; a file of the release is checked row by row by prepare itself")
-    found = understand(tables.find_files(pattern, (config or DEFAULTS).data.manual_dir), config)
-    for line in render(found, pattern):
+    """Prints the check of a table or glob. Raises ValueError or OSError if it cannot be read."""
+    if config and config.data.source != DEFAULTS.data.source:
+        raise ValueError(
+            f"--check reads product tables; files of data.source {config.data.source!r} are checked row by row by "
+            "prepare itself"
+        )
+    for line in render(understand(tables.Tables((config or DEFAULTS).data, 0).find(pattern), config), pattern):
         say(line)
 
 
 def render(found: TableCheck, pattern: str) -> Iterator[str]:
-    """The lines that a person reads."""
+    """The lines of the check."""
     yield from found.files[:5]
     if len(found.files) > 5:
         yield f".. and {len(found.files) - 5} files more"
@@ -57,7 +59,7 @@ def _render_columns(found: TableCheck) -> Iterator[str]:
 
 
 def _remark(found: TableCheck, role: str) -> str:
-    """What is to be known of the column that takes a role, or of there being none."""
+    """A remark on the column of a role, or on its absence."""
     column = next((column for column in found.columns if (column.name,) == found.mapping[role][:1]), None)
     if role == "group" and column is None:
         return "  every product is a group of its own; map a column that joins variants, if there is one"
@@ -91,11 +93,8 @@ def _render_products(found: TableCheck) -> Iterator[str]:
     if small:
         yield f"  {small:,} of a single group: no negative of the same category, any other stands in"
     if short:
-        held = (
-            f" (validating on {found.holdout:.0%}, so do those of under {LIST / found.holdout:,.0f})"
-            if found.holdout < 1
-            else ""
-        )
+        held = f" (validating on {found.holdout:.0%}, so do those of under {LIST / found.holdout:,.0f})"
+        held = held if found.holdout < 1 else ""
         yield f"  {short:,} of fewer than {LIST} products: they give shorter candidate lists{held}"
     if found.num_repeated:
         yield f"! {found.num_repeated:,} products share their text with one of another group: if they are variants,"
@@ -141,11 +140,11 @@ def _render_mapping(found: TableCheck, pattern: str) -> Iterator[str]:
         yield f"  config.data.image_root = {_quoted(found.image_root)}"
         flags.append(f"--config.data.image_root={shlex.quote(found.image_root)}")
     yield "and as a command"
-    yield " \\\n    ".join(["  fbjax train --config configs/my_catalogue.py --workdir runs/mine", *flags])
+    yield " \\\n    ".join(["  fbjax train --config my_catalogue --workdir runs/mine", *flags])
 
 
 def _quoted(value: str | tuple[str, ...]) -> str:
-    """As ruff would write it."""
+    """A value as ruff formats it."""
     if isinstance(value, tuple):
         return "(" + ", ".join(map(_quoted, value)) + ("," if len(value) == 1 else "") + ")"
     return repr(value) if '"' in value or "\\" in value else f'"{value}"'

@@ -1,4 +1,4 @@
-"""Which column of an unknown table is probably what: by its name, in some languages, and by what its cells hold."""
+"""Proposes the role of each column of an unknown table from its name, in several languages, and from its cells."""
 
 import dataclasses
 import itertools
@@ -12,7 +12,7 @@ import numpy as np
 from fbjax.data.sources.tables import MAX_NAME, clean_name, clean_text, image_bytes, is_url
 
 ROLES = ("id", "text", "category", "image", "group")
-NAMES = {  # best first; without case, accents and whatever is neither letter nor digit
+NAMES = {  # best first; only letters and digits, without case and accents
     "id": """id productid sku articleid itemid asin gtin ean upc handle code productcode articlenumber itemnumber uid
         artikelnummer artnr artikelnr produktnummer produktid reference ref codigo codice idproduit idproducto
         referencia referenza codigoproducto numeroarticle artikelcode varenummer artikel 商品id 品番""",
@@ -35,8 +35,7 @@ NAMES = {  # best first; without case, accents and whatever is neither letter no
 }
 NAMES = {role: names.split() for role, names in NAMES.items()}
 NO_CATEGORY = """brand colour color gender season size year price currency availability condition marke farbe status
-    geschlecht saison grosse preis couleur marque taille prix genero talla precio vendor usage stock active"""
-NO_CATEGORY = frozenset(NO_CATEGORY.split())
+    geschlecht saison grosse preis couleur marque taille prix genero talla precio vendor usage stock active""".split()
 SOUGHT = {
     "id": "a column whose values are all different",
     "text": "a column of words, such as a title or a description",
@@ -52,13 +51,13 @@ REMEDIES = {
     "group": "",
 }
 IMAGE_NAME = re.compile(r".*\.(jpe?g|jfif|png|gif|webp|bmp|tiff?|avif|jp2)$", re.IGNORECASE | re.DOTALL)
-NUM_TRIED = 40  # cells of a column whose images are looked for
-MAX_FOLDERS = 100  # beside a table, in which images are looked for
+NUM_TRIED = 40  # image cells of a column that are read
+MAX_FOLDERS = 100  # folders next to a table that are searched for images
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """What a column holds; shares are of its filled cells."""
+    """Statistics of a column; shares are of its filled cells."""
 
     name: str
     num_rows: int
@@ -68,8 +67,8 @@ class Column:
     lettered: float  # share with a letter
     longest: int  # characters
     image: str = ""  # bytes | path | url: what most cells are
-    found: float = 0.0  # share of the tried image cells that could be read
-    root: str = ""  # the folder in which they were found, where it is not the table's own
+    found: float = 0.0  # share of the tried image cells that are readable
+    root: str = ""  # the folder of the images, if it is not the table's
     examples: tuple[str, ...] = ()
 
     @property
@@ -82,10 +81,9 @@ class Column:
 
 
 def describe_column(name: str, cells: Iterable, root: Path, roots: list[Path] = ()) -> Column:
-    """A column of any cells; image paths are tried in `root`, then in each of `roots`."""
+    """Describes a column; tries image paths in `root`, then in each of `roots`."""
     num_rows = filled = words = lettered = longest = num_paths = num_urls = 0
-    distinct, examples, tried = set(), [], []
-    holds_bytes = False
+    distinct, examples, tried, holds_bytes = set(), [], [], False
     for cell in cells:
         num_rows += 1
         if is_embedded(cell):
@@ -102,84 +100,78 @@ def describe_column(name: str, cells: Iterable, root: Path, roots: list[Path] = 
         if hash(text) not in distinct:
             distinct.add(hash(text))
             examples += [text] * (len(examples) < 3)
-        is_link = is_url(text)
-        num_urls += is_link
-        if not is_link and IMAGE_NAME.match(text):
+        if is_url(text):
+            num_urls += 1
+        elif IMAGE_NAME.match(text):
             num_paths += 1
             tried += [cell] * (len(tried) < NUM_TRIED)
     share = max(filled, 1)
-    column = Column(name, num_rows, filled, len(distinct), words / share, lettered / share, longest)
-    column = dataclasses.replace(column, examples=tuple(examples))
+    num_distinct, image, found, elsewhere = len(distinct), "", 0.0, ""
     if holds_bytes:
-        return dataclasses.replace(column, num_distinct=None, image="bytes", found=_readable(tried, root))
-    if num_urls > share / 2:
-        return dataclasses.replace(column, image="url")
-    if num_paths > share / 2:
-        places = [(_readable(tried, place), -number) for number, place in enumerate([root, *roots])]
-        found, number = max(places)
-        elsewhere = str(roots[-number - 1]) if number and found else ""
-        return dataclasses.replace(column, image="path", found=found, root=elsewhere)
-    return column
+        num_distinct, image, found = None, "bytes", _readable(tried, root)
+    elif num_urls > share / 2:
+        image = "url"
+    elif num_paths > share / 2:
+        image, best = "path", max([root, *roots], key=lambda place: _readable(tried, place))
+        found = _readable(tried, best)
+        elsewhere = str(best) if best is not root and found else ""
+    about = num_rows, filled, num_distinct, words / share, lettered / share, longest
+    return Column(name, *about, image, found, elsewhere, tuple(examples))
 
 
 def is_embedded(cell) -> bool:
-    if isinstance(cell, np.ndarray):
-        return True
-    return bool(cell.get("bytes") if isinstance(cell, dict) else cell) and (
-        isinstance(cell, bytes) or isinstance(cell, dict) and isinstance(cell["bytes"], bytes)
-    )
+    """Whether a cell contains an image itself: pixels, bytes, or a struct with bytes."""
+    content = cell.get("bytes") if isinstance(cell, dict) else cell
+    return isinstance(content, np.ndarray) or isinstance(content, bytes) and content != b""
 
 
 def folders_beside(folder: Path) -> list[Path]:
-    """The folders in `folder` and those in them, the first `MAX_FOLDERS`."""
+    """The first `MAX_FOLDERS` folders in `folder`, then those in them."""
     try:
-        inner = sorted(path for path in folder.iterdir() if path.is_dir())[:MAX_FOLDERS]
-        return (inner + [path for top in inner for path in itertools.islice(top.iterdir(), 500) if path.is_dir()])[
-            :MAX_FOLDERS
-        ]
+        outer = sorted(path for path in folder.iterdir() if path.is_dir())[:MAX_FOLDERS]
+        inner = (path for top in outer for path in itertools.islice(top.iterdir(), 500) if path.is_dir())
+        return [*outer, *inner][:MAX_FOLDERS]
     except OSError:
         return []
 
 
 def propose(columns: list[Column]) -> dict[str, tuple[str, ...]]:
-    """{role: columns}, of `text` one or two, of the others at most one; () where none can take the role."""
+    """{role: columns}: one or two for `text`, at most one for the others; () if no column fits."""
     taken: set[str] = set()
 
-    def best(role, fits, score):
+    def best(fits, score):
         able = [column for column in columns if column.name not in taken and fits(column)]
         chosen = max(able, key=score, default=None)
         taken.update([chosen.name] if chosen else [])
         return (chosen.name,) if chosen else ()
 
-    named = lambda role: lambda column: _name_score(role, column.name)  # noqa: E731
-    proposed = {
-        "image": best(
-            "image",
-            lambda c: c.image in ("bytes", "path") and c.num_filled,
-            lambda c: (c.found > 0.5, c.image == "bytes", _name_score("image", c.name), c.found),
-        )
-    }
+    def known(role):
+        return lambda column: _name_score(role, column.name)
+
+    def id_score(c):
+        distinct, score = _distinct_share(c), _name_score("id", c.name)
+        return distinct > 0.98 and score > 0, distinct * c.filled > 0.9, score, -c.words
+
+    def is_wordy(c):
+        return not c.image and c.lettered > 0.5 and c.filled > 0.2 and c.num_distinct > 1
+
+    proposed = {}  # in this order: a column takes one role only
+    proposed["image"] = best(
+        lambda c: c.image in ("bytes", "path") and c.num_filled,
+        lambda c: (c.found > 0.5, c.image == "bytes", _name_score("image", c.name), c.found),
+    )
     proposed["id"] = best(
-        "id",
-        lambda c: _could_identify(c) and (_distinct_share(c) > 0.98 or _name_score("id", c.name) >= 1),
-        lambda c: (
-            (_distinct_share(c) > 0.98 and _name_score("id", c.name) > 0, _distinct_share(c) * c.filled > 0.9)
-            + (_name_score("id", c.name), -c.words)
-        ),
+        lambda c: _could_identify(c) and (_distinct_share(c) > 0.98 or _name_score("id", c.name) >= 1), id_score
     )
-    proposed["group"] = best("group", lambda c: _could_group(c) and _name_score("group", c.name) >= 1, named("group"))
+    proposed["group"] = best(lambda c: _could_group(c) and _name_score("group", c.name) >= 1, known("group"))
     proposed["category"] = best(
-        "category",
-        _could_categorise,
-        lambda c: (_name_score("category", c.name), c.lettered > 0.5, -c.words, c.num_distinct),
+        _could_categorise, lambda c: (_name_score("category", c.name), c.lettered > 0.5, -c.words, c.num_distinct)
     )
-    wordy = lambda c: not c.image and c.lettered > 0.5 and c.filled > 0.2 and c.num_distinct > 1  # noqa: E731
     titles = best(
-        "text",
-        lambda c: wordy(c) and (_name_score("title", c.name) or c.words >= 2),
+        lambda c: is_wordy(c) and (_name_score("title", c.name) or c.words >= 2),
         lambda c: (_name_score("title", c.name), _name_score("more", c.name), min(c.num_distinct, 1000), -c.words),
     )
-    more = best("text", lambda c: wordy(c) and _name_score("more", c.name), named("more")) if titles else ()
+    more = best(lambda c: is_wordy(c) and _name_score("more", c.name), known("more")) if titles else ()
     return {role: (proposed | {"text": titles + more})[role] for role in ROLES}
 
 
@@ -194,8 +186,8 @@ def _could_group(column: Column) -> bool:
 def _could_categorise(column: Column) -> bool:
     known = _name_score("category", column.name) > 0
     few = column.num_distinct and 2 <= column.num_distinct and column.rows_a_value >= (1.5 if known else 4)
-    excluded = not known and (_tokens(column.name) & NO_CATEGORY or column.lettered < 0.5 or column.words > 5)
-    return bool(few) and not column.image and not excluded and column.longest <= MAX_NAME
+    other = _tokens(column.name).intersection(NO_CATEGORY) or column.lettered < 0.5 or column.words > 5
+    return bool(few) and not column.image and (known or not other) and column.longest <= MAX_NAME
 
 
 def _distinct_share(column: Column) -> float:
@@ -203,7 +195,7 @@ def _distinct_share(column: Column) -> float:
 
 
 def _readable(cells: list, root: Path) -> float:
-    """The share of image cells whose bytes are there."""
+    """The share of image cells whose bytes can be read."""
     found = 0
     for cell in cells:
         try:
@@ -214,16 +206,17 @@ def _readable(cells: list, root: Path) -> float:
 
 
 def _tokens(name: str) -> set[str]:
-    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)
-    name = unicodedata.normalize("NFKD", name.replace("ß", "ss")).casefold()
-    name = "".join(letter for letter in name if not unicodedata.combining(letter))
-    return set(re.findall(r"[^\W_]+", name))
+    name = _folded(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name))
+    return set(re.findall(r"[^\W_]+", "".join(letter for letter in name if not unicodedata.combining(letter))))
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKD", name.replace("ß", "ss")).casefold()
 
 
 def _name_score(role: str, name: str) -> float:
-    """1 to 2 for a name that is known, the better the earlier; up to 1 for one with a known word in it; else 0."""
-    known = NAMES[role]
-    cleaned = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKD", name.replace("ß", "ss")).casefold())
+    """1 to 2 for a known name, higher for earlier ones; up to 1 if the name contains a known word; else 0."""
+    known, cleaned = NAMES[role], re.sub(r"[\W_]+", "", _folded(name))
     if cleaned in known:
         return 2 - known.index(cleaned) / len(known)
     within = [known.index(token) for token in _tokens(name) if token in known]

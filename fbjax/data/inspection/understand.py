@@ -1,6 +1,6 @@
-"""What a product table holds, which columns could take which role, and what would be skipped.
+"""The content of a product table: its columns, their possible roles, and the rows that `prepare` would skip.
 
-Reads as `prepare` does and writes nothing. All rows are read, but only a sample of the images is opened.
+Reads all rows as `prepare` does, but opens only a sample of the images. Writes nothing.
 """
 
 import collections
@@ -11,20 +11,21 @@ from pathlib import Path
 
 from PIL import Image
 
-from fbjax.config.schema import Columns, Config
+from fbjax.config.schema import Columns, Config, DataConfig
 from fbjax.core import paths
 from fbjax.data.inspection import column_roles
 from fbjax.data.inspection.column_roles import ROLES, Column, shorten
 from fbjax.data.sources import fashiongen, table_readers, tables
+from fbjax.data.sources.base import Skipped
 
 PROFILED = 100_000  # rows from which columns are described
 SAMPLED = 200  # rows of which the image is opened
-LIST = 101  # products in a full candidate list: the true one and 100 others
+LIST = 101  # products in a full candidate list: the positive and 100 others
 
 
 @dataclasses.dataclass(frozen=True)
 class Skips:
-    """Rows that prepare would leave out for one reason."""
+    """Rows that `prepare` would skip for one reason."""
 
     reason: str
     count: int
@@ -33,7 +34,7 @@ class Skips:
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """What a sample of the rows has for images."""
+    """The images of a sample of the rows."""
 
     num_tried: int = 0
     kinds: tuple[tuple[str, int], ...] = ()  # (format and mode, count)
@@ -43,21 +44,21 @@ class Pictures:
 
 @dataclasses.dataclass(frozen=True)
 class TableCheck:
-    files: tuple[str, ...]  # each with its form
+    files: tuple[str, ...]  # each with its format
     warnings: tuple[str, ...]
     num_rows: int
     columns: tuple[Column, ...]
-    mapping: dict[str, tuple[str, ...]]  # role -> columns; () where none can take it
+    mapping: dict[str, tuple[str, ...]]  # role -> columns; () if none fits
     image_root: str
     image_size: int
     from_config: bool
-    holdout: float  # share of the groups that validation gets, 1.0 where it has a table of its own
+    holdout: float  # share of the groups for validation; 1.0 if validation has its own table
     skips: tuple[Skips, ...] = ()
     num_products: int = 0
     categories: tuple[tuple[str, int, int], ...] = ()  # (name, products, groups), the largest first
     num_groups: int = 0
-    num_repeated: int = 0  # products whose text another group's product has as well
-    words: tuple[int, ...] = ()  # a text, sorted
+    num_repeated: int = 0  # products that share their text with a product of another group
+    words: tuple[int, ...] = ()  # per text, sorted
     texts: tuple[str, ...] = ()
     num_empty_words: int = 0  # text cells that only say "nan" or the like
     pictures: Pictures = Pictures()
@@ -68,8 +69,9 @@ class TableCheck:
 
 
 def understand(files: list[Path], config: Config | None = None) -> TableCheck:
-    """Everything that is said of `files`, by the mapping of `config` or by one proposed."""
-    data = (config or Config()).data
+    """The check of `files` with the mapping of `config`, or with a proposed mapping."""
+    settings = config or Config()
+    data = settings.data
     forms = [_form(file) for file in files]
     root = paths.as_path(data.image_root or files[0].parent)
     columns, num_rows = _describe_columns(files, root, [] if config else column_roles.folders_beside(root))
@@ -82,7 +84,7 @@ def understand(files: list[Path], config: Config | None = None) -> TableCheck:
         tuple(columns),
         mapping,
         data.image_root or (image.root if image else ""),
-        (config or Config()).patches.image_size,
+        settings.patches.image_size,
         config is not None,
         1.0 if data.validation else data.holdout,
     )
@@ -98,12 +100,11 @@ def as_columns(mapping: dict[str, tuple[str, ...]]) -> Columns:
 
 
 def _form(file: Path) -> tuple[str, str]:
-    """(name and form, a word of warning or "")."""
+    """(name, size and format of a file, a warning or "")."""
     size = f"{file.name}, {paths.size_and_time(file)[0] / 1e6:.1f} MB"
-    if file.suffix.lower() == ".parquet":
-        return f"{size}: Parquet", ""
-    if file.suffix.lower() == fashiongen.SUFFIX:
-        return f"{size}: HDF5 in Fashion-Gen's schema", ""
+    binary = {".parquet": "Parquet", fashiongen.SUFFIX: "HDF5 in Fashion-Gen's schema"}
+    if file.suffix.lower() in binary:
+        return f"{size}: {binary[file.suffix.lower()]}", ""
     form, word = table_readers.form_of(file), ""
     kind = "JSON Lines" if not form.delimiter else f"columns divided by {form.delimiter!r}"
     if form.encoding == "cp1252":
@@ -115,25 +116,22 @@ def _form(file: Path) -> tuple[str, str]:
 
 
 def _describe_columns(files: list[Path], root: Path, roots: list[Path]) -> tuple[list[Column], int]:
-    """Every column of any of the files, from the first `PROFILED` rows, and the number of rows in all."""
+    """All columns of the files, from the first `PROFILED` rows, and the total number of rows."""
     binary = set().union(*map(table_readers.binary_columns, files))
     names = list(dict.fromkeys(name for file in files for name in table_readers.column_names(file)))
     plain, kept, num_rows = set(names) - binary, [], 0
-    for row in itertools.chain.from_iterable(table_readers.read_rows(file, plain) for file in files):
-        num_rows += 1
+    rows = itertools.chain.from_iterable(table_readers.read_rows(file, plain) for file in files)
+    for num_rows, row in enumerate(rows, start=1):
         if num_rows <= PROFILED and isinstance(row, dict):
             kept.append(row)
     sampled = [row for _, _, row in table_readers.sample_rows(files, binary, SAMPLED, num_rows)] if binary else []
-    columns = []
-    for name in names:
-        source = sampled if name in binary else kept
-        cells = (row.get(name) for row in source if isinstance(row, dict))
-        columns.append(column_roles.describe_column(name, cells, root, roots))
-    return columns, num_rows
+    sampled = [row for row in sampled if isinstance(row, dict)]
+    cells = {name: [row.get(name) for row in (sampled if name in binary else kept)] for name in names}
+    return [column_roles.describe_column(name, cells[name], root, roots) for name in names], num_rows
 
 
 def _mapping(columns: list[Column], config: Config | None) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
-    """The config's mapping, proposals in place of what is not there, or a mapping proposed throughout."""
+    """The config's mapping, with proposals for missing columns, and warnings; without a config, only proposals."""
     proposed = column_roles.propose(columns)
     if config is None:
         return proposed, ()
@@ -150,13 +148,12 @@ def _mapping(columns: list[Column], config: Config | None) -> tuple[dict[str, tu
 
 
 def _describe_products(files: list[Path], columns: Columns) -> dict:
-    """What all rows but their images come to, as fields of `TableCheck`."""
+    """Statistics of all rows without their images, as fields of `TableCheck`."""
     skips: dict[str, list] = {}
     categories, groups = collections.Counter(), collections.defaultdict(set)
-    words, texts, of_text = [], [], collections.defaultdict(set)
-    text_counts, num_empty_words = collections.Counter(), 0
-    for described, _, _ in tables.describe_rows(files, columns, images=False):
-        if isinstance(described, tables.Skipped):
+    words, texts, num_empty_words, of_text = [], [], 0, collections.defaultdict(collections.Counter)
+    for _, described, _ in tables.Tables(DataConfig(columns=columns), 0).rows(files, None, images=False):
+        if isinstance(described, Skipped):
             _note(skips, described)
             continue
         categories[described.category] += 1
@@ -164,14 +161,13 @@ def _describe_products(files: list[Path], columns: Columns) -> dict:
         words.append(described.text.count(" ") + 1)
         num_empty_words += described.text in tables.NOTHING
         texts += [shorten(described.text, 110)] * (len(texts) < 2)
-        of_text[hash(described.text)].add(hash(described.group))
-        text_counts[hash(described.text)] += 1
+        of_text[hash(described.text)][hash(described.group)] += 1
     return {
         "skips": _listed(skips),
         "num_products": len(words),
         "categories": tuple((name, count, len(groups[name])) for name, count in categories.most_common()),
         "num_groups": len(set().union(*groups.values())),
-        "num_repeated": sum(text_counts[text] for text, owners in of_text.items() if len(owners) > 1),
+        "num_repeated": sum(owners.total() for owners in of_text.values() if len(owners) > 1),
         "words": tuple(sorted(words)),
         "texts": tuple(texts),
         "num_empty_words": num_empty_words,
@@ -179,18 +175,18 @@ def _describe_products(files: list[Path], columns: Columns) -> dict:
 
 
 def _look(files: list[Path], found: TableCheck) -> Pictures:
-    """Opens the images of a sample of the rows, as `prepare` opens all."""
+    """Opens the images of a sample of the rows as `prepare` does."""
     columns = as_columns(found.mapping)
     names, skips = set(tables.mapped_columns(columns)), {}
     kinds, sides, tried = collections.Counter(), [], 0
     for file, number, row in table_readers.sample_rows(files, names, SAMPLED, found.num_rows):
         product = tables.describe(row, columns, f"{file.name} row {number}")
-        if isinstance(product, tables.Skipped):
+        if isinstance(product, Skipped):
             continue
         tried += 1
         root, cell = paths.as_path(found.image_root or file.parent), row.get(columns.image)
         opened = tables.with_image(product, cell, root, found.image_size)
-        if isinstance(opened, tables.Skipped):
+        if isinstance(opened, Skipped):
             _note(skips, opened, cell)
             continue
         with Image.open(io.BytesIO(tables.image_bytes(cell, root))) as image:
@@ -199,7 +195,7 @@ def _look(files: list[Path], found: TableCheck) -> Pictures:
     return Pictures(tried, tuple(kinds.most_common()), tuple(sorted(sides)), _listed(skips))
 
 
-def _note(skips: dict[str, list], skipped: tables.Skipped, cell=None) -> None:
+def _note(skips: dict[str, list], skipped: Skipped, cell=None) -> None:
     name = f", {shorten(cell)!r}" if isinstance(cell, str) else ""
     named = f"{skipped.where}{f' (id {shorten(skipped.id)})' if skipped.id else ''}{name}"
     skips.setdefault(skipped.reason, [0, named])[0] += 1

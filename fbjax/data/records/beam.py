@@ -1,15 +1,14 @@
-"""Huge catalogues: the same records, made by Apache Beam's workers on Dataflow, Flink or Spark, or on this machine.
+"""Huge catalogues: Apache Beam's workers make the same records on Dataflow, Flink or Spark, or on this machine.
 
-What one process decides by having read what comes before, workers decide by grouping: of the rows of one id the first
-counts, and a group belongs to the first table that has it. A first look at the rows, without images, says which are
-refused; then each part of a file is worked on by itself. The key of a record is its row's place in the table, which
-TFDS's writer orders by: records, their order and what is skipped are those of `catalogue.CatalogueBuilder`.
+One process remembers the earlier rows; workers group instead. Of the rows with one id the first counts, and a group
+belongs to the first table that has it. A first pass without images finds the rows to refuse. Then each part of a file
+is processed alone. The key of a record is its row number, by which TFDS sorts: records, their order and the skipped
+rows are those of `builder.CatalogueBuilder`.
 """
 
 import contextlib
 import dataclasses
 import io
-import itertools
 import json
 import re
 import shlex
@@ -22,9 +21,7 @@ import tensorflow_datasets as tfds
 from fbjax.core.paths import as_path, remove_tree
 from fbjax.data.records.builder import CatalogueBuilder, quiet_tfds
 from fbjax.data.records.schema import encode_rows, index_entry
-from fbjax.data.records.shards import Part
-from fbjax.data.records.source import Source
-from fbjax.data.sources.tables import DUPLICATE, OTHER_SPLIT, Product, Skipped
+from fbjax.data.sources.base import DUPLICATE, OTHER_SPLIT, DataSource, Part, Product, Skipped
 from fbjax.data.text.wordpiece import Vocabulary
 
 try:
@@ -33,10 +30,10 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"--beam needs Apache Beam ({error}): pip install 'fbjax[beam]'") from None
 
-NOTES = "notes"  # the folder of what workers note of every row, until the index is made of it
+NOTES = "notes"  # a folder of the workers' notes on every row; the index is made of them
 ROWS_A_NOTE = 2**16
 LOCAL, DATAFLOW = ("directrunner", "direct", "fnapirunner"), ("dataflowrunner", "dataflow")
-NUMBERS, REFUSED, NOTED = "numbers", "refused", "noted"  # outputs of a step beside its first
+NUMBERS, REFUSED, NOTED = "numbers", "refused", "noted"  # further outputs of a step
 NO_EXAMPLES = re.compile(r"generated examples is 0 for split (\w+)")  # TFDS's words
 FINAL_ERROR = re.compile(r"^[\w.]*(?:Error|Exception): (.*)", re.MULTILINE)  # of a worker's traceback
 
@@ -44,7 +41,7 @@ Address = tuple[int, int, int]  # of a part: table, file in it, number of its fi
 
 
 class BeamBuilder(CatalogueBuilder, skip_registration=True):
-    """The builder of the same records that has Beam's workers make them."""
+    """Builds the same records with Beam's workers."""
 
     name = CatalogueBuilder.name
 
@@ -84,21 +81,20 @@ class BeamBuilder(CatalogueBuilder, skip_registration=True):
 
 
 def parse_options(flags: str) -> pipeline_options.PipelineOptions:
-    """Beam's options as its own flags write them, "--runner=.. --..": where no runner is named, the local one.
+    """Beam's options from its own flags, "--runner=.. --.."; the default runner is the local one.
 
-    Raises ValueError on an unknown runner, on values that are none, and on flags that Beam does not know.
-
-    Of Beam's two local runners the one in Python is taken: "DirectRunner" would first fetch the other, a program in Go,
-    from GitHub. Several local workers are processes unless direct_running_mode says otherwise: in one there is nothing
-    to win.
+    Raises ValueError on an unknown runner, a wrong value, or a flag that Beam does not know. The local runner is the
+    one in Python: "DirectRunner" would download a program in Go from GitHub. Several local workers are processes by
+    default: threads of one process are no faster.
     """
     given, said = shlex.split(flags), io.StringIO()
     if given and not given[0].startswith("--"):
-        raise ValueError(f"--beam_options {flags!r}: these are no flags, such as --runner=DirectRunner")
+        raise ValueError(f"--beam-options {flags!r}: these are no flags, such as --runner=DirectRunner")
     try:
         with contextlib.redirect_stderr(said):
             options = pipeline_options.PipelineOptions(given)
-            unknown = options.get_all_options(retain_unknown_options=True).keys() - _known_options()
+            known = pipeline_options.PipelineOptions([]).get_all_options()
+            unknown = options.get_all_options(retain_unknown_options=True).keys() - known.keys()
             runner = options.view_as(pipeline_options.StandardOptions)
             name = (runner.runner or LOCAL[0]).lower()
             if name in LOCAL:
@@ -106,33 +102,28 @@ def parse_options(flags: str) -> pipeline_options.PipelineOptions:
                 direct = options.view_as(pipeline_options.DirectOptions)
                 if direct.direct_num_workers != 1 and not any("direct_running_mode" in flag for flag in given):
                     direct.direct_running_mode = "multi_processing"
-            beam.Pipeline(options=options)  # asks the runner what it thinks of them, and runs nothing
+            beam.Pipeline(options=options)  # lets the runner check the options; runs nothing
     except SystemExit:
         problem = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
-        raise ValueError(f"--beam_options: {problem}") from None
+        raise ValueError(f"--beam-options: {problem}") from None
     except (ValueError, ImportError) as error:
-        raise ValueError(f"--beam_options: {' '.join(str(error).split())}") from None
-    if unknown and name in LOCAL + DATAFLOW:  # a job server knows flags that Beam here does not
-        raise ValueError(f"--beam_options: unknown to Beam: {', '.join('--' + flag for flag in sorted(unknown))}")
+        raise ValueError(f"--beam-options: {' '.join(str(error).split())}") from None
+    if unknown and name in LOCAL + DATAFLOW:  # a job server may know more flags
+        raise ValueError(f"--beam-options: unknown to Beam: {', '.join('--' + flag for flag in sorted(unknown))}")
     return options
-
-
-def _known_options() -> set[str]:
-    return set(pipeline_options.PipelineOptions([]).get_all_options())
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What workers do. They are sent all of it."""
+    """The work of Beam's workers, which receive this object."""
 
-    source: Source
+    source: DataSource
     vocabulary: Vocabulary
     tables: tuple[tuple[str, tuple[Path, ...]], ...]  # each split's files
     notes: Path
 
     def records(self, pipeline: beam.Pipeline) -> dict[str, beam.PCollection]:
-        """(key, example) of each split, keys in the order of the rows; what is to be known of all rows goes to
-        `notes`."""
+        """(key, example) of each split, keys in the order of the rows. Also writes the notes on all rows."""
         files = [(table, place) for table, (_, files) in enumerate(self.tables) for place in range(len(files))]
         parts = (
             pipeline
@@ -164,14 +155,13 @@ class Work:
         return {split: made[split] for split in self.source.split_names}
 
     def parts(self, file: tuple[int, int]) -> Iterator[tuple[Address, Part]]:
-        """A file, cut."""
+        """The parts of a file with their addresses."""
         table, place = file
         for part in self.source.cut(self.tables[table][1][place], self.vocabulary):
             yield (table, place, part.first), part
 
     def look(self, addressed: tuple[Address, Part]) -> Iterator:
-        """((table, id), where its row stands and its group) of each row that may be a product; the last row's number,
-        of which each file's largest says how many there are."""
+        """((table, id), (file, row, part, group)) of each possible product, and the number of the part's last row."""
         (table, place, first), part = addressed
         last = 0
         for last, found, _ in self.source.described(part, self.vocabulary, images=False):
@@ -180,30 +170,27 @@ class Work:
         yield beam.pvalue.TaggedOutput(NUMBERS, ((table, place), last))
 
     def make(self, joined: tuple[Address, dict[str, Iterable]], starts: dict[tuple[int, int], int]) -> Iterator:
-        """The examples of a part, each to its split, and a note of every row."""
+        """The examples of a part, tagged by split, and a note on every row."""
         (table, place, _), found = joined
-        (part,), refused = found["part"], dict(found[REFUSED])
-        before = starts[table, place]
-        rows = (
-            (before + number, row(refused.get(number), described, complete))
-            for number, described, complete in self.source.described(part, self.vocabulary)
-        )
+        (part,), refused, before = found["part"], dict(found[REFUSED]), starts[table, place]
+        described = self.source.described(part, self.vocabulary)
+        rows = ((before + number, row(refused.get(number), found, complete)) for number, found, complete in described)
         for key, example in encode_rows(rows, self.vocabulary):
-            if isinstance(example, Skipped):
-                split, note = self._split(table, example.group), dataclasses.asdict(example)
-            else:
-                split, note = self._split(table, example["group"]), index_entry(example)
+            skipped = isinstance(example, Skipped)
+            split = self._split(table, example.group if skipped else example["group"])
+            note = dataclasses.asdict(example) if skipped else index_entry(example)
+            if not skipped:
                 yield beam.pvalue.TaggedOutput(split, (key, example))
             yield beam.pvalue.TaggedOutput(NOTED, ((split, key // ROWS_A_NOTE), (key, note)))
 
     def _split(self, table: int, group: str) -> str:
-        """The split of a row of `table`; where one is held out, rows that never got to have a group are train's."""
+        """The split of a row of `table`. With a held-out share, rows without a group belong to train."""
         if self.source.holdout and group and self.source.held_out(group):
             return "validation"
         return self.tables[table][0]
 
     def note(self, noted: tuple[tuple[str, int], Iterable]) -> None:
-        """Writes notes in the order of their rows. Doing it twice, as Beam may, changes nothing."""
+        """Writes notes in the order of their rows. Beam may call this twice with the same result."""
         (split, number), notes = noted
         path = self.notes / f"{split}-{number:08d}.json"
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
@@ -212,7 +199,7 @@ class Work:
 
 
 def row(refused: str | None, described: Product | Skipped, complete: Callable) -> Product | Skipped:
-    """A row as it finally is."""
+    """The product with its image, or the reason for skipping it."""
     if isinstance(described, Skipped):
         return described
     if refused:
@@ -222,18 +209,16 @@ def row(refused: str | None, described: Product | Skipped, complete: Callable) -
 
 
 def starts_of_files(numbers: list[tuple[tuple[int, int], int]]) -> dict[tuple[int, int], int]:
-    """{(table, file): how many numbers the table's files before it have} from how many each has."""
-    starts = {}
-    for _, files in itertools.groupby(sorted(numbers), key=lambda numbered: numbered[0][0]):
-        before = 0
-        for file, last in files:
-            starts[file] = before
-            before += last
+    """{(table, file): number of rows in the table's earlier files} from the number of rows of each file."""
+    starts, before = {}, {}
+    for (table, file), last in sorted(numbers):
+        starts[table, file] = before.get(table, 0)
+        before[table] = starts[table, file] + last
     return starts
 
 
 def first_of_id(found: tuple[tuple[int, str], Iterable]) -> Iterator:
-    """(group, where the row stands) of the first row of an id; the rest are refused."""
+    """(group, address) of the first row of an id; refuses the other rows."""
     (table, _), rows = found
     (place, number, first, group), *others = sorted(rows)
     yield group, ((table, place, first), number)
@@ -242,7 +227,7 @@ def first_of_id(found: tuple[tuple[int, str], Iterable]) -> Iterator:
 
 
 def in_other_tables(found: tuple[str, Iterable]) -> Iterator[tuple[Address, tuple[int, str]]]:
-    """The rows of a group that are not in its first table: refused."""
+    """Refuses the rows of a group that are not in its first table."""
     rows = list(found[1])
     home = min(table for (table, _, _), _ in rows)
     for address, number in rows:

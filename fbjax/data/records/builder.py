@@ -1,8 +1,8 @@
 """Prepared records: a product table as a TFDS dataset of ArrayRecord files, built once, then read at random.
 
-A record is {id, group, category, text, pieces, word_ids, image}: WordPiece ids of the whole text, the word each piece
-belongs to, and the encoded image, or in its place ready-made patch features. Beside the records lie an index (id,
-group, category of every row) and a report of what was skipped.
+A record is {id, group, category, text, pieces, word_ids, image}: WordPiece ids of the whole text, the word of each
+piece, and the encoded image (or patch features instead). The same folder has an index (id, group, category of every
+row) and a report of the skipped rows.
 """
 
 import collections
@@ -21,10 +21,8 @@ from absl import logging
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from fbjax.core.paths import as_path, atomic_write, lock, remove_tree
-from fbjax.data.records.schema import INDEXED, RecordWriter, encode_rows, features_of, index_entry
-from fbjax.data.records.source import Source
-from fbjax.data.sources import fashiongen, tables
-from fbjax.data.sources.table_readers import column_names, count_rows, listed
+from fbjax.data.records.schema import INDEXED, RecordWriter, encode_rows, index_entry, record_features
+from fbjax.data.sources.base import OTHER_SPLIT, DataSource, Skipped
 from fbjax.data.text.wordpiece import Vocabulary
 
 REPORT, SKIPPED = "report.json", "skipped.jsonl"
@@ -32,7 +30,7 @@ REPORT, SKIPPED = "report.json", "skipped.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """One prepared split. Rows are numbered as they stand in the table, what was skipped left out."""
+    """One prepared split. Rows have the table's order, without the skipped ones."""
 
     ids: np.ndarray  # [N] str
     groups: np.ndarray  # [N] int32 codes
@@ -48,7 +46,7 @@ class Records:
 
     @property
     def digest(self) -> str:
-        """Of what the data order and the texts' lengths depend on, whatever the tables are called."""
+        """A hash of everything that determines the data order and the lengths of the texts."""
         content = (self.ids.tolist(), self.groups.tolist(), self.categories.tolist(), self.num_pieces.tolist())
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
@@ -65,7 +63,7 @@ class Records:
         return lambda rows: source.__getitems__([int(row) for row in rows])
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
-        """The rows of `ids`; unknown ones in one error."""
+        """The rows of `ids`. Raises one ValueError with all unknown ids."""
         place = {identity: row for row, identity in enumerate(self.ids)}
         unknown = [identity for identity in dict.fromkeys(ids) if identity not in place]
         if unknown:
@@ -78,12 +76,12 @@ class Records:
 
 
 def build_records(
-    source: Source, vocabulary: Vocabulary, folder: str | Path, progress: Callable, by: Callable | None = None
+    source: DataSource, vocabulary: Vocabulary, folder: str | Path, progress: Callable, by: Callable | None = None
 ) -> dict[str, Records]:
-    """The prepared splits of `source`, made in `folder` unless they lie there already.
+    """The prepared splits of `source`; builds them in `folder` if they do not exist.
 
-    `progress(iterable, total, label)` wraps the rows while they are read. `by` makes another builder of the same
-    arguments (`beam.BeamBuilder`). Raises ValueError on a missing column or where nothing is usable.
+    `progress(iterable, total, label)` wraps the rows while they are read. `by` is another builder class, such as
+    `beam.BeamBuilder`. Raises ValueError if a column is missing or no row is usable.
     """
     source.check(vocabulary)
     folder, name = as_path(folder), _name(source, vocabulary)
@@ -94,25 +92,29 @@ def build_records(
 
     if not is_prepared(source, vocabulary, folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with lock(folder / f"{name}.lock"):  # two runs may want them at once: the second finds them made
+        with lock(folder / f"{name}.lock"):  # of two runs at the same time, the second finds the records
             if not is_prepared(source, vocabulary, folder):
                 builder().make()
-    made = builder()
-    return {split: _open_records(made, split) for split in json.loads((made.home / REPORT).read_text())["splits"]}
+    made, records = builder(), {}
+    for split in json.loads((made.home / REPORT).read_text())["splits"]:
+        with np.load(io.BytesIO((made.home / f"index-{split}.npz").read_bytes())) as index:
+            files = tuple(str(path) for path in made.info.splits[split].filepaths)
+            records[split] = Records(**index, name=f"{name}-{split}", features=made.info.features, files=files)
+    return records
 
 
-def is_prepared(source: Source, vocabulary: Vocabulary, folder: str | Path) -> bool:
-    """Whether `prepare` would find its records made."""
+def is_prepared(source: DataSource, vocabulary: Vocabulary, folder: str | Path) -> bool:
+    """Whether the records of `source` exist already."""
     version = str(CatalogueBuilder.VERSION)
     return (as_path(folder) / CatalogueBuilder.name / _name(source, vocabulary) / version / REPORT).is_file()
 
 
-def _name(source: Source, vocabulary: Vocabulary) -> str:
+def _name(source: DataSource, vocabulary: Vocabulary) -> str:
     return f"v{source.fingerprint(vocabulary)}"
 
 
 def read_report(records: Records) -> dict:
-    """{"splits": {split: count}, "skipped": {reason: count}, ...} of the preparation that made `records`."""
+    """The report of the preparation of `records`: {"splits": {split: count}, "skipped": {reason: count}, ...}."""
     return json.loads((records.home / REPORT).read_text())
 
 
@@ -120,48 +122,40 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
     """Any product table as a TFDS dataset."""
 
     name = "catalogue"
-    VERSION = tfds.core.Version("1.1.0")  # raise it when the same table makes other records
-    MANUAL_DOWNLOAD_INSTRUCTIONS = fashiongen.INSTRUCTIONS
+    VERSION = tfds.core.Version("1.1.0")  # increase it when the same table gives other records
 
-    def __init__(self, source: Source, vocabulary: Vocabulary, progress: Callable, *, config: str, data_dir: str):
+    def __init__(self, source: DataSource, vocabulary: Vocabulary, progress: Callable, *, config: str, data_dir: str):
         self._source, self._vocabulary, self._progress = source, vocabulary, progress
         self._index = collections.defaultdict(lambda: collections.defaultdict(list))
-        self._skipped: list[tuple[str, tables.Skipped]] = []
+        self._skipped: list[tuple[str, Skipped]] = []
         self._group_split: dict[str, str] = {}
-        super().__init__(
-            data_dir=data_dir,
-            config=tfds.core.BuilderConfig(name=config),
-            file_format=tfds.core.FileFormat.ARRAY_RECORD,
-        )
+        config, array_record = tfds.core.BuilderConfig(name=config), tfds.core.FileFormat.ARRAY_RECORD
+        super().__init__(data_dir=data_dir, config=config, file_format=array_record)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
             description="A product catalogue as FashionBERT reads it.",
-            features=features_of(self._source.features),
-            disable_shuffling=True,  # row numbers are the index of everything else
+            features=record_features(self._source.holds),
+            disable_shuffling=True,  # everything else refers to row numbers
         )
 
     def _split_generators(self, dl_manager):
-        files = self._source.files()
-        return {
-            split: self._generate_examples(split, files.get(split, files.get("train")))
-            for split in self._source.split_names
-        }
+        files, splits = self._source.files(), self._source.split_names
+        return {split: self._generate_examples(split, files.get(split, files.get("train"))) for split in splits}
 
     def _generate_examples(self, split: str, files: list[Path]) -> Iterator[tuple[int, dict]]:
         source, index = self._source, self._index[split]
         wanted = lambda group: self._split_of(group, split) == split  # noqa: E731
         rows = source.products(files, self._vocabulary, wanted)
-        total = None if source.features else count_rows(files)
-        rows = self._progress(rows, total, f"preparing {split}")
+        rows = self._progress(rows, source.count(files), f"preparing {split}")
         for _, example in encode_rows(enumerate(rows), self._vocabulary):
-            if isinstance(example, tables.Skipped):
-                self._skip(split, example)
-                continue
-            key = len(index["ids"])
-            self._enter(split, index_entry(example))
-            yield key, example
+            if not isinstance(example, Skipped):
+                self._enter(split, index_entry(example))
+                yield len(index["ids"]) - 1, example
+            # where a share is held out, both splits read every row: only one of them counts a skipped row
+            elif not self._source.holdout or example.reason != OTHER_SPLIT and (split == "train" or example.group):
+                self._skipped.append((split, example))
         if not index["ids"]:
             raise ValueError(self._nothing_usable(split, files))
 
@@ -170,15 +164,10 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
             self._index[split][name].append(value)
 
     def _split_of(self, group: str, split: str) -> str:
-        """The one split a group belongs to: by its hash when held out, else the first split that it appears in."""
+        """The split of a group: by its hash if a share is held out, else the first split that contains it."""
         if self._source.holdout:
             return "validation" if self._source.held_out(group) else "train"
         return self._group_split.setdefault(group, split)
-
-    def _skip(self, split: str, skipped: tables.Skipped) -> None:
-        if self._source.holdout and (skipped.reason == tables.OTHER_SPLIT or split != "train" and not skipped.group):
-            return  # both splits read these rows, and the other counts it
-        self._skipped.append((split, skipped))
 
     def _nothing_usable(self, split: str, files: list[Path]) -> str:
         if self._source.holdout and split != "train":
@@ -190,8 +179,8 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
             )
         reasons = collections.Counter(skipped.reason for where, skipped in self._skipped if where == split)
         why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "no rows"
-        nothing = f"nothing usable for split {split} in {', '.join(map(str, files))}: {why}"
-        return nothing if self._source.features else f"{nothing}; its columns are {listed(column_names(files[0]))}"
+        about = self._source.about(files[0])
+        return f"nothing usable for split {split} in {', '.join(map(str, files))}: {why}{about}"
 
     @property
     def home(self) -> Path:
@@ -201,59 +190,42 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
         return RecordWriter()
 
     def make(self) -> None:
-        """Records, then their index; what an unfinished preparation has left goes first."""
+        """Writes the records and their index, after removing the files of an unfinished preparation."""
         for leftover in (self.home, *self.home.parent.glob("incomplete.*")):
             remove_tree(leftover)
         begin = time.perf_counter()
         self._generate()
-        self._write_index(self.home, time.perf_counter() - begin)
+        self._write_index(time.perf_counter() - begin)
 
     def _generate(self) -> None:
         with quiet_tfds():
             self.download_and_prepare()
 
-    def _write_index(self, home: Path, seconds: float) -> None:
-        """Index files, what was skipped, and the report, which marks the preparation as finished."""
+    def _write_index(self, seconds: float) -> None:
+        """Writes the index, the skipped rows, and last the report, which marks the preparation as finished."""
         for split, columns in self._index.items():
             category_names, categories = np.unique(columns["categories"], return_inverse=True)
+            arrays = {"ids": np.array(columns["ids"]), "num_pieces": np.array(columns["num_pieces"], np.int32)}
+            arrays["groups"] = np.unique(columns["groups"], return_inverse=True)[1].astype(np.int32)
             index = io.BytesIO()
-            np.savez(
-                index,
-                ids=np.array(columns["ids"]),
-                groups=np.unique(columns["groups"], return_inverse=True)[1].astype(np.int32),
-                categories=categories.astype(np.int32),
-                category_names=category_names,
-                num_pieces=np.array(columns["num_pieces"], np.int32),
-            )
-            (home / f"index-{split}.npz").write_bytes(index.getvalue())
+            np.savez(index, **arrays, categories=categories.astype(np.int32), category_names=category_names)
+            (self.home / f"index-{split}.npz").write_bytes(index.getvalue())
         lines = (json.dumps({"split": split, **dataclasses.asdict(skipped)}) for split, skipped in self._skipped)
-        (home / SKIPPED).write_text("".join(f"{line}\n" for line in lines))
-        categories = {split: collections.Counter(columns["categories"]) for split, columns in self._index.items()}
+        (self.home / SKIPPED).write_text("".join(f"{line}\n" for line in lines))
         report = {
             "splits": {split: len(columns["ids"]) for split, columns in self._index.items()},
             "groups": {split: len(set(columns["groups"])) for split, columns in self._index.items()},
-            "categories": {split: len(counts) for split, counts in categories.items()},
+            "categories": {split: len(set(columns["categories"])) for split, columns in self._index.items()},
             "skipped": dict(collections.Counter(skipped.reason for _, skipped in self._skipped).most_common()),
             "seconds": round(seconds, 1),
         }
-        with atomic_write(home / REPORT) as file:
+        with atomic_write(self.home / REPORT) as file:
             file.write_text(json.dumps(report, indent=2))
-
-
-def _open_records(builder: CatalogueBuilder, split: str) -> Records:
-    with np.load(io.BytesIO((builder.home / f"index-{split}.npz").read_bytes())) as index:
-        arrays = {name: index[name] for name in index.files}
-    return Records(
-        **arrays,
-        name=f"{builder.builder_config.name}-{split}",
-        features=builder.info.features,
-        files=tuple(str(path) for path in builder.info.splits[split].filepaths),
-    )
 
 
 @contextlib.contextmanager
 def quiet_tfds():
-    """TFDS's own bars, logs and prints off; ours are shown."""
+    """Silences TFDS's progress bars, logs and prints."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     tfds.disable_progress_bar()

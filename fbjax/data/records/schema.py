@@ -1,8 +1,6 @@
-"""Products become examples: what a record holds, and what the index keeps of it.
+"""The fields of a record and of the index, and the way from products to records. Both builders share it."""
 
-Knows what is written, not how or by whom: one process, or Beam's workers.
-"""
-
+import functools
 import io
 import itertools
 import tempfile
@@ -14,61 +12,52 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import file_adapters, writer
 
 from fbjax.core.paths import is_remote, upload
-from fbjax.data.sources.release_features import FeatureProduct
-from fbjax.data.sources.tables import Skipped
+from fbjax.data.sources.base import Skipped
 from fbjax.data.text.wordpiece import Vocabulary
 
 INDEXED = ("ids", "groups", "categories", "num_pieces")
 TOKENIZE_AT_ONCE = 256
+KINDS = {
+    "image": tfds.features.Image,
+    "features": functools.partial(tfds.features.Tensor, dtype=np.float16, encoding=tfds.features.Encoding.BYTES),
+}
 
 
-def features_of(ready_made: tuple[int, int] | None) -> tfds.features.FeaturesDict:
-    """The form of a record; `ready_made` is the shape (P, C) of features that stand in place of an image."""
+def record_features(holds: tuple[str, tuple[int | None, ...]]) -> tfds.features.FeaturesDict:
+    """The features of a record; `holds` is `DataSource.holds`."""
     pieces = tfds.features.Tensor(shape=(None,), dtype=np.int32)
-    image = {"image": tfds.features.Image(shape=(None, None, 3))}
-    if ready_made:
-        raw = tfds.features.Encoding.BYTES
-        image = {"features": tfds.features.Tensor(shape=ready_made, dtype=np.float16, encoding=raw)}
     names = {name: tfds.features.Text() for name in ("id", "group", "category", "text")}
-    return tfds.features.FeaturesDict(names | {"pieces": pieces, "word_ids": pieces} | image)
+    name, shape = holds
+    return tfds.features.FeaturesDict(names | {"pieces": pieces, "word_ids": pieces, name: KINDS[name](shape=shape)})
 
 
 def encode_rows(rows: Iterable[tuple], vocabulary: Vocabulary) -> Iterator[tuple]:
-    """(key, the example of a product) or (key, why there is none) of every (key, product or skipped), in order."""
+    """(key, example) for every (key, product), and (key, skipped) unchanged, in order. Skips products without text."""
     rows = iter(rows)
     while batch := list(itertools.islice(rows, TOKENIZE_AT_ONCE)):
-        plain = [row for _, row in batch if not isinstance(row, Skipped | FeatureProduct)]
+        plain = [row for _, row in batch if not isinstance(row, Skipped) and not row.pieces]
         encoded = iter(vocabulary.pieces([row.text for row in plain]))
         for key, row in batch:
             if isinstance(row, Skipped):
                 yield key, row
                 continue
-            ready_made = isinstance(row, FeatureProduct)
-            pieces, word_ids = (row.pieces, row.word_ids) if ready_made else next(encoded)
+            pieces, word_ids = row.pieces or next(encoded)
             if not pieces:
                 yield key, Skipped(row.where, row.id, "empty text", row.group)
                 continue
-            yield (
-                key,
-                {
-                    "id": row.id,
-                    "group": row.group,
-                    "category": row.category,
-                    "text": row.text,
-                    "pieces": np.array(pieces, np.int32),
-                    "word_ids": np.array(word_ids, np.int32),
-                }
-                | ({"features": row.features} if ready_made else {"image": io.BytesIO(row.image)}),
-            )
+            example = {name: getattr(row, name) for name in ("id", "group", "category", "text")}
+            example |= {"pieces": np.array(pieces, np.int32), "word_ids": np.array(word_ids, np.int32)}
+            image = {"image": io.BytesIO(row.image)} if isinstance(row.image, bytes) else {"features": row.image}
+            yield key, example | image
 
 
 def index_entry(example: dict) -> tuple:
-    """What the index keeps of an example, in the order of `INDEXED`."""
+    """An example's values of `INDEXED`."""
     return example["id"], example["group"], example["category"], len(example["pieces"])
 
 
 class RecordWriter(writer.ExampleWriter):
-    """Writes ArrayRecord files, which are written to this machine only: what belongs elsewhere is copied there."""
+    """Writes ArrayRecord files. A remote file is written locally first and then copied: ArrayRecord needs that."""
 
     def __init__(self):
         super().__init__(file_adapters.FileFormat.ARRAY_RECORD)

@@ -1,8 +1,7 @@
-"""Fashion-Gen's own files: two HDF5 tables, a row for each photo of a product (the paper, section 4.1).
+"""Fashion-Gen's own files: two HDF5 tables with one row per photo of a product (the paper, section 4.1).
 
-Owns where they lie, their schema and how they are read, a stretch of rows at a time; knows nothing of products, records
-or models. To the rest an ``.h5`` file is a table like any other: its columns are the datasets of `SCHEMA` under their
-own names, and `PHOTO`, which tells photos of one product apart.
+Finds, checks and reads these files. For the rest of the code an ``.h5`` file is a table: its columns are the datasets
+of `SCHEMA`, and `PHOTO`, which distinguishes the photos of one product.
 """
 
 import contextlib
@@ -15,30 +14,27 @@ import h5py
 import numpy as np
 
 SUFFIX = ".h5"
-PREFIX = "fashiongen:"  # of what config.data.train and config.data.validation name the two files by
+PREFIX = "fashiongen:"  # in config.data.train and config.data.validation
 FILES = {"train": "fashiongen_256_256_train.h5", "validation": "fashiongen_256_256_validation.h5"}
 PRODUCT, POSE, IMAGE, PHOTO = "input_productID", "input_pose", "input_image", "photo"
 WORDS = ("brand", "category", "composition", "concat_description", "department", "description", "gender", "name")
 WORDS = tuple(f"input_{name}" for name in (*WORDS, "pose", "season", "subcategory"))
 NUMBERS = ("index", "index_2", PRODUCT, "input_msrpUSD")
 SCHEMA = (*NUMBERS, *WORDS, IMAGE)
-NEEDED = (PRODUCT, POSE, IMAGE)  # without these a file is another thing; any other column is missed where it is mapped
+NEEDED = (PRODUCT, POSE, IMAGE)  # without these a file is not Fashion-Gen's; other columns are checked if mapped
 ROWS_AT_ONCE, IMAGES_AT_ONCE = 4096, 64
-CHUNK_CACHE = 2**26  # bytes, so that a compressed chunk of images is unpacked once
-INSTRUCTIONS = f"""\
-Fashion-Gen is given out by its owners only (https://fashion-gen.com). Put {FILES["train"]} and
-{FILES["validation"]} into the folder config.data.manual_dir, or its subfolder fashiongen."""
+CHUNK_CACHE = 2**26  # bytes: enough to unpack each compressed chunk of images once
 
 
 def is_named(pattern: str) -> bool:
-    """Whether `pattern` is "fashiongen:train" or the like rather than a path."""
+    """Whether `pattern` is a name such as "fashiongen:train" and not a path."""
     return str(pattern).startswith(PREFIX)
 
 
 def find(name: str, manual_dir: str = "") -> Path:
-    """The file that "fashiongen:train" or "fashiongen:validation" names in `manual_dir` or its subfolder fashiongen/.
+    """The file of "fashiongen:train" or "fashiongen:validation" in `manual_dir` or its subfolder fashiongen/.
 
-    `manual_dir` "": where TFDS looks for data that nobody may hand on. Raises FileNotFoundError with what to do.
+    The default `manual_dir` is TFDS's folder for manual downloads. Raises FileNotFoundError with the remedy.
     """
     split = name.removeprefix(PREFIX)
     if split not in FILES:
@@ -55,7 +51,7 @@ def find(name: str, manual_dir: str = "") -> Path:
 
 
 def column_names(file: Path) -> list[str]:
-    """The datasets of `SCHEMA` that the file has, and `PHOTO`."""
+    """`PHOTO` and the file's datasets of `SCHEMA`."""
     with _open(file) as stream:
         return [PHOTO, *(name for name in SCHEMA if name in stream)]
 
@@ -66,10 +62,9 @@ def count_rows(file: Path) -> int:
 
 
 def read_rows(file: Path, names: set[str] | None = None, places: Sequence[int] | None = None) -> Iterator[dict]:
-    """Rows as dicts of the columns `names` (None: all), of `places` only where given, in rising order.
+    """Rows as dicts of the columns `names` (None: all); only the rows `places` if given, in rising order.
 
-    Text is str, numbers are Python's, an image is an array [S, S, 3] as it is stored. Images are read only where they
-    are asked for, `IMAGES_AT_ONCE` at a time. Raises ValueError where the file turns out to be damaged.
+    Text is str, numbers are Python's, an image is an array [S, S, 3]. Raises ValueError if the file is damaged.
     """
     with _open(file) as stream:
         there = [name for name in SCHEMA if name in stream and (names is None or name in names)]
@@ -89,10 +84,9 @@ def read_rows(file: Path, names: set[str] | None = None, places: Sequence[int] |
 
 
 def write(path: str | Path, rows: Iterable[dict], num_rows: int, side: int) -> Path:
-    """A file of the same schema from `num_rows` rows, images uint8 [side, side, 3]: for data of one's own.
+    """Writes a file of the same schema from `num_rows` rows with images uint8 [side, side, 3].
 
-    All rows have the same columns; those that they lack are empty or 0. Raises ValueError where there are not
-    `num_rows` of them.
+    All rows have the same columns; missing columns become "" or 0. Raises ValueError on another number of rows.
     """
     path, rows = Path(path), iter(rows)
     partial, count = path.with_name(path.name + ".partial"), 0
@@ -120,22 +114,20 @@ def write(path: str | Path, rows: Iterable[dict], num_rows: int, side: int) -> P
 
 @contextlib.contextmanager
 def _open(file: Path) -> Iterator[h5py.File]:
-    """The file, its schema checked; ValueError where it is none of Fashion-Gen's."""
+    """Opens a file and checks its schema. Raises ValueError if it is not Fashion-Gen's."""
     try:
         stream = h5py.File(file, "r", rdcc_nbytes=CHUNK_CACHE)
     except OSError as error:
         raise _unreadable(file, error) from None
     with stream:
-        missing = [name for name in NEEDED if not isinstance(stream.get(name), h5py.Dataset)]
-        if missing:
+        if missing := [name for name in NEEDED if not isinstance(stream.get(name), h5py.Dataset)]:
             raise ValueError(
                 f"{file} is not in Fashion-Gen's schema: it has no dataset {', '.join(map(repr, missing))}; it has "
                 f"{', '.join(sorted(stream)) or 'none'} (take the file as its owners give it out)"
             )
         shapes = {name: stream[name].shape for name in SCHEMA if name in stream}
         num_rows = shapes[PRODUCT][:1]
-        odd = [f"{name} {shape}" for name, shape in shapes.items() if shape[:1] != num_rows or not shape]
-        if odd:
+        if odd := [f"{name} {shape}" for name, shape in shapes.items() if shape[:1] != num_rows or not shape]:
             raise ValueError(
                 f"{file}: its datasets disagree in the number of rows: {PRODUCT} {shapes[PRODUCT]}, "
                 f"{', '.join(odd)} (fetch it again: it was not written to its end)"
@@ -154,9 +146,9 @@ def _unreadable(file: Path, error: OSError) -> ValueError:
 
 
 def _cells(dataset: h5py.Dataset, places: Sequence[int]) -> Sequence:
-    """The cells of `places` as the rows hold them."""
-    stretch = isinstance(places, range)
-    values = dataset[places.start : places.stop] if stretch else dataset[np.asarray(places)]
+    """The cells of `places`: numbers, str, or pixels."""
+    selection = slice(places.start, places.stop) if isinstance(places, range) else np.asarray(places)
+    values = dataset[selection]
     if values.ndim == 4:
         return values
     text = h5py.check_string_dtype(dataset.dtype)
@@ -165,7 +157,7 @@ def _cells(dataset: h5py.Dataset, places: Sequence[int]) -> Sequence:
 
 
 def _decoded(value: bytes | str, encoding: str) -> str:
-    """Fashion-Gen's bytes are Latin-1, whatever the file says of them; text that says it is UTF-8, and is, stays so."""
+    """Decodes UTF-8 if the file declares it and it is valid; else Latin-1, as in Fashion-Gen's files."""
     if isinstance(value, str):
         return value
     if encoding == "utf-8":

@@ -1,4 +1,4 @@
-"""Whatever a shop calls an image becomes JPEG or PNG, RGB and upright; knows nothing of tables."""
+"""Converts images of any format to JPEG or PNG, RGB and upright."""
 
 import io
 from pathlib import Path
@@ -9,22 +9,19 @@ from PIL import Image, ImageOps
 from fbjax.core import resampling
 
 STORED_AS_IS = ("JPEG", "PNG")
-MAX_PIXELS = 100_000_000  # by the header, before anything is decoded: 300 MB of RGB
-FAST = 1  # of zlib: 256 x 256 pixels of drawn garments take .63 of its default's time and 1.16 of its room
+MAX_PIXELS = 100_000_000  # in the header, checked before decoding: 300 MB of RGB
+FAST = 1  # zlib level: on 256 x 256 drawn garments .63 of the default's time and 1.16 of its size
 TURNED = range(2, 9)  # EXIF orientations that are not upright
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, of which it first only warns
+Image.MAX_IMAGE_PIXELS = None  # Pillow's limit, at which it only warns at first
 Image.init()
-FORMATS = [
-    name
-    for name in ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO")
-    if name in Image.OPEN  # what Pillow was built with; EPS would run Ghostscript
-]
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO")  # EPS would run Ghostscript
+FORMATS = [name for name in FORMATS if name in Image.OPEN]  # the ones of this build of Pillow
 
 
 def normalise_image(encoded: bytes, max_side: int) -> bytes:
-    """An encoded image as JPEG or PNG, RGB, upright, no larger than needed for `max_side` x `max_side`.
+    """An encoded image as JPEG or PNG, RGB, upright, its shorter side at most `max_side`.
 
-    Bytes that are all that already come back unchanged. Transparency becomes white. Raises ValueError on no image.
+    Returns the same bytes if nothing has to change. Transparency becomes white. Raises ValueError on invalid images.
     """
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
@@ -32,24 +29,16 @@ def normalise_image(encoded: bytes, max_side: int) -> bytes:
                 raise _TooLarge(f"image of more than {MAX_PIXELS:,} pixels")
             image.load()
             upright = _upright(image)
-            plain = (
-                upright is image
-                and image.format in STORED_AS_IS
-                and image.mode == "RGB"
-                and "transparency" not in image.info
-                and min(image.size) <= max_side
-            )
-            if plain:
+            plain_rgb = image.mode == "RGB" and "transparency" not in image.info
+            if upright is image and image.format in STORED_AS_IS and plain_rgb and min(image.size) <= max_side:
                 return encoded
             as_jpeg = image.format in ("JPEG", "MPO")
             image = to_rgb(upright)
         if min(image.size) > max_side:
             scale = max_side / min(image.size)
             image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
-        image.info.clear()  # a CMYK profile, say, is not true of RGB
-        out = io.BytesIO()
-        image.save(out, **({"format": "JPEG", "quality": 95} if as_jpeg else {"format": "PNG"}))
-        return out.getvalue()
+        image.info.clear()  # the profile of CMYK, for example, is wrong for RGB
+        return _saved(image, **({"format": "JPEG", "quality": 95} if as_jpeg else {"format": "PNG"}))
     except _TooLarge:
         raise
     except Exception as error:  # Pillow raises a dozen kinds on broken files
@@ -57,7 +46,7 @@ def normalise_image(encoded: bytes, max_side: int) -> bytes:
 
 
 def encode_array(pixels: np.ndarray) -> bytes:
-    """Pixels [H, W, 3] as a PNG, nothing lost of uint8; other integers are held to 0..255, fractions up to 1 scaled.
+    """Pixels [H, W, 3] as a PNG, exact for uint8. Clips other numbers to 0..255, and scales fractions up to 1.
 
     Raises ValueError on another shape.
     """
@@ -66,26 +55,28 @@ def encode_array(pixels: np.ndarray) -> bytes:
     if pixels.dtype != np.uint8:
         pixels = np.nan_to_num(pixels.astype(np.float64))
         pixels = (pixels * (255 if pixels.max() <= 1 else 1)).round().clip(0, 255).astype(np.uint8)
+    return _saved(Image.fromarray(np.ascontiguousarray(pixels)), format="PNG", compress_level=FAST)
+
+
+def _saved(image: Image.Image, **options) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(out, "PNG", compress_level=FAST)
+    image.save(out, **options)
     return out.getvalue()
 
 
 def is_image(value) -> bool:
-    """What `encoded` takes, a string if it is a path to a file: every other string is a text."""
+    """Whether `encoded` accepts `value`. A string counts as an image only if it is the path of a file."""
     if isinstance(value, str):
         return len(value) < 4096 and "\n" not in value and Path(value).is_file()
     return isinstance(value, bytes | Path | Image.Image | np.ndarray)
 
 
 def encoded(image) -> bytes:
-    """The encoded bytes of a path, bytes, PIL image or array of pixels [H, W, 3]; nothing is lost of the last two."""
+    """The encoded bytes of a path, bytes, PIL image or array of pixels [H, W, 3]; lossless for the last two."""
     if isinstance(image, bytes):
         return image
     if isinstance(image, Image.Image):
-        out = io.BytesIO()
-        to_rgb(image).save(out, format="PNG")
-        return out.getvalue()
+        return _saved(to_rgb(image), format="PNG")
     if isinstance(image, np.ndarray):
         return encode_array(image)
     if isinstance(image, str | Path):
@@ -96,10 +87,10 @@ def encoded(image) -> bytes:
 
 
 def read_pixels(image, size: int) -> np.ndarray:
-    """uint8 [S, S, 3] of what `encoded` takes, as the pipelines decode and resize it, without TensorFlow.
+    """uint8 [S, S, 3] of an argument of `encoded`, decoded and resized as in the pipelines, without TensorFlow.
 
-    The same values, but for what lies halfway between two levels; of a JPEG up to 4 apart, since TensorFlow takes
-    libjpeg's fast integer DCT and Pillow its accurate one.
+    The values are the same except for rounding halves. JPEGs differ by up to 4, since TensorFlow uses libjpeg's fast
+    integer DCT and Pillow the accurate one.
     """
     try:
         plain = normalise_image(encoded(image), size)
@@ -128,7 +119,7 @@ class _TooLarge(ValueError):
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF says; the image itself where that says nothing or is broken."""
+    """The image turned by its EXIF orientation; the same object if there is none or it is broken."""
     try:
         return ImageOps.exif_transpose(image) if image.getexif().get(0x0112) in TURNED else image
     except Exception:

@@ -1,6 +1,6 @@
-"""Table files become rows of cells: Parquet, CSV, TSV, JSONL or Fashion-Gen's HDF5, in whatever encoding they come.
+"""Reads rows of cells from Parquet, CSV, TSV, JSONL and Fashion-Gen's HDF5 files, in any encoding.
 
-Owns files, encodings and delimiters; knows nothing of what a column means.
+Knows files, encodings and delimiters, but not the meaning of a column.
 """
 
 import codecs
@@ -20,11 +20,11 @@ import pyarrow.parquet
 from fbjax.core import paths
 from fbjax.data.sources import fashiongen
 
-MAX_LINES = 1000  # of a CSV row: beyond, a quote was never closed
-SAMPLED_GROUPS, SAMPLED_BYTES = 16, 2**26  # Parquet row groups touched for a sample, and how much is read of each
+MAX_LINES = 1000  # of a CSV row; a longer one has a quote that was never closed
+SAMPLED_GROUPS, SAMPLED_BYTES = 16, 2**26  # Parquet row groups read for a sample, and bytes read of each
 BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, since it begins with that mark
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
@@ -35,26 +35,22 @@ SEP_LINE = re.compile(r'\ufeff?"?sep=(.)"?', re.IGNORECASE)  # what Excel writes
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What a text file is written in."""
+    """The format of a text file."""
 
     encoding: str
     delimiter: str = ""  # of a CSV or TSV
-    damaged: bool = False  # UTF-8 with bytes that are none
+    damaged: bool = False  # UTF-8 with some invalid bytes
 
 
 def count_rows(files: list[Path]) -> int | None:
-    """Rows in all, or None where only reading them would tell."""
-    counters = {
-        ".parquet": lambda file: _open_parquet(file).metadata.num_rows,
-        fashiongen.SUFFIX: fashiongen.count_rows,
-    }
-    if all(file.suffix.lower() in counters for file in files):
-        return sum(counters[file.suffix.lower()](file) for file in files)
-    return None
+    """The number of rows, or None if it is unknown before reading."""
+    counters = {".parquet": lambda file: sum(group_lengths(file)), fashiongen.SUFFIX: fashiongen.count_rows}
+    known = all(file.suffix.lower() in counters for file in files)
+    return sum(counters[file.suffix.lower()](file) for file in files) if known else None
 
 
 def column_names(file: Path) -> list[str]:
-    """Without spaces around them; a repeated name is numbered, a missing one is its place."""
+    """The column names without surrounding spaces; numbers repeated names and names empty ones by position."""
     match file.suffix.lower():
         case ".parquet":
             return _unique(_open_parquet(file).schema_arrow.names)
@@ -70,7 +66,7 @@ def column_names(file: Path) -> list[str]:
 
 
 def binary_columns(file: Path) -> set[str]:
-    """Columns of a Parquet or HDF5 file that hold embedded images, mostly: bytes, alone or within structs or lists."""
+    """Columns of a Parquet or HDF5 file with bytes, alone or in structs or lists: mostly embedded images."""
     if file.suffix.lower() == fashiongen.SUFFIX:
         return {fashiongen.IMAGE}
     if file.suffix.lower() != ".parquet":
@@ -80,7 +76,7 @@ def binary_columns(file: Path) -> set[str]:
 
 
 def read_rows(file: Path, names: set[str] | None = None) -> Iterator[dict | str]:
-    """Rows as dicts, of Parquet and HDF5 only the columns `names` (None: all), or a string: why a row is none."""
+    """Rows as dicts; a malformed row is a string with the reason. Parquet, HDF5: only columns `names` (None: all)."""
     if file.suffix.lower() == fashiongen.SUFFIX:
         yield from fashiongen.read_rows(file, names)
         return
@@ -108,12 +104,12 @@ def group_lengths(file: Path) -> list[int]:
 
 
 def read_group(file: Path, group: int, names: set[str]) -> Iterator[dict]:
-    """The rows of one row group of a Parquet file, as `read_rows` gives them."""
+    """The rows of one row group of a Parquet file as from `read_rows`."""
     return _parquet_rows(_open_parquet(file), file, names, [group])
 
 
 def sample_rows(files: list[Path], names: set[str], num: int, total: int) -> Iterator[tuple[Path, int, dict | str]]:
-    """About `num` of `total` rows with their file and number, spread evenly; of Parquet few row groups are touched."""
+    """About `num` of `total` rows with their file and number, spread evenly; reads few row groups of Parquet files."""
     place, drawn = 0, _spread(num, total)
     texts = [file for file in files if file.suffix.lower() != ".parquet"]
     for file in texts:
@@ -143,15 +139,15 @@ def sample_rows(files: list[Path], names: set[str], num: int, total: int) -> Ite
 
 
 def _spread(num: int, total: int) -> set[int]:
-    """`num` of `total` places, always the same: one at random out of each equal stretch, since tables have a rhythm."""
+    """`num` of `total` places, always the same: a random one of each equal stretch, since tables may be periodic."""
     draw, num = random.Random(0), min(num, total)
     return {draw.randrange(i * total // num, (i + 1) * total // num) for i in range(num)}
 
 
 def form_of(file: Path) -> Form:
-    """Encoding by its mark, else UTF-8 where most of what is not ASCII is that, else cp1252 (Western Windows).
+    """The encoding by its mark, else UTF-8 if most bytes beyond ASCII are valid, else cp1252 (Western Windows).
 
-    Tabs in a .tsv; else whichever of , ; tab | stands most often in the header line.
+    The delimiter is a tab in a .tsv, else the most frequent of , ; tab | in the header line.
     """
     encoding, damaged = _encoding(file)
     if file.suffix.lower() == ".jsonl":
@@ -192,7 +188,7 @@ def _open_text(file: Path, form: Form):
 
 
 def _csv_cells(lines: Iterator[str], delimiter: str) -> Iterator[list[str] | str]:
-    """The cells of each row, or "" for a line with a quote that is never closed: it spoils none of the lines after."""
+    """The cells of each row, or "" for a line with a quote that is never closed; the next lines stay intact."""
     waiting, taken = collections.deque(), []
 
     def take():
@@ -217,7 +213,7 @@ def _csv_cells(lines: Iterator[str], delimiter: str) -> Iterator[list[str] | str
 
 
 def _lenient_cells(line: str, delimiter: str) -> list[str] | str:
-    """Of one line with quotes in strange places."""
+    """The cells of one line with misplaced quotes."""
     try:
         return next(csv.reader([line], delimiter=delimiter), [])
     except csv.Error:  # a cell beyond the limit
@@ -242,8 +238,8 @@ def _json_row(line: str) -> dict | str:
 def _open_parquet(file: Path) -> pyarrow.parquet.ParquetFile:
     stored = paths.open_binary(file) if paths.is_remote(file) else file
     try:
-        return pyarrow.parquet.ParquetFile(stored, buffer_size=2**20)  # else a whole row group's images are in memory
-    except Exception as error:  # a damaged file makes Arrow raise any of a dozen kinds
+        return pyarrow.parquet.ParquetFile(stored, buffer_size=2**20)  # without it, memory holds a whole row group
+    except Exception as error:  # Arrow raises a dozen kinds on a damaged file
         raise _unreadable(file, error) from None
 
 
@@ -252,12 +248,13 @@ def _unreadable(file: Path, error: Exception) -> ValueError:
 
 
 def _parquet_rows(parquet, file: Path, names: set[str] | None, groups: list[int] | None = None) -> Iterator[dict]:
-    """Rows of the row groups `groups` (None: all). Raises ValueError where the file turns out to be damaged."""
+    """Rows of the row groups `groups` (None: all). Raises ValueError if the file is damaged."""
     raw = parquet.schema_arrow.names
-    clean = _unique(raw)
-    project = names is not None and len(set(raw)) == len(raw)
-    wanted = [name for name, cleaned in zip(raw, clean, strict=True) if cleaned in names] if project else None
-    keys = [cleaned for cleaned in clean if cleaned in names] if project else clean
+    columns = dict(enumerate(_unique(raw)))
+    wanted = None
+    if names is not None and len(set(raw)) == len(raw):  # Arrow cannot select one of several columns of one name
+        columns = {place: name for place, name in columns.items() if name in names}
+        wanted = [raw[place] for place in columns]
     batches = parquet.iter_batches(64, columns=wanted, row_groups=groups)
     while True:
         try:
@@ -267,14 +264,14 @@ def _parquet_rows(parquet, file: Path, names: set[str] | None, groups: list[int]
         if batch is None:
             return
         for _, *row in zip(range(batch.num_rows), *map(_cells, batch.columns), strict=True):
-            yield dict(zip(keys, row, strict=True))
+            yield dict(zip(columns.values(), row, strict=True))
 
 
 def _cells(column) -> list:
-    """A Parquet column's values, None for those that Python cannot represent."""
+    """A Parquet column's values; None for a value that Python cannot represent."""
     try:
         return column.to_pylist()
-    except Exception:  # text that is no UTF-8, a year beyond 9999
+    except Exception:  # invalid UTF-8, a year after 9999
         return [_cell(value) for value in column]
 
 
@@ -297,6 +294,6 @@ def _unique(names: list[str]) -> list[str]:
 
 
 def listed(names: list[str]) -> str:
-    """Column names for a message."""
+    """Column names for a message, at most 40."""
     shown = [name if len(name) <= 60 and name.isprintable() else ascii(name[:60])[1:-1] + ".." for name in names[:40]]
     return ", ".join(shown) + (f" and {len(names) - 40} more" if len(names) > 40 else "")

@@ -1,134 +1,118 @@
-"""Rows of a product table become raw products, images embedded or by path.
+"""The source "tables": rows of a product table become products, with embedded images or paths of image files.
 
-Owns what a product is; knows nothing of file formats below it, nor of pieces, records or models. What cannot be used is
-yielded as `Skipped`.
+Checks the rows; `table_readers` knows the file formats. An unusable row becomes a `Skipped`.
 """
 
+import contextlib
 import dataclasses
+import functools
+import itertools
 import re
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from fbjax.config.schema import Columns
 from fbjax.core import paths
-from fbjax.data.sources import fashiongen
+from fbjax.data.sources import fashiongen, table_readers
+from fbjax.data.sources.base import SOURCES, DataSource, Described, Part, Product, Skipped
 from fbjax.data.sources.images import encode_array, normalise_image
 from fbjax.data.sources.table_readers import column_names, listed, read_rows
+from fbjax.data.text.wordpiece import Vocabulary
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", fashiongen.SUFFIX)
-OTHER_SPLIT, DUPLICATE = "group is in another split", "duplicate id"
-MAX_NAME = 500  # characters of an id, a category, a group: a longer one is a cell that swallowed others
+ROWS_AT_ONCE = 256  # in a part of a text or HDF5 file
+MAX_NAME = 500  # characters of an id, category or group: a longer cell comes from a quote that was never closed
 MAX_IMAGE_BYTES = 2**28
 NOTHING = frozenset(("nan", "NaN", "null", "NULL", "None", "<NA>", "N/A", "#N/A"))  # how programs spell a missing value
 
 
-@dataclasses.dataclass(frozen=True)
-class Product:
-    id: str
-    text: str
-    category: str
-    group: str
-    image: bytes  # JPEG or PNG, RGB, upright
-    where: str  # file and row
+@SOURCES.register("tables")
+class Tables(DataSource):
+    """Parquet, CSV, TSV, JSON Lines, and Fashion-Gen's HDF5 files.
+
+    A part of a text file contains its rows, since nobody can start reading in the middle; without images they are
+    small. A part with embedded images contains only the position of its rows, and the worker reads them.
+    """
+
+    def find(self, pattern: str) -> list[Path]:
+        if fashiongen.is_named(pattern):
+            return [fashiongen.find(pattern, self.data.manual_dir)]
+        files = super().find(pattern)
+        if wrong := [file for file in files if file.suffix.lower() not in SUFFIXES]:
+            raise ValueError(f"{wrong[0]} is none of {', '.join(SUFFIXES)}")
+        return files
+
+    def check(self, vocabulary: Vocabulary | None = None) -> None:
+        for file in itertools.chain.from_iterable(self.files().values()):
+            _check_columns(file, mapped_columns(self.data.columns), " (map them in config.data.columns)")
+
+    def count(self, files: list[Path]) -> int | None:
+        return table_readers.count_rows(files)
+
+    def about(self, file: Path) -> str:
+        return f"; its columns are {listed(column_names(file))}"
+
+    def texts(self) -> Iterator[str]:
+        self.check()
+        columns = self.data.columns
+        for row in itertools.chain.from_iterable(read_rows(file, {*columns.text}) for file in self.files()["train"]):
+            if isinstance(row, dict) and (text := _joined(row, columns)):
+                yield text
+
+    def cut(self, file: Path, vocabulary: Vocabulary) -> Iterator[Part]:
+        if file.suffix.lower() == fashiongen.SUFFIX:
+            total = fashiongen.count_rows(file)
+            for start in range(0, total, ROWS_AT_ONCE):
+                yield Part(file, start + 1, range(start, min(start + ROWS_AT_ONCE, total)))
+        elif self.data.columns.image in table_readers.binary_columns(file):
+            first = 1
+            for group, length in enumerate(table_readers.group_lengths(file)):
+                yield Part(file, first, group)
+                first += length
+        else:
+            numbered = enumerate(read_rows(file, {*mapped_columns(self.data.columns)}), start=1)
+            while some := list(itertools.islice(numbered, ROWS_AT_ONCE)):
+                yield Part(file, some[0][0], tuple(row for _, row in some))
+
+    def described(self, part: Part, vocabulary: Vocabulary, images: bool = True) -> Iterator[Described]:
+        columns = self.data.columns
+        root = paths.as_path(self.data.image_root or part.file.parent)
+        names = {name for name in mapped_columns(columns) if images or name != columns.image}
+        for number, row in enumerate(_rows_of(part, names), start=part.first):
+            found = describe(row, columns, f"{part.file.name} row {number}")
+            cell = row.get(columns.image) if isinstance(row, dict) else None
+            yield number, found, functools.partial(with_image, found, cell, root, self.image_size)
 
 
-@dataclasses.dataclass(frozen=True)
-class Skipped:
-    where: str  # file and row
-    id: str
-    reason: str
-    group: str = ""  # where the row got so far
+def _rows_of(part: Part, names: set[str]) -> Iterator[dict | str]:
+    """The rows of a part as from `table_readers.read_rows`."""
+    if isinstance(part.rows, range):
+        return fashiongen.read_rows(part.file, names, part.rows)
+    return table_readers.read_group(part.file, part.rows, names) if isinstance(part.rows, int) else iter(part.rows)
 
 
-def find_files(pattern: str, manual_dir: str = "") -> list[Path]:
-    """The table files that a path or glob names, sorted; the one in `manual_dir` of "fashiongen:train" and its like."""
-    if fashiongen.is_named(pattern):
-        return [fashiongen.find(pattern, manual_dir)]
-    files = paths.find(pattern)
-    if not files:
-        raise FileNotFoundError(f"no table at {str(pattern)!r}: set config.data.train (or --data) to a file or a glob")
-    wrong = [str(file) for file in files if file.suffix.lower() not in SUFFIXES]
-    if wrong:
-        raise ValueError(f"{wrong[0]} is none of {', '.join(SUFFIXES)}")
-    return files
-
-
-def check_columns(files: list[Path], columns: Columns) -> None:
-    """Raises with the columns there are where a mapped one is missing from any file."""
-    for file in files:
-        there = column_names(file)
-        missing = [name for name in mapped_columns(columns) if name not in there]
-        if missing:
-            raise ValueError(
-                f"{file} has no column {', '.join(map(repr, missing))}; it has {listed(there)} "
-                "(map them in config.data.columns)"
-            )
+def _check_columns(file: Path, names: Iterable[str], remedy: str = "") -> None:
+    there = column_names(file)
+    if missing := [name for name in names if name not in there]:
+        raise ValueError(f"{file} has no column {', '.join(map(repr, missing))}; it has {listed(there)}{remedy}")
 
 
 def mapped_columns(columns: Columns) -> list[str]:
     return [columns.id, *columns.text, columns.image, columns.category, *[columns.group] * bool(columns.group)]
 
 
-def read_products(
-    files: list[Path],
-    columns: Columns,
-    image_root: str,
-    max_side: int,
-    wanted: Callable[[str], bool] = lambda group: True,
-) -> Iterator[Product | Skipped | None]:
-    """Every row as a `Product`, as a `Skipped` that says why not, or as None where its group is not `wanted`.
-
-    Images are shrunk as far as `max_side` x `max_side` allows. Of rows with one id the first with text and category
-    counts.
-    """
-    for described, cell, folder in describe_rows(files, columns):
-        if isinstance(described, Product):
-            if wanted(described.group):
-                described = with_image(described, cell, paths.as_path(image_root or folder), max_side)
-            else:
-                described = Skipped(described.where, described.id, OTHER_SPLIT, described.group)
-        yield described
-
-
-def describe_rows(
-    files: list[Path], columns: Columns, images: bool = True
-) -> Iterator[tuple[Product | Skipped, object, Path]]:
-    """Every row as a product that still lacks its image, or as skipped; its image cell, None unless `images`; its
-    file's folder."""
-    seen: set[str] = set()
-    names = {name for name in mapped_columns(columns) if images or name != columns.image}
-    for file in files:
-        for number, row in enumerate(read_rows(file, names), start=1):
-            described = describe(row, columns, f"{file.name} row {number}")
-            if isinstance(described, Product):
-                if described.id in seen:
-                    described = Skipped(described.where, described.id, DUPLICATE)
-                seen.add(described.id)
-            yield described, row.get(columns.image) if isinstance(row, dict) else None, file.parent
-
-
-def read_texts(files: list[Path], columns: Columns) -> Iterator[str]:
-    """The text of every row that has one, images untouched."""
-    for file in files:
-        for row in read_rows(file, {*columns.text}):
-            if isinstance(row, dict) and (text := _joined(row, columns)):
-                yield text
-
-
 def read_labels(files: list[Path], columns: Columns, names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """{id: its cells of the columns `names`, "" where empty} of every row that may be a product, images untouched.
+    """{id: its cells of the columns `names`, "" if empty} of every possible product; does not read images.
 
-    Raises ValueError with the columns there are where one is missing.
+    Raises ValueError with the existing columns if one is missing.
     """
     labels: dict[str, tuple[str, ...]] = {}
     wanted = {*mapped_columns(columns), *names} - {columns.image}
     for file in files:
-        there = column_names(file)
-        if missing := [name for name in names if name not in there]:
-            raise ValueError(f"{file} has no column {', '.join(map(repr, missing))}; it has {listed(there)}")
+        _check_columns(file, names)
         for number, row in enumerate(read_rows(file, wanted), start=1):
             described = describe(row, columns, f"{file.name} row {number}")
             if isinstance(described, Product):
@@ -137,27 +121,23 @@ def read_labels(files: list[Path], columns: Columns, names: tuple[str, ...]) -> 
 
 
 def describe(row: dict | str, columns: Columns, where: str) -> Product | Skipped:
-    """All of a row's product but its image, or why there is none."""
+    """A row's product without its image, or the reason for skipping it."""
     if isinstance(row, str):
         return Skipped(where, "", row)
     named = {"id": clean_name(row.get(columns.id)), "category": clean_name(row.get(columns.category))}
     named["group"] = (clean_name(row.get(columns.group)) if columns.group else "") or named["id"]
     text = _joined(row, columns)
-    identity = named["id"][:MAX_NAME]
-    if not identity:
-        return Skipped(where, "", "missing id")
-    if not text:
-        return Skipped(where, identity, "empty text")
-    if not named["category"]:
-        return Skipped(where, identity, "missing category")
+    for value, problem in ((named["id"], "missing id"), (text, "empty text"), (named["category"], "missing category")):
+        if not value:
+            return Skipped(where, named["id"][:MAX_NAME], problem)
     for role, name in named.items():
         if len(name) > MAX_NAME:
-            return Skipped(where, identity, f"{role} of more than {MAX_NAME} characters")
+            return Skipped(where, named["id"][:MAX_NAME], f"{role} of more than {MAX_NAME} characters")
     return Product(text=text, image=b"", where=where, **named)
 
 
 def with_image(product: Product, cell, root: Path, max_side: int) -> Product | Skipped:
-    """`product` with the image that its cell holds or names, or why there is none."""
+    """`product` with the image of its cell, or the reason for skipping it."""
     try:
         return dataclasses.replace(product, image=normalise_image(image_bytes(cell, root), max_side))
     except FileNotFoundError:
@@ -170,7 +150,7 @@ def with_image(product: Product, cell, root: Path, max_side: int) -> Product | S
 
 
 def image_bytes(cell, root: Path) -> bytes:
-    """The encoded image that a cell holds or names: bytes, pixels, a path, a {bytes, path} struct, a list's first."""
+    """The encoded image of a cell: bytes, pixels, a path, a {bytes, path} struct, or the first of a list."""
     if isinstance(cell, np.ndarray):
         return encode_array(cell)
     if isinstance(cell, list):
@@ -200,18 +180,14 @@ def is_url(name: str) -> bool:
 
 
 def _image_path(name: str, root: Path) -> Path:
-    """The regular file that a cell names; a path written on Windows where there is no such file as it stands."""
+    """The regular file of a cell's path, which may be a Windows path."""
+    there = False
     for path in (root / name, root / name.replace("\\", "/")):
-        try:
+        with contextlib.suppress(ValueError, OSError):  # NUL, half a surrogate pair, too long a name
             if path.is_file():
                 return path
-        except (ValueError, OSError):  # NUL, half a surrogate pair, too long a name
-            continue
-    try:
-        there = (root / name).exists()
-    except (ValueError, OSError):
-        there = False
-    raise OSError(f"{name} is no file") if there else FileNotFoundError(name)  # a folder, or what would never end
+            there = there or path.exists()
+    raise OSError(f"{name} is no file") if there else FileNotFoundError(name)  # a folder, or an endless device
 
 
 def _joined(row: dict, columns: Columns) -> str:
@@ -219,7 +195,7 @@ def _joined(row: dict, columns: Columns) -> str:
 
 
 def clean_text(value) -> str:
-    """A cell's text with single spaces; "" where there is none. Lists and structs are their values, joined."""
+    """A cell's text with single spaces, "" if there is none; of lists and structs the joined values."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if isinstance(value, list | dict):
@@ -230,7 +206,7 @@ def clean_text(value) -> str:
 
 
 def clean_name(value) -> str:
-    """What is compared rather than read, an id, category or group: without NUL, which NumPy drops at an end."""
+    """The text of an id, category or group, without NUL, which NumPy drops at the end of a string."""
     name = clean_text(value)
     name = " ".join(name.replace("\0", " ").split()) if "\0" in name else name
     return "" if name in NOTHING else name

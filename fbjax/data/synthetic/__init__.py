@@ -1,5 +1,5 @@
-"""The drawn catalogue: garments of known attributes, photographed in a studio of numbers, with texts that name them.
+"""The drawn catalogue: pictures of garments with known attributes, and texts that name these attributes.
 
-products: which there are, their wording and files. garments: attributes and values. uppers, lowers: silhouettes as
-SVG. studio: cloth, light and camera.
+words: attributes, values and texts. garments: colours and kinds. tops, bottoms: outlines as SVG. renderer: cloth, light
+and camera. products: the catalogue's products and files. hdf5: the same in Fashion-Gen's format.
 """

@@ -1,4 +1,4 @@
-"""What hangs from the waist or the hand: skirt, trousers and bag, sketched from their attributes."""
+"""Sketches of skirt, trousers and bag from their attributes."""
 
 import numpy as np
 
@@ -15,24 +15,18 @@ def skirt(sketch: Sketch, garment: dict):
         "pleated": 56 + 30 * spread,
         "tiered": 54 + 32 * spread,
     }[cut]
-    side = (
-        f"C47,68 47,{hem - 50 * spread} {hem_width},{hem}"
-        if cut == "pencil"
-        else f"C38,62 {hem_width - 12},{hem - 30} {hem_width},{hem}"
-    )
-    half = f"M0,32 L33,30 L34,42 {side} Q{hem_width * 0.5},{hem + 8} 0,{hem + 8}"
-    sketch.cloth(both(half))
+    side = f"C47,68 47,{hem - 50 * spread}" if cut == "pencil" else f"C38,62 {hem_width - 12},{hem - 30}"
+    sketch.cloth(both(f"M0,32 L33,30 L34,42 {side} {hem_width},{hem} Q{hem_width * 0.5},{hem + 8} 0,{hem + 8}"))
     if cut == "pleated":
         for place in np.linspace(-0.93, 0.93, 13):
             x0, x1, y = place * 32, place * hem_width, hem + 6 * (1 - place * place)
-            sketch.fold(f"M{x0:.1f},42 Q{x0 * 1.15:.1f},{hem * 0.5:.1f} {x1:.1f},{y:.1f}", -120, 3.4)
-            sketch.seam(f"M{x0:.1f},42 Q{x0 * 1.15:.1f},{hem * 0.5:.1f} {x1:.1f},{y:.1f}", 1, 74)
+            path = f"M{x0:.1f},42 Q{x0 * 1.15:.1f},{hem * 0.5:.1f} {x1:.1f},{y:.1f}"
+            sketch.seam(path, 1, 74, fold=(-120, 3.4))
     elif cut == "tiered":
         sketch.drape(44, hem, 32, hem_width, 7, 20)
         for share in (0.36, 0.68):
             y, x = 40 + (hem - 40) * share, 33 + (hem_width - 35) * share**1.1
-            sketch.seam(f"M{-x:.1f},{y:.1f} Q0,{y + 9:.1f} {x:.1f},{y:.1f}", 2.2, 64)
-            sketch.fold(f"M{-x:.1f},{y:.1f} Q0,{y + 9:.1f} {x:.1f},{y:.1f}", -130, 4)
+            sketch.seam(f"M{-x:.1f},{y:.1f} Q0,{y + 9:.1f} {x:.1f},{y:.1f}", 2.2, 64, fold=(-130, 4))
             for place in np.linspace(-0.9, 0.9, 12):
                 fall = sketch.rng.uniform(10, 18)
                 sketch.fold(f"M{place * x:.1f},{y + 7:.1f} L{place * x * 1.06:.1f},{y + fall:.1f}", -60, 2)
@@ -46,39 +40,23 @@ def skirt(sketch: Sketch, garment: dict):
 
 
 def waist(sketch: Sketch, sort: str, y: float, width: float, hem: float):
-    """What closes a skirt."""
-    sketch.cloth(
-        both(f"M0,{y + 3} Q{width * 0.6},{y + 3} {width},{y} L{width + 1},{y + 11} Q{width * 0.6},{y + 14} 0,{y + 14}"),
-        140,
-    )
+    """The waistband of a skirt and its fastening."""
+    lower = f"L{width + 1},{y + 11} Q{width * 0.6},{y + 14} 0,{y + 14}"
+    sketch.cloth(both(f"M0,{y + 3} Q{width * 0.6},{y + 3} {width},{y} {lower}"), 140)
     if sort == "belt":
         sketch.band(y + 2, width, width + 1, 9, sketch.leather)
     elif sort == "bow":
-        tone = 92
-        for turned in (lambda p: p, flip):
-            sketch.cloth(
-                turned(
-                    f"M1,{y + 12} C5,{y + 30} 13,{y + 44} 12,{y + 62} L24,{y + 56} C20,{y + 38} 12,{y + 22} 4,{y + 8} Z"
-                ),
-                190,
-                tone=tone,
-                plain=True,
-            )
-        for turned in (lambda p: p, flip):
-            sketch.cloth(
-                turned(
-                    f"M1,{y + 8} C8,{y - 8} 28,{y - 14} 31,{y - 3} "
-                    f"C33,{y + 12} 28,{y + 26} 20,{y + 23} Q8,{y + 18} 1,{y + 9} Z"
-                ),
-                200,
-                tone=tone,
-                plain=True,
-            )
-        sketch.cloth(both(f"M0,{y + 2} L6,{y + 3} L6,{y + 15} L0,{y + 16}"), 230, tone=tone, plain=True)
+        end = f"M1,{y + 12} C5,{y + 30} 13,{y + 44} 12,{y + 62} L24,{y + 56} C20,{y + 38} 12,{y + 22} 4,{y + 8} Z"
+        loop = (
+            f"M1,{y + 8} C8,{y - 8} 28,{y - 14} 31,{y - 3} C33,{y + 12} 28,{y + 26} 20,{y + 23} Q8,{y + 18} 1,{y + 9} Z"
+        )
+        knot = both(f"M0,{y + 2} L6,{y + 3} L6,{y + 15} L0,{y + 16}")
+        for path, height in ((end, 190), (flip(end), 190), (loop, 200), (flip(loop), 200), (knot, 230)):
+            sketch.cloth(path, height, tone=92, plain=True)
     else:
         sketch.seam(f"M-7,{y + 14} L-7,{hem + 6}", 1, 76)
         for place in np.linspace(y + 8, hem - 6, 4 + (hem > 150) + (hem > 200)):
-            sketch.button(0, round(place, 1), 4.4, SHELL if np.dot(sketch.colour, (1, 1, 1)) < 560 else DARK)
+            sketch.button(0, round(place, 1), 4.4, SHELL if sum(sketch.colour) < 560 else DARK)
 
 
 def trousers(sketch: Sketch, garment: dict):
@@ -87,8 +65,7 @@ def trousers(sketch: Sketch, garment: dict):
     hip = 48 if fit == "wide" else 43
     knee_y = min(150, low - 44)
     sketch.texture, sketch.lift = "twill", 0.3 * (240 - low)
-    middle = {"skinny": 19, "straight": 20, "wide": 26, "flared": 20}[fit]  # of a leg, at its hem
-    middle += hem * 0.33
+    middle = {"skinny": 19, "straight": 20, "wide": 26, "flared": 20}[fit] + hem * 0.33  # of a leg, at its hem
     inner, outer = middle - hem / 2, middle + hem / 2
     knee_in, knee_out = (middle + 20) / 2 - knee / 2, (middle + 25) / 2 + knee / 2
     easing = knee_y + 0.4 * (low - knee_y)
@@ -110,12 +87,8 @@ def trousers(sketch: Sketch, garment: dict):
             sketch.fold(f"M{side * (middle - 3)},{knee_y} L{side * (middle - hem * 0.25)},{low}", -40, 5)
         for y in (knee_y - 8, knee_y + 2, low - 12):
             y += sketch.rng.uniform(-4, 4)
-            sketch.fold(
-                f"M{side * (knee_in + 3)},{y:.1f} "
-                f"Q{side * (knee_in + 9)},{y + 4:.1f} {side * (knee_out - 5)},{y + 1:.1f}",
-                -30,
-                3,
-            )
+            bend = f"Q{side * (knee_in + 9)},{y + 4:.1f} {side * (knee_out - 5)},{y + 1:.1f}"
+            sketch.fold(f"M{side * (knee_in + 3)},{y:.1f} {bend}", -30, 3)
     sketch.creases([(4, 92, 0.4), (-4, 92, 2.7), (4, 90, -0.5), (-4, 90, 3.6)], 22, 40)
     sketch.seam("M0,30 L0,94", 1.4, 70)
     sketch.seam("M7,34 L7,62 Q6,72 0,76", 0.8, 88)
@@ -126,7 +99,7 @@ def trousers(sketch: Sketch, garment: dict):
         sketch.rib(both("M0,26 Q20,26 34,23 L36,36 Q20,40 0,40"), 150)
         for x in np.arange(-30, 31, 5):
             sketch.fold(f"M{x},27 L{x},38", -60, 1.6)
-        cord = SHELL if np.dot(sketch.colour, (1, 1, 1)) < 560 else DARK
+        cord = SHELL if sum(sketch.colour) < 560 else DARK
         for side in (1, -1):
             sketch.detail(f"M{side},36 C{side * 26},22 {side * 26},60 {side * 2},40", None, 1, cord, 2.6)
             sketch.detail(f"M{side * 1},38 Q{side * 4},62 {side * 9},84", None, 1, cord, 2.8)
@@ -154,20 +127,15 @@ def bag(sketch: Sketch, garment: dict):
             sketch.detail(curve, None, 1, sketch.leather, 4.6)
         else:
             sketch.detail(curve, None, 1, (150, 112, 40), 5.6)
-            links = sketch.warped(curve)
-            sketch.details.append(
-                f'<path d="{links}" fill="none" stroke="rgb(246,214,120)" stroke-width="4" stroke-dasharray="5 3"/>'
-            )
-    match shape:
-        case "tote":
-            body = both(f"M0,{top + 2} L58,{top} Q58,170 66,232 Q66,240 58,240 L0,242")
-        case "satchel":
-            body = both(f"M0,{top} L52,{top} Q62,{top} 63,140 L66,222 Q66,232 56,233 L0,234")
-        case "bucket":
-            body = both(f"M0,{top + 4} Q30,{top + 2} 42,{top - 4} Q40,140 56,196 Q62,238 44,240 L0,242")
-        case _:
-            body = both(f"M0,{top - 2} C40,{top - 2} 72,134 72,172 C72,212 40,244 0,244")
-    sketch.cloth(body, 150, edge=70)
+            links = 'fill="none" stroke="rgb(246,214,120)" stroke-width="4" stroke-dasharray="5 3"'
+            sketch.details.append(f'<path d="{sketch.warped(curve)}" {links}/>')
+    body = {
+        "tote": f"M0,{top + 2} L58,{top} Q58,170 66,232 Q66,240 58,240 L0,242",
+        "satchel": f"M0,{top} L52,{top} Q62,{top} 63,140 L66,222 Q66,232 56,233 L0,234",
+        "bucket": f"M0,{top + 4} Q30,{top + 2} 42,{top - 4} Q40,140 56,196 Q62,238 44,240 L0,242",
+        "round": f"M0,{top - 2} C40,{top - 2} 72,134 72,172 C72,212 40,244 0,244",
+    }[shape]
+    sketch.cloth(both(body), 150, edge=70)
     match shape:
         case "tote":
             sketch.cloth(both(f"M0,{top + 2} L58,{top} L58.6,{top + 14} L0,{top + 16}"), 175, tone=104, plain=True)
@@ -182,16 +150,9 @@ def bag(sketch: Sketch, garment: dict):
             sketch.detail(f"M-41,{top + 20} Q0,{top + 28} 41,{top + 20}", None, 1, sketch.leather, 3.6)
             sketch.cloth(both("M0,212 Q34,212 60,206 Q62,238 44,240 L0,242"), 165, tone=92, plain=True)
         case _:
-            sketch.seam(
-                "M0,112 C36,112 62,140 62,172 C62,206 36,235 0,235 C-36,235 -62,206 -62,172 C-62,140 -36,112 0,112 Z",
-                1,
-                78,
-            )
-            sketch.fold(
-                "M0,112 C36,112 62,140 62,172 C62,206 36,235 0,235 C-36,235 -62,206 -62,172 C-62,140 -36,112 0,112",
-                -90,
-                3,
-            )
+            piping = "M0,112 C36,112 62,140 62,172 C62,206 36,235 0,235 C-36,235 -62,206 -62,172 C-62,140 -36,112 0,112"
+            sketch.seam(f"{piping} Z", 1, 78)
+            sketch.fold(piping, -90, 3)
     y = {"tote": 152, "satchel": 176, "bucket": 166, "round": 166}[shape]
     if trim == "buckle":
         sketch.detail(f"M-8,{y - 26} L8,{y - 26} L8,{y + 22} Q0,{y + 30} -8,{y + 22} Z", sketch.leather, 1)
@@ -202,11 +163,8 @@ def bag(sketch: Sketch, garment: dict):
         sketch.detail(f"M-40,{y} L40,{y}", None, 1, (224, 222, 216), 3.4)
         sketch.detail(f"M-40,{y} L-36,{y - 4} L-32,{y} L-34,{y + 20} L-40,{y + 20} Z", (230, 228, 222), 1)
     else:
-        x = 26
-        sketch.detail(f"M{x},{top + 12} L{x + 1},{top + 36}", None, 1, sketch.leather, 2.6)
-        sketch.detail(f"M{x - 6},{top + 34} L{x + 8},{top + 34} L{x + 8},{top + 44} L{x - 6},{top + 44} Z", GOLD, 1)
-        sketch.detail(
-            f"M{x - 7},{top + 44} L{x + 9},{top + 44} L{x + 13},{top + 92} L{x - 11},{top + 92} Z", sketch.leather, 1
-        )
+        sketch.detail(f"M26,{top + 12} L27,{top + 36}", None, 1, sketch.leather, 2.6)
+        sketch.detail(f"M20,{top + 34} L34,{top + 34} L34,{top + 44} L20,{top + 44} Z", GOLD, 1)
+        sketch.detail(f"M19,{top + 44} L35,{top + 44} L39,{top + 92} L15,{top + 92} Z", sketch.leather, 1)
         for dx in (-5, 0, 5):
-            sketch.detail(f"M{x + 1 + dx * 0.7},{top + 48} L{x + 1 + dx},{top + 91}", None, 0, (30, 22, 18), 0.7)
+            sketch.detail(f"M{27 + dx * 0.7},{top + 48} L{27 + dx},{top + 91}", None, 0, (30, 22, 18), 0.7)

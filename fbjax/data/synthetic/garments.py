@@ -1,7 +1,4 @@
-"""Garments drawn from known attributes: eight kinds, their shapes, colours and patterns.
-
-Owns what can be drawn; knows nothing of words or tables.
-"""
+"""Garments drawn from known attributes: eight kinds, their shapes, colours and patterns."""
 
 import colorsys
 import functools
@@ -13,6 +10,7 @@ from PIL import Image
 
 from fbjax.data.synthetic import bottoms, tops
 from fbjax.data.synthetic.renderer import Sketch, photograph
+from fbjax.data.synthetic.words import FABRICS, SHAPES
 
 COLOURS = {
     "black": (38, 38, 42),
@@ -38,73 +36,24 @@ ACCENTS = {
     "fuchsia": (224, 44, 158),
     "lilac": (196, 164, 234),
 }
-PATTERNS = ("plain", "striped", "checked", "dotted", "floral", "zigzag")
-CATEGORIES = {
-    "dress": "one-piece",
-    "skirt": "bottoms",
-    "trousers": "bottoms",
-    "t-shirt": "tops",
-    "shirt": "tops",
-    "sweater": "tops",
-    "coat": "outerwear",
-    "bag": "bags",
+_KINDS = {
+    "dress": ("one-piece", tops.dress),
+    "skirt": ("bottoms", bottoms.skirt),
+    "trousers": ("bottoms", bottoms.trousers),
+    "t-shirt": ("tops", tops.t_shirt),
+    "shirt": ("tops", tops.shirt),
+    "sweater": ("tops", tops.sweater),
+    "coat": ("outerwear", tops.coat),
+    "bag": ("bags", bottoms.bag),
 }
-SHAPES = {
-    "dress": {
-        "length": ("mini", "midi", "maxi"),
-        "sleeve": ("sleeveless", "short", "long", "puff"),
-        "neckline": ("round", "v", "square"),
-        "cut": ("fitted", "flared"),
-    },
-    "skirt": {
-        "length": ("mini", "midi", "maxi"),
-        "cut": ("pencil", "a-line", "pleated", "tiered"),
-        "waist": ("belt", "bow", "buttons"),
-    },
-    "trousers": {
-        "fit": ("skinny", "straight", "wide", "flared"),
-        "length": ("cropped", "full"),
-        "waist": ("belt", "drawstring", "paperbag"),
-    },
-    "t-shirt": {
-        "neckline": ("round", "v", "boat"),
-        "sleeve": ("sleeveless", "short", "long"),
-        "length": ("cropped", "regular", "longline"),
-    },
-    "shirt": {"collar": ("pointed", "band", "bow"), "sleeve": ("short", "long"), "pockets": ("none", "one", "two")},
-    "sweater": {
-        "neckline": ("round", "v", "turtle"),
-        "sleeve": ("straight", "balloon"),
-        "length": ("cropped", "regular", "longline"),
-    },
-    "coat": {
-        "closure": ("buttons", "double", "zip", "belt"),
-        "length": ("hip", "knee", "long"),
-        "collar": ("lapels", "stand", "hood"),
-    },
-    "bag": {
-        "shape": ("tote", "satchel", "bucket", "round"),
-        "strap": ("handle", "strap", "chain"),
-        "trim": ("buckle", "zip", "tassel"),
-    },
-}
-_SKETCHES = {
-    "dress": tops.dress,
-    "skirt": bottoms.skirt,
-    "trousers": bottoms.trousers,
-    "t-shirt": tops.t_shirt,
-    "shirt": tops.shirt,
-    "sweater": tops.sweater,
-    "coat": tops.coat,
-    "bag": bottoms.bag,
-}
+CATEGORIES = {kind: category for kind, (category, _) in _KINDS.items()}
 
 
 @functools.cache
 def fabrics() -> list[tuple[str, str, str]]:
-    """Every (colour, pattern, accent) whose accent stands out from the ground; a plain one has no accent."""
+    """Every (colour, pattern, accent) whose accent differs enough from the ground; a plain fabric has no accent."""
     cloths = [(colour, "plain", "") for colour in COLOURS]
-    for colour, pattern, accent in itertools.product(COLOURS, PATTERNS[1:], ACCENTS):
+    for colour, pattern, accent in itertools.product(COLOURS, list(FABRICS["pattern"])[1:], ACCENTS):
         if np.linalg.norm(np.subtract(COLOURS[colour], ACCENTS[accent])) > 120:
             cloths.append((colour, pattern, accent))
     return cloths
@@ -121,18 +70,18 @@ def combination(kind: str, number: int) -> dict[str, str]:
     garment = {"colour": colour, "pattern": pattern} | ({"accent": accent} if accent else {})
     for attribute, values in SHAPES[kind].items():
         number, place = divmod(number, len(values))
-        garment[attribute] = values[place]
+        garment[attribute] = list(values)[place]
     return garment
 
 
 def draw(kind: str, garment: dict[str, str], seed) -> bytes:
-    """A JPEG of 192 x 256; `seed` is one photograph: place, light, folds and dye."""
+    """A JPEG of 192 x 256; `seed` varies the photograph: position, light, folds and dye."""
     rng = np.random.default_rng(seed)
     ground = _dyed(COLOURS[garment["colour"]], rng)
     accent = _dyed(ACCENTS[garment.get("accent", "cream")], rng)
-    folds, camera = rng.spawn(2)  # so that another shape leaves the photograph as it was
+    folds, camera = rng.spawn(2)  # the shape does not change the photograph
     sketch = Sketch(ground, folds)
-    _SKETCHES[kind](sketch, garment)
+    _KINDS[kind][1](sketch, garment)
     second = tuple(0.45 * a + 0.55 * g for a, g in zip(accent, (52, 92, 62), strict=True))
     image = photograph(sketch, (ground, accent, second), garment["pattern"], camera)
     out = io.BytesIO()
@@ -141,11 +90,9 @@ def draw(kind: str, garment: dict[str, str], seed) -> bytes:
 
 
 def _dyed(colour: tuple, rng: np.random.Generator) -> tuple:
-    """The colour as one bath and one camera gave it."""
+    """`colour` with the variation of one dye bath and one camera."""
     hue, lightness, saturation = colorsys.rgb_to_hls(*(part / 255 for part in colour))
     lightness *= rng.uniform(0.96, 1.03)
     saturation *= rng.uniform(0.92, 1.05)
-    red, green, blue = colorsys.hls_to_rgb(
-        (hue + rng.uniform(-0.008, 0.008)) % 1, min(lightness, 1), min(saturation, 1)
-    )
-    return round(255 * red), round(255 * green), round(255 * blue)
+    hue = (hue + rng.uniform(-0.008, 0.008)) % 1
+    return tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue, min(lightness, 1), min(saturation, 1)))

@@ -1,7 +1,6 @@
-"""The drawn catalogue in Fashion-Gen's form: the same garments as two HDF5 files, to try the paper's config on.
+"""The drawn catalogue as Fashion-Gen's two HDF5 files, to try the paper's config.
 
-A drawn group becomes a product and what is drawn of it its photos, all of which have the description of the first, as
-in Fashion-Gen.
+A drawn group becomes a product, and its pictures become photos with the description of the first, as in Fashion-Gen.
 """
 
 import collections
@@ -21,9 +20,9 @@ SIDE = 256  # pixels of a square image
 
 
 def write_hdf5(folder: str | Path, num_products: int, seed: int, progress: Callable) -> dict[str, Path]:
-    """Fashion-Gen's two files in `folder`, made of its train.parquet and validation.parquet, drawn where they lack.
+    """Writes Fashion-Gen's two files from train.parquet and validation.parquet in `folder`; draws these if missing.
 
-    A file newer than its Parquet file is kept as it is.
+    Keeps a file that is newer than its Parquet file.
     """
     written = {}
     for split, table in write_catalogue(folder, num_products, seed, progress).items():
@@ -39,7 +38,7 @@ def _photos(products: Iterator[dict]) -> Iterator[dict]:
     """Drawn products as Fashion-Gen's rows."""
     kinds, first, photos = list(garments.CATEGORIES), {}, collections.Counter()
     for product in products:
-        kind, _, place = product["group"].rpartition("-")  # a group stands in one of the two files only
+        kind, _, place = product["group"].rpartition("-")  # a group is in only one of the two files
         told = first.setdefault(product["group"], product)
         photos[product["group"]] += 1
         yield {

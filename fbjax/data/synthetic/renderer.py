@@ -1,8 +1,7 @@
-"""The sketch of a garment and the photograph taken of it.
+"""The sketch of a garment as SVG, and a photograph of it.
 
-Owns curves, cloth and light; knows no kinds and no words. A garment is sketched three times as SVG with one set of
-curves: its parts, their heights and what is sewn on. The heights, lit from the upper left, give the shading; the
-fabric is laid into the parts and bent by the folds, and a backdrop with a shadow lies behind them.
+A sketch has three layers: the parts, their heights, and sewn-on details. Light from the upper left on the heights gives
+the shading. The fabric's pattern fills the parts, and the folds bend it. A backdrop with a shadow is added last.
 """
 
 import functools
@@ -24,7 +23,7 @@ _GLOW = 1.03 - 0.05 * ((_RIGHT / 96 - 0.8) ** 2 + (_DOWN / 128 - 0.75) ** 2) - 0
 
 
 def both(half: str) -> str:
-    """The closed outline whose right half runs from the top to the bottom of the middle line."""
+    """The closed outline of a right half that runs from the top to the bottom of the middle line."""
     steps = re.findall(r"([MLQC])([^MLQC]*)", half)
     points = [f"{-float(x):g},{y}" for _, run in steps for x, y in re.findall(r"([-\d.]+),([-\d.]+)", run)][::-1]
     back, place = "L" + points[0], 1
@@ -58,15 +57,14 @@ class Sketch:
 
         def warp(match):
             x, y = float(match[1]), float(match[2])
-            return (
-                f"{x + size[0] * np.sin(y / 45 + phase[0]):.1f},{y + size[1] * np.sin((x + y / 3) / 40 + phase[1]):.1f}"
-            )
+            dx, dy = size * np.sin((y / 45 + phase[0], (x + y / 3) / 40 + phase[1]))
+            return f"{x + dx:.1f},{y + dy:.1f}"
 
         return re.sub(r"([-\d.]+),([-\d.]+)", warp, path)
 
     def cloth(self, path, height=130, part=MIDDLE, tone=128, plain=False, edge=106):
         path, pattern = self.warped(path), 0 if plain else 255
-        if self.black and plain and tone < 128:  # where darker would not be seen: lighter
+        if self.black and plain and tone < 128:  # on black, a lighter tone shows and a darker one does not
             tone = min(255, 128 + 23 * (128 - tone) // 10)
             edge = 64
         seam = f'stroke="rgb({edge * tone // 128},{part},{pattern})" stroke-width=".8"'
@@ -74,13 +72,16 @@ class Sketch:
         self.heights.append(f'<path d="{path}" fill="rgb({height},{height},{height})"/>')
 
     def rib(self, path, height=120, tone=114):
-        """A ribbed edge: plain whatever the pattern, and a little darker."""
+        """A ribbed edge: a little darker and without pattern."""
         self.cloth(path, height, tone=tone, plain=True)
 
-    def seam(self, path, width=0.9, tone=SEAM, plain=False, dash=""):
+    def seam(self, path, width=0.9, tone=SEAM, plain=False, dash="", fold=None):
+        """A line; `fold`, depth and width, puts a fold under it."""
         pattern, dash = 0 if plain else 255, f'stroke-dasharray="{dash}"' * bool(dash)
         line = f'fill="none" stroke="rgb({tone},128,{pattern})" stroke-width="{width}" {dash}'
         self.parts.append(f'<path d="{self.warped(path)}" {line}/>')
+        if fold:
+            self.fold(path, *fold)
 
     def fold(self, path, depth=-40, width=4.0):
         ink, path = "#fff" if depth > 0 else "#000", self.warped(path)
@@ -90,7 +91,7 @@ class Sketch:
         )
 
     def detail(self, path, fill, height=0, line=None, width=1.0):
-        """Something sewn on in a colour of its own: filled, or drawn as a line where `line` is given."""
+        """A sewn-on detail with its own colour: filled, or drawn as a line if `line` is given."""
         path = self.warped(path)
         paint = f'fill="rgb{fill}"' if fill else 'fill="none"'
         paint += f' stroke="rgb{line}" stroke-width="{width}"' if line else ""
@@ -109,14 +110,8 @@ class Sketch:
 
     def band(self, y, left, right, height, fill):
         """A belt with its buckle."""
-        self.detail(
-            both(
-                f"M0,{y + 1} Q{right * 0.6},{y + 1} {right},{y} L{right},{y + height} Q{right * 0.6},"
-                f"{y + height + 1} 0,{y + height + 1}"
-            ),
-            fill,
-            height=1,
-        )
+        lower = f"L{right},{y + height} Q{right * 0.6},{y + height + 1} 0,{y + height + 1}"
+        self.detail(both(f"M0,{y + 1} Q{right * 0.6},{y + 1} {right},{y} {lower}"), fill, height=1)
         self.detail(both(f"M0,{y - 1.5} L6.5,{y - 1.5} L6.5,{y + height + 3} L0,{y + height + 3}"), None, 1, GOLD, 2.4)
 
     def drape(self, top, bottom, width_top, width_bottom, count, depth=34):
@@ -130,7 +125,7 @@ class Sketch:
             self.fold(path, 0.5 * depth * size, 2)
 
     def creases(self, points, length=16, depth=30):
-        """Short folds that run out from where cloth is pulled."""
+        """Short folds that start at (x, y) and run in the direction of an angle."""
         for x, y, angle in points:
             for turn in self.rng.uniform(-0.35, 0.35, 2):
                 dx, dy = length * np.cos(angle + turn), length * np.sin(angle + turn)
@@ -143,26 +138,20 @@ class Sketch:
 
 
 def _petals(x, y, size, turn) -> str:
-    flower = "".join(
-        f'<ellipse cx="0" cy="{-size * 0.56:.2f}" rx="{size * 0.36:.2f}" ry="{size * 0.5:.2f}" fill="#f00" '
-        f'transform="rotate({72 * petal})"/>'
-        for petal in range(5)
-    )
-    leaf = (
-        f'<path d="M0,0 Q{size},{size * 0.5} {size * 1.5},{size * 1.1} Q{size * 0.4},{size * 1.3} 0,0 Z" fill="#0f0"/>'
-    )
+    petal = f'<ellipse cx="0" cy="{-size * 0.56:.2f}" rx="{size * 0.36:.2f}" ry="{size * 0.5:.2f}" fill="#f00" '
+    flower = "".join(f'{petal}transform="rotate({72 * number})"/>' for number in range(5))
+    edge = f"M0,0 Q{size},{size * 0.5} {size * 1.5},{size * 1.1} Q{size * 0.4},{size * 1.3} 0,0 Z"
+    leaf = f'<path d="{edge}" fill="#0f0"/>'
     heart = f'<circle r="{size * 0.26:.2f}" fill="#0f0"/>'
     return f'<g transform="translate({x},{y}) rotate({turn})">{leaf}{flower}{heart}</g>'
 
 
+_CENTRES = ((8, 8), (24, 8), (40, 8), (0, 24), (16, 24), (32, 24), (48, 24), (8, 40), (24, 40), (40, 40))
 _TILES = {
     "striped": '<path d="M0,0H48V11H0Z M0,24H48V35H0Z" fill="#f00"/>',
     "checked": '<path d="M0,0H12V48H0Z M24,0H36V48H24Z" fill="#800000"/>'
     '<path d="M0,0H48V12H0Z M0,24H48V36H0Z" fill="#f00" fill-opacity=".5"/>',
-    "dotted": "".join(
-        f'<circle cx="{x}" cy="{y}" r="5.4" fill="#f00"/>'
-        for x, y in ((8, 8), (24, 8), (40, 8), (0, 24), (16, 24), (32, 24), (48, 24), (8, 40), (24, 40), (40, 40))
-    ),
+    "dotted": "".join(f'<circle cx="{x}" cy="{y}" r="5.4" fill="#f00"/>' for x, y in _CENTRES),
     "floral": _petals(12, 13, 11, 10) + _petals(36, 36, 10, 130) + _petals(36, 11, 6, 250) + _petals(11, 38, 6.5, 60),
     "zigzag": '<path d="M-12,18 L0,6 L12,18 L24,6 L36,18 L48,6 L60,18 '
     'M-12,42 L0,30 L12,42 L24,30 L36,42 L48,30 L60,42" '
@@ -197,27 +186,24 @@ def _texture(sort: str) -> np.ndarray:
     y, x = _DOWN, _RIGHT
     match sort:
         case "knit":
-            return (
-                0.05 * np.sin(2 * np.pi * (y + np.abs((x % 6) - 3)) / 4) + 0.03 * np.cos(np.pi * x / 3) + 0.012 * noise
-            )
+            stitches = 0.05 * np.sin(2 * np.pi * (y + np.abs((x % 6) - 3)) / 4)
+            return stitches + 0.03 * np.cos(np.pi * x / 3) + 0.012 * noise
         case "grain":
             return 0.022 * (noise + np.roll(noise, 1, 0) + np.roll(noise, 1, 1)) / 1.7
         case "twill":
             return 0.02 * np.sin(2 * np.pi * (x + y) / 3.5) + 0.016 * noise
         case _:
-            threads = sum(np.roll(noise, step, 0) for step in range(4)) + sum(
-                np.roll(noise, step, 1) for step in range(4)
-            )
-            return 0.006 * threads
+            across, along = (sum(np.roll(noise, step, axis) for step in range(4)) for axis in (0, 1))
+            return 0.006 * (across + along)
 
 
 # ---- light
 
 
 def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Half-size [128, 96] to full size [256, 192], blurred by about `sigma` half-size pixels.
+    """Half-size [128, 96] to full size [256, 192], blurred by about `sigma` half-size pixels by resizing down and up.
 
-    Shrinking and growing again: a matrix product would wait for its threads 20 times as long as it computes.
+    A convolution as a matrix product would wait for its threads 20 times as long as it computes.
     """
     height, width = image.shape
     small = Image.fromarray(image).resize((round(width / sigma), round(height / sigma)), Image.Resampling.BILINEAR)
@@ -225,7 +211,7 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _shade(heights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Light on every place, 1 on flat cloth, from heights [128, 96] in 0 to 1; and the slopes that bend patterns."""
+    """The light, 1 on flat cloth, from heights [128, 96] in 0 to 1, and the slopes that bend patterns."""
     sharp = _blur(heights, 1.0)
     surface = 0.4 * sharp + 1.0 * _blur(heights, 2.2) + 2.4 * _blur(heights, 6.0)
     slope_y, slope_x = np.gradient(surface)
@@ -235,7 +221,7 @@ def _shade(heights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _shadow(mask: np.ndarray, sigma: float, depth: float, down: int, right: int) -> np.ndarray:
-    """What `mask` [128, 96] takes from the light, [256, 192], thrown so many pixels down and right."""
+    """The share of light [256, 192] that `mask` [128, 96] blocks, moved by so many pixels down and right."""
     shadow = np.zeros((HEIGHT, WIDTH), np.float32)
     shadow[down:, right:] = depth * _blur(mask, sigma)[:-down, :-right]
     return shadow
@@ -265,7 +251,7 @@ def photograph(
     texture = np.roll(_texture(sketch.texture), tuple(rng.integers(0, 96, 2)), (0, 1))
     light = shade + texture
     cloth = cloth * (parts[0] * np.float32(255 / 128) * light) + (light - 1) * 36
-    # the backdrop, with the shadow of what lies on it
+    # the backdrop with the garment's shadow
     tint = np.asarray(_BACKDROPS[rng.integers(len(_BACKDROPS))], np.float32) + np.float32(rng.uniform(-3, 3))
     dark = _shadow(heights[3], 4.5, 0.26, 7, 5) + _shadow(heights[3], 1.1, 0.30, 2, 2)
     scene = tint[:, None, None] * _GLOW * (1 - dark * np.float32([1.0, 0.96, 0.9])[:, None, None])

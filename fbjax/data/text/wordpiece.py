@@ -1,7 +1,7 @@
-"""WordPiece vocabularies: text becomes piece ids, each with the number of the word it belongs to.
+"""WordPiece vocabularies: text becomes piece ids, each with the number of its word.
 
-From a pretrained BERT's folder, all of it or what a catalogue uses, a vocab.txt, or trained on a catalogue's own text;
-kept as one tokenizer.json.
+Sources are a vocab.txt, such as a pretrained BERT's, the part of it that a catalogue uses, or training on a catalogue's
+text. A vocabulary is stored as one tokenizer.json.
 """
 
 import collections
@@ -17,7 +17,7 @@ from fbjax.core.paths import as_path
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD_ID = 0
-MAX_LETTERS = 1000  # of a trained vocabulary, the most frequent
+MAX_LETTERS = 1000  # of a trained vocabulary: the most frequent ones
 NO_WORD = -1  # the word number of [CLS], [SEP] and [PAD]
 
 
@@ -28,10 +28,8 @@ class Vocabulary:
         missing = [piece for piece in SPECIAL if tokenizer.token_to_id(piece) is None]
         if missing:
             raise ValueError(f"vocabulary {source} lacks {', '.join(missing)}")
-        if tokenizer.token_to_id("[PAD]") != PAD_ID:
-            raise ValueError(
-                f"vocabulary {source} has [PAD] at row {tokenizer.token_to_id('[PAD]')}, expected {PAD_ID}"
-            )
+        if (row := tokenizer.token_to_id("[PAD]")) != PAD_ID:
+            raise ValueError(f"vocabulary {source} has [PAD] at row {row}, expected {PAD_ID}")
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
@@ -40,11 +38,11 @@ class Vocabulary:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Vocabulary":
-        """From a vocab.txt, one piece a line; lowercasing unless a piece has an uppercase letter."""
+        """From a vocab.txt with one piece per line. Lowercases text unless a piece has an uppercase letter."""
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no vocabulary file {path}")
-        pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines ends lines at U+2028, too
+        pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines also splits at U+2028
         missing = [piece for piece in SPECIAL if piece not in pieces]
         if missing:
             raise ValueError(f"vocabulary {path} lacks {', '.join(missing)}")
@@ -58,7 +56,7 @@ class Vocabulary:
     def train(cls, texts: Iterable[str], size: int) -> "Vocabulary":
         """At most `size` pieces (or the alphabet, if larger) trained on `texts`; deterministic.
 
-        The trainer numbers letters in the order of a hash map, another one every time: here they come numbered.
+        The trainer orders letters randomly, so they are given to it as special tokens in sorted order.
         """
         wordpiece = BertWordPieceTokenizer(lowercase=True)
         counts = _count_words(wordpiece, texts)
@@ -79,10 +77,10 @@ class Vocabulary:
         return cls(wordpiece._tokenizer, f"of {size} pieces trained on the catalogue")
 
     def restricted_to(self, texts: Iterable[str]) -> "Vocabulary":
-        """The pieces that `texts` use, and those of one letter, ASCII's and theirs, into which new words then split.
+        """The pieces that `texts` use, and single letters (ASCII and those of `texts`) for new words.
 
-        [PAD] and the other special pieces come first, the rest in the order of its rows here. A text of the same words
-        has the same pieces: of a word, the longest that fits is among them at every step.
+        Special pieces come first, the others keep their order. A text of the same words has the same pieces, since each
+        longest fitting piece is kept.
         """
         known = set(self.rows)
         words = _count_words(self._tokenizer, texts)
@@ -116,13 +114,13 @@ class Vocabulary:
         return [_without_padding(encoding.ids, encoding.word_ids) for encoding in encodings]
 
     def words(self, text: str) -> list[str]:
-        """The words that `pieces` numbers, as they stand in `text`."""
+        """The words that `pieces` numbers, as in `text`."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         spans = (encoding.word_to_chars(word) for word in range(max(encoding.word_ids, default=-1) + 1))
         return [text[start:end] for start, end in spans]
 
     def frame(self, pieces: Sequence[int], num_tokens: int) -> np.ndarray:
-        """``[CLS] pieces [SEP] [PAD] ..`` as int32 [num_tokens]; pieces beyond the limit are cut off."""
+        """``[CLS] pieces [SEP] [PAD] ..`` as int32 [num_tokens]; cuts off pieces after the limit."""
         kept = list(pieces[: num_tokens - 2])
         row = np.full(num_tokens, PAD_ID, np.int32)
         row[: len(kept) + 2] = [self.cls_id, *kept, self.sep_id]
@@ -142,7 +140,7 @@ def _count_words(tokenizer: Tokenizer | BertWordPieceTokenizer, texts: Iterable[
 
 
 def _longest_first(word: str, known: set[str]) -> Iterator[str]:
-    """WordPiece's choices for a word, up to where none fits: with these alone it gets no further than with all."""
+    """WordPiece's pieces of a word, up to the place where none fits."""
     start = 0
     while start < len(word):
         fitting = ("##" * (start > 0) + word[start:end] for end in range(len(word), start, -1))
@@ -154,7 +152,7 @@ def _longest_first(word: str, known: set[str]) -> Iterator[str]:
 
 
 def _without_padding(ids: list[int], word_ids: list[int]) -> tuple[list[int], list[int]]:
-    """Pieces without any [PAD], which a text that literally says so would have: id 0 means no token everywhere."""
+    """Removes [PAD], which a text may contain literally: id 0 always means padding."""
     if PAD_ID not in ids:
         return ids, word_ids
     kept = [i for i, piece in enumerate(ids) if piece != PAD_ID]

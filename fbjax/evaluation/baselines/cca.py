@@ -8,8 +8,8 @@ from fbjax.evaluation.baselines.features import Map
 def fit_cca(texts: np.ndarray, images: np.ndarray, dims: int, ridge: float) -> tuple[Map, Map]:
     """Canonical correlation analysis (Hotelling 1936) of ``texts [N, A], images [N, B]``.
 
-    Covariances get `ridge` times the mean variance on their diagonals. Each of the `dims` canonical directions counts
-    by its correlation, as in Gong et al. 2014 (arXiv 1212.4522), with the power 1 where they take 4.
+    The diagonals of the covariances get `ridge` times the mean variance. Each of the `dims` canonical directions is
+    scaled by its correlation, as in Gong et al. 2014 (arXiv 1212.4522), who use its fourth power.
     """
     texts, images = texts.astype(np.float64), images.astype(np.float64)
     means = texts.mean(axis=0), images.mean(axis=0)

@@ -1,15 +1,14 @@
-"""Linear probe: how much of a product's labels can be read off a run's frozen representation by a linear model.
+"""Linear probe: predicts a product's labels from a run's frozen representation by logistic regression.
 
-A logistic regression on what the run makes of a product's text and image together, learned on products of the training
-split and tested on the validation split; beside it the same on the text alone (TF-IDF, as `baseline.py` has it) and
-the most frequent label. Nothing of the run is trained. FashionBERT's representation is what its alignment head reads,
-the pooled [CLS] of the true pair (paper, section 3); of a run without alignment it is the towers' product vector.
+The representation is of text and image together. Baselines are the same model on the text alone (TF-IDF) and the most
+frequent label. Training products are for fitting, validation products for the test. FashionBERT's representation is
+the input of its alignment head, the pooled [CLS] of the true pair (paper, section 3). A run without alignment uses the
+towers' product vector.
 """
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +17,21 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from fbjax.core.batching import mixed_batches
 from fbjax.core.console import progress, say
-from fbjax.data.batches.pipeline import read_strings, read_texts
-from fbjax.data.records.builder import Records, build_records
-from fbjax.data.records.source import Source
+from fbjax.data.batches.pipeline import read_strings
+from fbjax.data.records.builder import Records
+from fbjax.data.sources.base import open_source
 from fbjax.data.sources.tables import read_labels
 from fbjax.data.text.wordpiece import PAD_ID
 from fbjax.evaluation import metrics
 from fbjax.evaluation.baselines.features import text_features
+from fbjax.inference.embed_catalogue import embed_records
 from fbjax.inference.embedder import make_embedder
 from fbjax.inference.pair_scorer import BUCKET, PairScorer
-from fbjax.parallel.mesh import by_example, make_mesh, pad_rows, put_batch, replicated
-from fbjax.runs.feature_cache import image_inputs
-from fbjax.runs.run import Run
-from fbjax.runs.trained import load_params
+from fbjax.parallel.mesh import by_example, pad_rows, put_batch, replicated
+from fbjax.runs.feature_cache import image_inputs, text_inputs
+from fbjax.runs.loaded import LoadedRun
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C: the inverse of the penalty on standardised features
 HELD_OUT = 0.2  # share of the training products' groups on which C is chosen
@@ -42,33 +42,32 @@ SEED = 0
 def probe(
     workdir: str | Path, *, labels: tuple[str, ...] = (), num_products: int = 8000, step: int | None = None
 ) -> dict:
-    """What is read off a checkpoint (default: the best by validation AUC), ``{"labels": {column: ..}, ..}``.
+    """The probe of a checkpoint (default: the best by validation AUC), ``{"labels": {column: ..}, ..}``.
 
-    Of each column of the product tables (default: the category's): the numbers of `label_figures`. At most
-    `num_products` of the training split are learned from, a seeded choice; all of the validation split is asked.
+    For each column of the product tables (default: the category's): `label_figures`. Fits on a seeded choice of at most
+    `num_products` training products, tests on all validation products.
     """
     if num_products < 2:
         raise ValueError(f"--products {num_products}: take at least 2 to learn from")
-    run = Run.open(workdir)
+    loaded = LoadedRun.load(workdir, step)
+    run = loaded.run
     columns = run.config.data.columns
     labels = tuple(dict.fromkeys(labels)) or (columns.category,)
-    source = Source.from_config(run.config)
+    source = open_source(run.config.data, run.config.patches.image_size)
     cells = read_labels([file for files in source.files().values() for file in files], columns, labels)
-    mesh = make_mesh(run.config.mesh)
-    step, params = load_params(run, workdir, mesh, step)
-    splits = build_records(source, run.vocabulary, run.config.data.prepared, progress)
+    splits = run.splits()
     train, validation = splits["train"], splits["validation"]
     rows = np.sort(np.random.default_rng(SEED).permutation(len(train))[:num_products])
     sides = ((train, rows), (validation, np.arange(len(validation))))
 
-    represent = pooled_pairs if "tia" in run.config.tasks.names else tower_vectors
-    ours = [represent(run, mesh, run.frozen | params, *side) for side in sides]
+    represent = pooled_pairs if run.scores_pairs else product_vectors
+    ours = [represent(loaded, *side) for side in sides]
     say(f"texts: TF-IDF and its {ours[0].shape[1]} leading directions")
     texts = text_features(*(read_strings(*side) for side in sides), ours[0].shape[1], SEED)
     figures = {
         "representation": "pooled [CLS]" if represent is pooled_pairs else "product vector",
         "size": ours[0].shape[1],
-        "checkpoint_step": step,
+        "checkpoint_step": loaded.step,
         "train_products": len(rows),
         "validation_products": len(validation),
         "labels": {},
@@ -83,10 +82,9 @@ def probe(
 def label_figures(features: dict, named: list[np.ndarray], groups: np.ndarray, column: str) -> dict:
     """``{"classes", "train", "validation", "without_label", "unseen", "majority", name of features: ..}``.
 
-    `features`: name -> ([N, A], [M, A]) of training and validation products, `named` their labels [N], [M], "" where
-    there is none: such products are left out and counted. Labels of the validation products that the training products
-    lack ("unseen") count as told wrong. `groups` [N] keep together where C is chosen. Raises ValueError where there is
-    nothing to tell apart.
+    `features`: name -> ([N, A], [M, A]) of training and validation products; `named`: their labels [N], [M]. Products
+    with the label "" are left out. Labels that only validation products have ("unseen") count as wrong. The choice of C
+    does not split `groups` [N]. Raises ValueError if there are fewer than two labels.
     """
     there = [labels != "" for labels in named]
     train, validation = (labels[kept] for labels, kept in zip(named, there, strict=True))
@@ -115,34 +113,30 @@ def label_figures(features: dict, named: list[np.ndarray], groups: np.ndarray, c
 
 
 def fit(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, float]:
-    """What a logistic regression on ``features [N, A], labels [N]`` says of `other` [M, A], and its C.
+    """Predictions for `other` [M, A] of a logistic regression on ``features [N, A], labels [N]``, and its C.
 
-    Of the strengths that of the highest accuracy on the held-out groups is taken, of equals the strongest penalty, and
-    learned anew from all.
+    C has the highest accuracy on held-out groups; of equal ones it is the smallest. The last fit uses all products.
     """
     names = np.unique(groups)
     held_out = np.isin(groups, np.random.default_rng(SEED).permutation(names)[: int(len(names) * HELD_OUT)])
-    best = STRENGTHS[len(STRENGTHS) // 2]  # too few groups or labels to choose by
+    best = STRENGTHS[len(STRENGTHS) // 2]  # for too few groups or labels
+
+    def fitted(c, rows):
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=MAX_ITERATIONS, tol=TOLERANCE))
+        return model.fit(features[rows], labels[rows])
+
     if held_out.any() and len(np.unique(labels[~held_out])) > 1:
-        accuracies = [
-            (
-                _model(c).fit(features[~held_out], labels[~held_out]).predict(features[held_out]) == labels[held_out]
-            ).mean()
-            for c in progress(STRENGTHS, len(STRENGTHS), "strengths")
-        ]
-        best = STRENGTHS[int(np.argmax(accuracies))]
-    return _model(best).fit(features, labels).predict(other), best
-
-
-def _model(strength: float):
-    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, tol=TOLERANCE))
+        strengths = progress(STRENGTHS, len(STRENGTHS), "strengths")
+        right = [(fitted(c, ~held_out).predict(features[held_out]) == labels[held_out]).mean() for c in strengths]
+        best = STRENGTHS[int(np.argmax(right))]
+    return fitted(best, slice(None)).predict(other), best
 
 
 def classification(truth: np.ndarray, told: np.ndarray) -> dict:
     """Accuracy, balanced accuracy (mean recall of the true labels) and macro F1 with bootstrap intervals over products.
 
-    ``truth, told [M]``: codes of labels. Macro F1 is over all labels that are true of a product or told of one. The
-    intervals of the latter two resample within each true label; one of a single product adds nothing to their width.
+    ``truth, told [M]``: codes of true and predicted labels. Macro F1 is over all labels of either. The intervals of the
+    last two resample within each true label, so a label of a single product adds nothing to their width.
     """
     figures = {}
     for name, statistic in (("accuracy", _accuracy), ("balanced_accuracy", _balanced), ("macro_f1", _macro_f1)):
@@ -168,60 +162,50 @@ def _macro_f1(truth: np.ndarray, told: np.ndarray) -> float:
 
 
 def _counts(truth: np.ndarray, told: np.ndarray) -> tuple[np.ndarray, ...]:
-    """How often each label is told rightly, is true, and is told."""
+    """Per label the numbers of correct predictions, of true labels, and of predictions."""
     size = max(truth.max(), told.max()) + 1
     return tuple(np.bincount(labels, minlength=size) for labels in (truth[truth == told], truth, told))
 
 
-def tower_vectors(run: Run, mesh, variables: Any, records: Records, rows: np.ndarray) -> np.ndarray:
+def product_vectors(loaded: LoadedRun, records: Records, rows: np.ndarray) -> np.ndarray:
     """The towers' vectors of the products `rows`, [N, E]."""
-    towers = make_embedder(run.config, run.model, run.feature_input, mesh)
-    ids = read_texts(records, rows, run.vocabulary, run.config.model.text_tokens)
-    read = lambda places: image_inputs(run, records, rows[places], towers.batch_size)  # noqa: E731
-    return towers.embed_products(variables, ids, read, progress)
+    return embed_records(loaded, make_embedder(loaded.run, loaded.mesh), records, "product", rows)
 
 
-def pooled_pairs(run: Run, mesh, variables: Any, records: Records, rows: np.ndarray) -> np.ndarray:
+def pooled_pairs(loaded: LoadedRun, records: Records, rows: np.ndarray) -> np.ndarray:
     """FashionBERT's pooled [CLS] of each of the products `rows`, text and own image together: [N, D]."""
+    run, mesh, variables = loaded.run, loaded.mesh, loaded.variables
     model, patches = run.model, run.feature_input
+    scores = next(task.name for task in model.tasks if task.scores_pairs)
 
     def pool(variables, ids, images):
         apply = partial(model.apply, {"params": variables["fashionbert"]})
         image = apply(patches.apply(variables["patches"], images), method="embed_image")
         cls = jnp.zeros((len(ids), 1), jnp.int32)
         hidden, _ = apply(apply(ids, method="embed_text"), ids != PAD_ID, image, cls, method="encode_pair")
-        return apply(hidden[:, 0], method="pooled")
+        return apply(scores, "pooled", hidden[:, 0], method="run_head")
 
     size, across = PairScorer(model, patches, mesh).batch_size, by_example(mesh)
     pool = jax.jit(pool, in_shardings=(None, across, across), out_shardings=replicated(mesh))
-    ids = read_texts(records, rows, run.vocabulary, run.config.model.text_tokens)
-    lengths = (ids != PAD_ID).sum(axis=1)
-    order = np.argsort(lengths, kind="stable")  # so that a batch computes hardly any padding
-    starts = range(0, len(rows), size)
-    inputs = image_inputs(run, records, rows[order], size)
+    ids = text_inputs(run, records, rows)
+    batches = mixed_batches((ids != PAD_ID).sum(axis=1), size, BUCKET, ids.shape[1])
+    inputs = image_inputs(run, records, rows[np.concatenate([members for _, members in batches])], size)
     vectors = np.empty((len(rows), run.config.model.width), np.float32)
-    for start, images in zip(progress(starts, len(starts), "products"), inputs, strict=True):
-        members = order[start : start + size]
-        length = min(-(-int(lengths[members[-1]]) // BUCKET) * BUCKET, ids.shape[1])
+    for (length, members), images in zip(progress(batches, len(batches), "products"), inputs, strict=True):
         batch = (pad_rows(ids[members, :length], size), pad_rows(images, size))
         vectors[members] = np.asarray(pool(variables, *put_batch(batch, mesh)))[: len(members)]
     return vectors
 
 
 def print_figures(figures: dict, say: Callable[[str], None]) -> None:
-    """The figures of `probe` as a person reads them."""
-    say(
-        f"linear probe of checkpoint {figures['checkpoint_step']}, its {figures['representation']} of "
-        f"{figures['size']} numbers: learned on {figures['train_products']:,} products, tested on "
-        f"{figures['validation_products']:,}"
-    )
+    """Prints the figures of `probe`."""
+    head = "linear probe of checkpoint {checkpoint_step}, its {representation} of {size} numbers: learned on "
+    say((head + "{train_products:,} products, tested on {validation_products:,}").format(**figures))
     for column, rates in figures["labels"].items():
         say(f"{column}: {rates['classes']} labels")
         for name in ("representation", "text", "majority"):
-            shown = []
-            for figure in ("accuracy", "balanced_accuracy", "macro_f1"):
-                low, high = rates[name][f"{figure}.ci"]
-                shown.append(f"{figure.replace('_', ' ')} {rates[name][figure]:.1%} [{low:.1%}, {high:.1%}]")
+            kinds = ("accuracy", "balanced_accuracy", "macro_f1")
+            shown = (f"{kind.replace('_', ' ')} {metrics.with_interval(rates[name], kind)}" for kind in kinds)
             say(f"  {name:14} {'  '.join(shown)}")
         if rates["unseen"]["products"]:
             labels, products = rates["unseen"]["labels"], rates["unseen"]["products"]

@@ -1,19 +1,17 @@
-"""Linear models on the same records, image features, lists and figures: CCA, and VSE, which the paper compares with.
+"""Linear baselines on the same records, image features and lists: CCA and VSE, a baseline of the paper.
 
-A text is the TF-IDF of its words and pairs of words, reduced to its leading singular directions; an image is one
-feature vector of the patch network: the token of the whole image, or the mean over the patches. Each family learns a
-linear map of either into one space; the score of a pair is the cosine there.
+A text is the TF-IDF of its words and word pairs, reduced to the leading singular directions. An image is one feature
+vector of the patch network: the whole-image token, or the mean over patches. Each family learns linear maps of both
+into one space. The score of a pair is the cosine.
 """
 
 import numpy as np
 
 from fbjax.config.schema import Config
-from fbjax.core.console import progress, say
-from fbjax.data.batches.pipeline import text_codes
-from fbjax.data.records.builder import build_records
-from fbjax.data.records.source import Source
+from fbjax.core.console import say
+from fbjax.data.batches.pipeline import read_strings, text_codes
 from fbjax.evaluation.baselines.cca import fit_cca
-from fbjax.evaluation.baselines.features import all_strings, text_features, whole_images
+from fbjax.evaluation.baselines.features import text_features, whole_images
 from fbjax.evaluation.baselines.vse import fit_vse
 from fbjax.evaluation.gallery import full_figures
 from fbjax.evaluation.protocols import list_figures, read_request
@@ -34,7 +32,7 @@ def baseline(
     num_directions: int,
     hardest: bool,
 ) -> dict:
-    """The figures of "cca" or "vse", fitted on a config's training split, on its validation split.
+    """The figures of "cca" or "vse" on a config's validation split, fitted on its training split.
 
     `dims` and `num_directions` (of the SVD) are upper bounds: a small catalogue has fewer.
     """
@@ -45,11 +43,12 @@ def baseline(
         raise ValueError(f"--hardest is for vse, not for {family}")
     lists = read_request(protocols, candidates, num_queries)
     run = Run.build(config, make_vocabulary(config, say), None)
-    splits = build_records(Source.from_config(config), run.vocabulary, config.data.prepared, progress)
+    splits = run.splits()
     train, validation = splits["train"], splits["validation"]
     images, own_images = whole_images(run, train), whole_images(run, validation)
     say(f"texts: TF-IDF and its {num_directions} leading directions")
-    texts, own_texts = text_features(*(all_strings(records) for records in (train, validation)), num_directions, seed)
+    strings = (read_strings(records, np.arange(len(records))) for records in (train, validation))
+    texts, own_texts = text_features(*strings, num_directions, seed)
     say(f"fitting {family} on {len(train):,} products, text {texts.shape[1]}, image {images.shape[1]} dimensions")
     if family == "cca":
         text_map, image_map = fit_cca(texts, images, dims, ridge)

@@ -1,17 +1,16 @@
-"""FashionBERT's configuration: BERT's settings under their usual names, and what FashionBERT adds to them."""
+"""FashionBERT's configuration: BERT's settings under their usual names, and the settings that FashionBERT adds."""
 
-from transformers import PretrainedConfig
+from transformers import BertConfig
 
 
-class FashionBertConfig(PretrainedConfig):
-    """What config.json holds.
+class FashionBertConfig(BertConfig):
+    """The content of config.json: BERT's settings and these.
 
-    embedding_dim: size of the two towers' vectors; 0: no towers.
-    match_reads: what the match head reads: "cls", or "modalities", the cosine of the two modalities' means besides.
-    cross_attention: "joint", text and image in one softmax, or "gated", the other modality by a share that each head
-        has learned.
-    tasks: what the model was trained for, of "mlm", "mpm", "tia" (matching) and "itc" (the towers).
-    patches: the network that makes an image's features, how the image is cut, and the features' number and size.
+    embedding_dim: size of the vectors of texts, images and products; 0: the model makes no vectors.
+    match_reads: input of the match head: "cls", or "cls+cosine", which adds the cosine of the two modalities' means.
+    cross_attention: "joint", one softmax over text and image, or "gated", a learned share of the other modality a head.
+    tasks: the tasks that the model was trained for, of "mlm", "mpm", "tia" (matching) and "itc" (vectors).
+    patches: the network that makes an image's features, the image's geometry, and the features' number and size.
     fbjax: the run that this was exported from, for `fbjax import`.
     """
 
@@ -19,43 +18,16 @@ class FashionBertConfig(PretrainedConfig):
 
     def __init__(
         self,
-        vocab_size=30522,
-        hidden_size=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        intermediate_size=3072,
-        max_position_embeddings=64,
-        type_vocab_size=2,
-        hidden_act="gelu",
-        hidden_dropout_prob=0.1,
-        attention_probs_dropout_prob=0.1,
-        initializer_range=0.02,
-        layer_norm_eps=1e-12,
-        pad_token_id=0,
         embedding_dim=0,
         match_reads="cls",
         cross_attention="joint",
         tasks=("mlm", "mpm", "tia"),
         patches=None,
         fbjax=None,
-        **kwargs,
+        **bert,
     ):
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
-        self.max_position_embeddings = max_position_embeddings
-        self.type_vocab_size = type_vocab_size
-        self.hidden_act = hidden_act
-        self.hidden_dropout_prob = hidden_dropout_prob
-        self.attention_probs_dropout_prob = attention_probs_dropout_prob
-        self.initializer_range = initializer_range
-        self.layer_norm_eps = layer_norm_eps
-        self.embedding_dim = embedding_dim
-        self.match_reads = match_reads
-        self.cross_attention = cross_attention
+        self.embedding_dim, self.match_reads, self.cross_attention = embedding_dim, match_reads, cross_attention
         self.tasks = list(tasks)
         self.patches = patches or {"network": "features", "num_patches": 64, "feature_size": 2048}
         self.fbjax = fbjax
-        super().__init__(pad_token_id=pad_token_id, **kwargs)
+        super().__init__(**bert)

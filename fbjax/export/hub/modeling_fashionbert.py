@@ -16,13 +16,13 @@ from transformers.utils import ModelOutput
 from .configuration_fashionbert import FashionBertConfig
 from .patches_fashionbert import PatchExtractor
 
-GATE_UNIT = 10.0  # gates are kept in this unit
-MAX_SCALE = 100.0  # of cosines
+GATE_UNIT = 10.0  # stored gates are in this unit
+MAX_SCALE = 100.0  # of the factor of cosines
 
 
 @dataclass
 class FashionBertOutput(ModelOutput):
-    """What `FashionBertModel.forward` gives; None for what the model was not trained for.
+    """Outputs of `FashionBertModel.forward`; None for tasks that the model was not trained for.
 
     match_logits [B, 2]: index 1 means that text and image match. match_score [B]: their difference, > 0 where a match
     is likelier. mlm_logits [B, T, V]: of pieces at text positions. mpm_logits [B, P, C]: of features at patches.
@@ -38,11 +38,10 @@ class FashionBertOutput(ModelOutput):
 
 
 class FashionBertModel(PreTrainedModel):
-    """The whole of FashionBERT: patch network, embeddings of both modalities, encoder, heads and towers.
+    """FashionBERT: patch network, embeddings of both modalities, encoder and heads.
 
-    Wherever `images`, uint8 [B, S, S, 3] RGB, are taken, `features` [B, P, C] may stand in their place, such as
-    `patch_features` has made. `input_ids` [B, T] are ``[CLS] .. [SEP]``, padded behind; `attention_mask` defaults to
-    all but padding.
+    Methods take `images`, uint8 [B, S, S, 3] RGB, or `features` [B, P, C] of `patch_features`. `input_ids` [B, T] are
+    ``[CLS] .. [SEP] [PAD] ..``; `attention_mask` defaults to all but padding.
     """
 
     config_class = FashionBertConfig
@@ -53,21 +52,24 @@ class FashionBertModel(PreTrainedModel):
         width, patches = config.hidden_size, config.patches
         self.bert = TextBackbone(config)
         self.image_embeddings = ImageEmbeddings(config)
-        self.cls = nn.ModuleDict({"predictions": MlmHead(config)})
-        self.mpm = nn.Linear(width, patches["feature_size"], bias=False)
-        self.tia = nn.Linear(width, 2)
+        if "mlm" in config.tasks:
+            self.cls = nn.ModuleDict({"predictions": MlmHead(config)})
+        if "mpm" in config.tasks:
+            self.mpm = nn.Linear(width, patches["feature_size"], bias=False)
+        if "tia" in config.tasks:
+            self.tia = nn.Linear(width, 2)
         if config.embedding_dim:
             self.projection = nn.Linear(width, config.embedding_dim, bias=False)
             self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        if patches["network"] != "features":
+        if patches.get("twin"):
             self.patches = PatchExtractor(patches)
-            self.patches.requires_grad_(patches["trainable"])
+            self.patches.requires_grad_(patches["mode"] == "trained")
         self.post_init()
 
     def forward(
         self, input_ids, images=None, features=None, attention_mask=None, labels=None, **_
     ) -> FashionBertOutput:
-        """Every head that was trained; with `labels` [B], 1 where text and image match, the match head's loss."""
+        """Outputs of all trained heads; with `labels` [B], 1 where text and image match, the match head's loss."""
         mask, length, tasks = self._mask(input_ids, attention_mask), input_ids.shape[1], self.config.tasks
         hidden = self._encode_pair(input_ids, mask, self._features(images, features))
         found = FashionBertOutput(last_hidden_state=hidden)
@@ -83,15 +85,14 @@ class FashionBertModel(PreTrainedModel):
         return found
 
     def match(self, input_ids, images=None, features=None, attention_mask=None) -> tuple[torch.Tensor, torch.Tensor]:
-        """(match_score [B], match_logits [B, 2]) alone: what no head reads is not computed."""
+        """(match_score [B], match_logits [B, 2]) alone; computes nothing else."""
         mask = self._mask(input_ids, attention_mask)
-        first = self.config.match_reads == "cls"
-        hidden = self._encode_pair(input_ids, mask, self._features(images, features), first)
+        hidden = self._encode_pair(input_ids, mask, self._features(images, features), self.config.match_reads == "cls")
         logits = self._match_logits(hidden, mask)
         return _score(logits), logits
 
     def embed_text(self, input_ids, attention_mask=None) -> torch.Tensor:
-        """Vectors [B, E] of texts, of length 1; the cosine with an image's or product's is their match."""
+        """Vectors [B, E] of texts, of length 1; their cosine with an image's or product's vector measures the match."""
         return self._vector(input_ids, self._mask(input_ids, attention_mask), None)
 
     def embed_image(self, images=None, features=None) -> torch.Tensor:
@@ -105,11 +106,11 @@ class FashionBertModel(PreTrainedModel):
     def patch_features(self, images: torch.Tensor) -> torch.Tensor:
         """``images [B, S, S, 3] -> [B, P, C]``."""
         if not hasattr(self, "patches"):
-            raise ValueError("this model reads ready-made features: it has no patch network")
+            raise ValueError("this model reads features: it has no patch network")
         return self.patches(images)
 
     def scale(self) -> torch.Tensor:
-        """What the towers' cosines are multiplied by before a softmax over a batch."""
+        """The factor of cosines in the contrast's softmax over a batch."""
         above = F.relu(self.log_scale - math.log(MAX_SCALE))
         return torch.exp(self.log_scale - above.detach())
 
@@ -144,7 +145,7 @@ class FashionBertModel(PreTrainedModel):
 
     def _vector(self, input_ids, mask, features) -> torch.Tensor:
         if not self.config.embedding_dim:
-            raise ValueError("this model has no towers (embedding_dim 0)")
+            raise ValueError("this model makes no vectors (embedding_dim 0)")
         if features is None:
             return self._projected(_mean(self.bert.encoder(self.bert.embeddings(input_ids), mask, None), mask))
         if input_ids is None:
@@ -170,13 +171,14 @@ class FashionBertModel(PreTrainedModel):
 
 
 class TextBackbone(nn.Module):
-    """`transformers.BertModel`'s parts under its names; the encoder also takes patches, and may be gated."""
+    """The parts of `transformers.BertModel` under their names; the encoder also reads patches, and may be gated."""
 
     def __init__(self, config):
         super().__init__()
         self.embeddings = TextEmbeddings(config)
         self.encoder = Encoder(config)
-        self.pooler = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size)})
+        if "tia" in config.tasks:
+            self.pooler = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size)})
 
 
 class TextEmbeddings(nn.Module):
@@ -193,9 +195,8 @@ class TextEmbeddings(nn.Module):
 
     def forward(self, input_ids):
         position = self.position_embeddings.weight[: input_ids.shape[1]]
-        return self.dropout(
-            self.LayerNorm(self.word_embeddings(input_ids) + position + self.token_type_embeddings.weight[0])
-        )
+        embedded = self.word_embeddings(input_ids) + position + self.token_type_embeddings.weight[0]
+        return self.dropout(self.LayerNorm(embedded))
 
 
 class ImageEmbeddings(nn.Module):
@@ -216,7 +217,7 @@ class ImageEmbeddings(nn.Module):
 
 
 class Encoder(nn.Module):
-    """``x [B, L, D], mask [B, L] -> [B, L, D]``; `first`: of the last layer the first position alone, [B, 1, D]."""
+    """``x [B, L, D], mask [B, L] -> [B, L, D]``; `first`: the last layer computes only position 0, [B, 1, D]."""
 
     def __init__(self, config):
         super().__init__()
@@ -261,8 +262,8 @@ class Residual(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention of `rows` [B, R, D] over `x` [B, L, D] where `mask` [B, L].
 
-    With `crosses` [R, L], True where text would attend to image or image to text, those positions are attended to in a
-    softmax of their own, which each head's gate weighs.
+    `crosses` [R, L] is True between the modalities. With it, those positions have a softmax of their own, which each
+    head's gate weights.
     """
 
     def __init__(self, config):

@@ -1,14 +1,14 @@
 """Patch networks: ``images [B, S, S, 3] in 0..255 -> features [B, P, C]``, P patches of each image, row by row.
 
-A network is a module ``[N, 3, H, W] in 0..255 -> feature map [N, C, h, w]``; batch normalisation has its stored
-moments, which nothing trains.
+A network is a module ``[N, 3, H, W] in 0..255 -> feature map [N, C, h, w]``; batch normalisation uses stored moments,
+which are not trained.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-PATCHES_AT_ONCE_PIXELS = 2**22  # of enlarged patches that go through a network together
+PATCHES_AT_ONCE_PIXELS = 2**22  # limit of enlarged patches in one pass
 CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR in 0..255
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB in 0..1
 MOBILENET_STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
@@ -16,17 +16,18 @@ MOBILENET_CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024
 
 
 class PatchExtractor(nn.Module):
-    """Cuts images around its `network`; `patches` is the configuration's section of that name.
+    """Cuts images into patches for its `network`; `patches` is the configuration's section of that name.
 
-    geometry "per_patch": each patch alone, enlarged, through the network, average-pooled. "feature_map": the cells of
-    one pass's feature map, averaged where a patch touches several. whole_image: before them the mean of the whole map.
+    geometry "per_patch": the network reads each patch alone, enlarged, and its map is averaged. "feature_map": the
+    network reads the whole image, and each patch is the mean of the cells that it touches. whole_image: the mean of the
+    whole map comes first.
     """
 
     def __init__(self, patches: dict):
         super().__init__()
         self.geometry, self.whole_image = patches["geometry"], patches["whole_image"]
         self.patch_size, self.patch_input_size = patches["patch_size"], patches["patch_input_size"]
-        self.network = build_network(patches)
+        self.network = build_network(patches["twin"])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         images = images.to(torch.float32).permute(0, 3, 1, 2)
@@ -35,12 +36,12 @@ class PatchExtractor(nn.Module):
         if self.geometry == "feature_map":
             patches = average_cells(feature_map, side).flatten(2).transpose(1, 2)
         else:
-            patches = self._isolated(images, side)
+            patches = self._per_patch(images, side)
         if not self.whole_image:
             return patches
         return torch.cat([feature_map.mean(dim=(2, 3))[:, None], patches], dim=1)
 
-    def _isolated(self, images: torch.Tensor, side: int) -> torch.Tensor:
+    def _per_patch(self, images: torch.Tensor, side: int) -> torch.Tensor:
         size = self.patch_size
         patches = images.reshape(len(images), 3, side, size, side, size).permute(0, 2, 4, 1, 3, 5)
         patches = patches.reshape(-1, 3, size, size)
@@ -65,25 +66,14 @@ def average_cells(feature_map: torch.Tensor, side: int) -> torch.Tensor:
     return feature_map
 
 
-def build_network(patches: dict) -> nn.Module:
-    name = patches["network"]
-    if name == "pixels":
-        return Pixels(patches["patch_size"] if patches["geometry"] == "feature_map" else patches["patch_input_size"])
-    if name == "mobilenet_v1":
-        return MobileNetV1(patches["alpha"])
-    if name == "resnet50":
-        return ResNet((3, 4, 6, 3))
-    if name == "resnet50_v1":
-        return ResNet((3, 4, 6, 3), caffe=True, strided=0, epsilon=1.001e-5)
-    if name == "resnext101_32x8d":
-        return ResNet((3, 4, 23, 3), bottleneck=256, groups=32)
-    if name == "inception_v3":
-        return InceptionV3()
-    raise ValueError(f"unknown patch network {name!r}")
+def build_network(twin: dict) -> nn.Module:
+    """The network that `twin` describes: "class", the name of a class of this file, and its arguments."""
+    networks = {"Pixels": Pixels, "MobileNetV1": MobileNetV1, "ResNet": ResNet, "InceptionV3": InceptionV3}
+    return networks[twin["class"]](**{name: value for name, value in twin.items() if name != "class"})
 
 
 class Pixels(nn.Module):
-    """The pixels of each cell themselves, in [-1, 1]."""
+    """The pixels of each cell, in [-1, 1]."""
 
     def __init__(self, cell: int):
         super().__init__()
@@ -112,7 +102,7 @@ class InferenceNorm(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution without bias; `pads`, of every side alike, or "same": TensorFlow's, more after than before."""
+    """A convolution without bias; `pads`: zeros at both ends of each axis, or "same": TensorFlow's padding."""
 
     def __init__(self, inputs: int, outputs: int, size, stride: int = 1, pads=(0, 0), groups: int = 1):
         super().__init__()
@@ -132,7 +122,7 @@ class Conv(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """A convolution and its norm; `pad_rows`: with as many zeros as leave the map its size at stride 1, else none."""
+    """A convolution and its norm. `padded`: with PyTorch's padding, which keeps the map's size at stride 1."""
 
     def __init__(self, inputs, outputs, size, epsilon, stride=1, padded=True, groups=1):
         super().__init__()
@@ -168,7 +158,7 @@ class MobileNetV1(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """``relu(x + conv1x1(conv3x3(conv1x1(x))))``, `x` through a 1x1 where shapes differ."""
+    """``relu(x + conv1x1(conv3x3(conv1x1(x))))``; a 1x1 projects `x` where shapes differ."""
 
     def __init__(self, inputs, inner, outputs, strides, groups, epsilon):
         super().__init__()
@@ -198,30 +188,29 @@ class ResNet(nn.Module):
                 halves = stage > 0 and block == 0
                 strides = tuple(2 if halves and i == strided else 1 for i in (0, 1))
                 self.blocks.append(f"stage{stage + 1}_block{block + 1}")
-                made = Bottleneck(inputs, bottleneck * 2**stage, outputs, strides, groups, epsilon)
-                setattr(self, self.blocks[-1], made)
+                inner = bottleneck * 2**stage
+                setattr(self, self.blocks[-1], Bottleneck(inputs, inner, outputs, strides, groups, epsilon))
                 inputs = outputs
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = F.max_pool2d(F.relu(self.stem(self._prepared(images))), 3, 2, 1)
+        x = images.flip(1) if self.caffe else images / 255.0
+        mean = _channels(CAFFE_MEAN if self.caffe else IMAGENET_MEAN, images)
+        x = x - mean if self.caffe else (x - mean) / _channels(IMAGENET_DEVIATION, images)
+        x = F.max_pool2d(F.relu(self.stem(x)), 3, 2, 1)
         for name in self.blocks:
             x = getattr(self, name)(x)
         return x
 
-    def _prepared(self, images: torch.Tensor) -> torch.Tensor:
-        def channels(values):
-            return torch.tensor(values, device=images.device)[:, None, None]
 
-        if self.caffe:
-            return images.flip(1) - channels(CAFFE_MEAN)
-        return (images / 255.0 - channels(IMAGENET_MEAN)) / channels(IMAGENET_DEVIATION)
+def _channels(values: tuple[float, ...], images: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, device=images.device)[:, None, None]
 
 
 class Mixed(nn.Module):
     """A block of InceptionV3: `branches` are chains of (name, outputs, size), joined along the channels.
 
-    A chain may end in two names, which stand beside each other. `pool`: channels of the 1x1 behind an average, or None:
-    the map's own, shrunk. Where it is None, the last convolution of each chain halves the map.
+    A chain may end in two parallel convolutions. `pool`: channels of the 1x1 after an average pool. None: a maximum
+    pool with stride 2 replaces both, and the last convolution of each chain has stride 2.
     """
 
     def __init__(self, inputs: int, branches, pool: int | None):
@@ -231,11 +220,11 @@ class Mixed(nn.Module):
             width, names = inputs, []
             for i, link in enumerate(chain):
                 halves = pool is None and i == len(chain) - 1
-                beside = link if isinstance(link[0], tuple) else (link,)
-                for name, outputs, size in beside:
+                parallel = link if isinstance(link[0], tuple) else (link,)
+                for name, outputs, size in parallel:
                     setattr(self, name, ConvNorm(width, outputs, size, 1e-3, 1 + halves, not halves))
-                names.append([name for name, _, _ in beside])
-                width = sum(outputs for _, outputs, _ in beside)
+                names.append([name for name, _, _ in parallel])
+                width = sum(outputs for _, outputs, _ in parallel)
             self.chains.append(names)
             self.outputs += width
         if pool:
@@ -246,14 +235,11 @@ class Mixed(nn.Module):
         found = []
         for chain in self.chains:
             y = x
-            for beside in chain:
-                y = torch.cat([F.relu(getattr(self, name)(y)) for name in beside], dim=1)
+            for parallel in chain:
+                y = torch.cat([F.relu(getattr(self, name)(y)) for name in parallel], dim=1)
             found.append(y)
-        if self.pool:
-            found.append(F.relu(self.branch_pool(F.avg_pool2d(x, 3, 1, 1))))
-        else:
-            found.append(F.max_pool2d(x, 3, 2))
-        return torch.cat(found, dim=1)
+        pooled = F.relu(self.branch_pool(F.avg_pool2d(x, 3, 1, 1))) if self.pool else F.max_pool2d(x, 3, 2)
+        return torch.cat([*found, pooled], dim=1)
 
 
 def mixed5(inputs: int, pool: int) -> Mixed:
@@ -291,7 +277,7 @@ def mixed7(inputs: int) -> Mixed:
 
 
 class InceptionV3(nn.Module):
-    """RGB in [-1, 1]; what halves the map has no padding."""
+    """RGB in [-1, 1]; layers that halve the map have no padding."""
 
     def __init__(self):
         super().__init__()
@@ -300,20 +286,12 @@ class InceptionV3(nn.Module):
         self.Conv2d_2b_3x3 = ConvNorm(32, 64, 3, 1e-3)
         self.Conv2d_3b_1x1 = ConvNorm(64, 80, 1, 1e-3, 1, False)
         self.Conv2d_4a_3x3 = ConvNorm(80, 192, 3, 1e-3, 1, False)
-        inputs, self.blocks = 192, []
-        for name, make in (
-            *(
-                (f"Mixed_5{c}", lambda n, pool=pool: mixed5(n, pool))
-                for c, pool in zip("bcd", (32, 64, 64), strict=True)
-            ),
-            ("Mixed_6a", mixed6a),
-            *((f"Mixed_6{c}", lambda n, w=w: mixed6(n, w)) for c, w in zip("bcde", (128, 160, 160, 192), strict=True)),
-            ("Mixed_7a", mixed7a),
-            ("Mixed_7b", mixed7),
-            ("Mixed_7c", mixed7),
-        ):
-            setattr(self, name, block := make(inputs))
-            self.blocks.append(name)
+        blocks = [("Mixed_5b", mixed5, 32), ("Mixed_5c", mixed5, 64), ("Mixed_5d", mixed5, 64), ("Mixed_6a", mixed6a)]
+        blocks += [("Mixed_6b", mixed6, 128), ("Mixed_6c", mixed6, 160), ("Mixed_6d", mixed6, 160)]
+        blocks += [("Mixed_6e", mixed6, 192), ("Mixed_7a", mixed7a), ("Mixed_7b", mixed7), ("Mixed_7c", mixed7)]
+        inputs, self.blocks = 192, [name for name, *_ in blocks]
+        for name, make, *setting in blocks:
+            setattr(self, name, block := make(inputs, *setting))
             inputs = block.outputs
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

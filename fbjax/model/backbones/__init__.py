@@ -1,1 +1,1 @@
-"""The patch networks themselves and the files of their weights; patches and geometry are not known here."""
+"""The backbones of patch features; each registers itself, with the kinds of weight file that it takes."""

@@ -1,7 +1,7 @@
-"""InceptionV3 (Szegedy et al. 2015), the paper's other patch network, as torchvision computes it and names its parts.
+"""InceptionV3 (Szegedy et al. 2015), the paper's other patch network, with torchvision's operations and names.
 
-Convolutions that halve the map, and three of the stem's, have no padding: the map has fewer cells than pixels / 32, and
-an image of less than 75 pixels none.
+Convolutions that halve the map, and three of the stem, have no padding. So the map has fewer cells than pixels / 32,
+and images need 75 pixels or more.
 """
 
 import flax.linen as nn
@@ -9,8 +9,17 @@ import jax
 import jax.numpy as jnp
 
 from fbjax.model.backbones.layers import ConvNorm
+from fbjax.model.backbones.registry import register_backbone
+from fbjax.model.weights.name_maps import OWN, torch_source
 
 EPSILON = 1e-3
+
+
+def _torchvision(layer: str) -> tuple[str, str]:
+    return f"{layer.replace('/', '.')}.conv", f"{layer.replace('/', '.')}.bn"
+
+
+TORCHVISION = torch_source("torchvision's InceptionV3", _torchvision, ("fc.", "AuxLogits."))
 
 
 class Mixed(nn.Module):
@@ -27,7 +36,7 @@ class Mixed(nn.Module):
 
 
 class Mixed5(Mixed):
-    """5x5 and two 3x3 beside 1x1: 224 channels and those of the `pool` branch."""
+    """Branches 1x1, 5x5 and two 3x3: 224 channels and those of the `pool` branch."""
 
     pool: int
 
@@ -40,7 +49,7 @@ class Mixed5(Mixed):
 
 
 class Mixed6a(Mixed):
-    """Halves the map: 480 channels more."""
+    """Halves the map and adds 480 channels."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -50,7 +59,7 @@ class Mixed6a(Mixed):
 
 
 class Mixed6(Mixed):
-    """7x7 taken apart into 1x7 and 7x1, once and twice, `width` channels wide: 768 channels."""
+    """7x7 factored into 1x7 and 7x1, once and twice, with `width` channels: 768 channels."""
 
     width: int
 
@@ -67,7 +76,7 @@ class Mixed6(Mixed):
 
 
 class Mixed7a(Mixed):
-    """Halves the map: 512 channels more."""
+    """Halves the map and adds 512 channels."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -78,31 +87,32 @@ class Mixed7a(Mixed):
 
 
 class Mixed7(Mixed):
-    """3x3 taken apart into 1x3 beside 3x1: 2048 channels."""
+    """3x3 factored into parallel 1x3 and 3x1: 2048 channels."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         three = self.conv(x, "branch3x3_1", 384)
         double = self.conv(self.conv(x, "branch3x3dbl_1", 448), "branch3x3dbl_2", 384, 3)
-        branches = [
-            self.conv(x, "branch1x1", 320),
-            self.conv(three, "branch3x3_2a", 384, (1, 3)),
-            self.conv(three, "branch3x3_2b", 384, (3, 1)),
-            self.conv(double, "branch3x3dbl_3a", 384, (1, 3)),
-            self.conv(double, "branch3x3dbl_3b", 384, (3, 1)),
-            self.pooled(x, 192),
-        ]
-        return jnp.concatenate(branches, axis=-1)
+
+        def split(x: jax.Array, name: str) -> jax.Array:
+            both = self.conv(x, f"{name}a", 384, (1, 3)), self.conv(x, f"{name}b", 384, (3, 1))
+            return jnp.concatenate(both, axis=-1)
+
+        branches = self.conv(x, "branch1x1", 320), split(three, "branch3x3_2"), split(double, "branch3x3dbl_3")
+        return jnp.concatenate([*branches, self.pooled(x, 192)], axis=-1)
 
 
+@register_backbone(
+    "inception_v3", sources=(OWN, TORCHVISION), smallest=75, twin=lambda module: {"class": "InceptionV3"}
+)
 class InceptionV3(nn.Module):
     """Without its classifiers: ``[N, H, W, 3] in 0..255 -> [N, h, w, 2048]``, 8 x 8 cells of 299 x 299 pixels.
 
-    RGB is scaled to [-1, 1]: what torchvision's pretrained network makes of its input (transform_input).
+    RGB is scaled to [-1, 1], as in torchvision's pretrained network (transform_input).
     """
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         def conv(x, name, channels, size, stride=1, padded=False):
             return jax.nn.relu(ConvNorm(channels, size, EPSILON, stride, padded, name=name)(x))
 

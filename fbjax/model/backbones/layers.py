@@ -1,4 +1,4 @@
-"""What the patch networks are made of: convolutions as a CPU runs them fast, and normalisation by stored moments."""
+"""Layers of the patch networks: convolutions that are fast on a CPU, and normalisation by stored moments."""
 
 import flax.linen as nn
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 class InferenceNorm(nn.Module):
     """Batch normalisation with its stored moments: ``(x - mean) / sqrt(variance + epsilon) * gamma + beta``.
 
-    The moments are statistics of what the weights were trained on: no gradient reaches them.
+    The moments are statistics of the pretraining data and get no gradient.
     """
 
     epsilon: float
@@ -27,8 +27,8 @@ class InferenceNorm(nn.Module):
 class DepthwiseConv(nn.Module):
     """A 3x3 depthwise convolution with SAME padding as nine shifted products.
 
-    XLA fuses them into one loop. With its grouped convolution the whole network took 3.9 times as long (median of 7 in
-    turn; MobileNetV1 0.75 on 32 images of 128 pixels, 2 CPU cores).
+    XLA fuses them into one loop. With XLA's grouped convolution the whole network took 3.9 times as long (median of 7;
+    MobileNetV1 0.75 on 32 images of 128 pixels, 2 CPU cores).
     """
 
     stride: int
@@ -50,13 +50,12 @@ class DepthwiseConv(nn.Module):
 class Conv(nn.Module):
     """A convolution without bias, ``[N, H, W, I] -> [N, h, w, channels]``; its kernel is HWIO, I those of one group.
 
-    `pad_rows`: as many zeros on each side as leave the map its size at stride 1, PyTorch's padding; otherwise none.
+    `padded`: with PyTorch's padding, zeros that keep the map's size at stride 1; otherwise none.
 
-    A map smaller than the kernel is taken as shifted products: on 8 maps of 2 x 2 x 512 XLA's convolution took 142 ms,
-    they 4. Groups are XLA's own (feature_group_count): of ResNeXt-101 32x8d on 4 images of 224 pixels that took 2.7 s,
-    a loop over the groups 2.2 s, but twice as long to compile and more at 64 pixels; one convolution a group gained as
-    much and compiled for a minute; nine shifted products over the groups took twice as long on 14 x 14 x 1024.
-    (Seconds of one core, medians of 4 to 7; 2 shared CPU cores, JAX 0.10.2.)
+    A map smaller than the kernel is computed by shifted products: 4 ms, not 142, on 8 maps of 2 x 2 x 512. Groups use
+    feature_group_count: 2.7 s for ResNeXt-101 32x8d on 4 images of 224 pixels. A loop over the groups took 2.2 s, but
+    twice as long to compile, and more at 64 pixels. One convolution a group compiled for a minute, and shifted products
+    over the groups took twice as long. (Seconds of one core, medians of 4 to 7; 2 CPU cores, JAX 0.10.2.)
     """
 
     channels: int
@@ -72,20 +71,15 @@ class Conv(nn.Module):
         pads = tuple((size - 1) // 2 * self.padded for size in self.size)
         if self.size == (1, 1):
             return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
-        smaller_than_kernel = x.shape[1] < self.size[0] or x.shape[2] < self.size[1]
-        if smaller_than_kernel and self.groups == 1:
+        if self.groups == 1 and (x.shape[1] < self.size[0] or x.shape[2] < self.size[1]):
             return self._shifted(x, kernel, pads)
+        strides, padding, layout = (self.stride, self.stride), [(pad, pad) for pad in pads], ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            (self.stride, self.stride),
-            [(pad, pad) for pad in pads],
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
+            x, kernel, strides, padding, dimension_numbers=layout, feature_group_count=self.groups
         )
 
     def _shifted(self, x: jax.Array, kernel: jax.Array, pads: tuple[int, int]) -> jax.Array:
-        """One product for each place of the kernel that sees more than padding."""
+        """One product for each kernel position that reaches more than padding."""
         rows, columns = (
             self._reach(size, pad, cells) for size, pad, cells in zip(self.size, pads, x.shape[1:3], strict=True)
         )
@@ -93,7 +87,7 @@ class Conv(nn.Module):
         return sum(x[:, down, across] @ kernel[i, j] for i, down in rows for j, across in columns)
 
     def _reach(self, size: int, pad: int, cells: int) -> list[tuple[int, slice]]:
-        """Along one axis, places of the kernel and the padded map's cells that each meets, but for padding alone."""
+        """Along one axis: (kernel position, its cells of the padded map), without positions that reach only padding."""
         end = cells + 2 * pad - size + 1
         met = [(i, range(i, i + end, self.stride)) for i in range(size)]
         return [

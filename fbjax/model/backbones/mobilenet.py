@@ -4,12 +4,25 @@ import flax.linen as nn
 import jax
 
 from fbjax.model.backbones.layers import DepthwiseConv, InferenceNorm
+from fbjax.model.backbones.registry import register_backbone
+from fbjax.model.weights.name_maps import Source
 
 EPSILON = 1e-3
 STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
 CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 
+KERAS = (  # fbjax uses Keras' names; Keras 3 renamed the depthwise kernels
+    Source("Keras' MobileNet", lambda ours: ours, unused=("conv_preds/",)),
+    Source("Keras 3's MobileNet", lambda ours: ours.replace("/depthwise_kernel", "/kernel"), unused=("conv_preds/",)),
+)
 
+
+@register_backbone(
+    "mobilenet_v1",
+    sources=KERAS,
+    arguments=lambda arrays, cell: {"alpha": arrays["conv1/kernel"].shape[-1] / 32},
+    twin=lambda module: {"class": "MobileNetV1", "alpha": module.alpha},
+)
 class MobileNetV1(nn.Module):
     """MobileNetV1 without its classifier: ``[N, H, W, 3] -> [N, H/32, W/32, 1024 alpha]``.
 
@@ -19,7 +32,7 @@ class MobileNetV1(nn.Module):
     alpha: float
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         x = images / 127.5 - 1.0
         x = nn.Conv(int(32 * self.alpha), (3, 3), 2, padding="SAME", use_bias=False, name="conv1")(x)
         x = jax.nn.relu6(InferenceNorm(EPSILON, name="conv1_bn")(x))

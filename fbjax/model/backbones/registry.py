@@ -1,4 +1,4 @@
-"""Which patch networks there are, and how each is built from a weight file."""
+"""The registry of backbones, the networks of patch features, and how a weight file becomes one."""
 
 import dataclasses
 import functools
@@ -11,62 +11,66 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fbjax.model.backbones.inception import InceptionV3
-from fbjax.model.backbones.mobilenet import MobileNetV1
-from fbjax.model.backbones.pixels import Pixels
-from fbjax.model.backbones.resnet import resnet50, resnet50_v1, resnext101_32x8d
+from fbjax.core.registry import Registry
 from fbjax.model.weights import name_maps
 from fbjax.model.weights.files import FORMATS, read_arrays
 from fbjax.model.weights.name_maps import Source
 
+BACKBONES: Registry["Backbone"] = Registry("patch network", "fbjax.model.backbones")
+
 
 @dataclasses.dataclass(frozen=True)
-class NetworkKind:
-    """How a network is built from a file's arrays: ``build(arrays, cell) -> module``, `cell` for `pixels` alone.
+class Backbone:
+    """How to build a network.
 
-    `sources`: the kinds of file that its weights may come from; none: it has no weights. `smallest`: the side in pixels
-    of the smallest image that it takes.
+    `make`: a linen module's class, or a function that returns a module. ``module(images [N, H, W, 3] in 0..255,
+    train=False)`` returns a feature map [N, h, w, C]; dropout and augmentation draw from the stream "dropout".
+    `sources`: the kinds of weight file that it takes; none: it has no weights. `smallest`: side of the smallest image,
+    in pixels. `arguments`: the arguments of `make`, from a file's arrays and the config's cell size in pixels. `twin`:
+    the equivalent class in fbjax/export/hub/patches_fashionbert.py, ``{"class": its name, **its arguments}``, JSON
+    values; without it, exports to PyTorch take only features.
     """
 
-    build: Callable[[dict[str, np.ndarray], int], nn.Module]
+    make: Callable[..., nn.Module]
     sources: tuple[Source, ...] = ()
     smallest: int = 32
+    arguments: Callable[[dict[str, np.ndarray], int], dict] = lambda arrays, cell: {}
+    twin: Callable[[nn.Module], dict] | None = None
 
     @property
     def needs_weights(self) -> bool:
         return bool(self.sources)
 
-
-NETWORKS = {
-    "pixels": NetworkKind(lambda arrays, cell: Pixels(cell), smallest=1),
-    "mobilenet_v1": NetworkKind(
-        lambda arrays, cell: MobileNetV1(alpha=arrays["conv1/kernel"].shape[-1] / 32), name_maps.KERAS_MOBILENET
-    ),
-    "resnet50": NetworkKind(
-        lambda arrays, cell: resnet50(), (name_maps.OWN, name_maps.TORCHVISION_RESNET, name_maps.HUGGING_FACE_RESNET)
-    ),
-    "resnet50_v1": NetworkKind(lambda arrays, cell: resnet50_v1(), (name_maps.OWN, name_maps.KERAS_RESNET)),
-    "resnext101_32x8d": NetworkKind(
-        lambda arrays, cell: resnext101_32x8d(), (name_maps.OWN, name_maps.TORCHVISION_RESNET)
-    ),
-    "inception_v3": NetworkKind(
-        lambda arrays, cell: InceptionV3(), (name_maps.OWN, name_maps.TORCHVISION_INCEPTION), smallest=75
-    ),
-}
+    def build(self, arrays: dict[str, np.ndarray], cell: int = 0) -> nn.Module:
+        """The module. Raises KeyError where `arrays` lack one that tells the network's size."""
+        return self.make(**self.arguments(arrays, cell))
 
 
-def _load(name: str, path: str | Path) -> tuple[nn.Module, dict[str, np.ndarray]]:
-    """The network `name` and its parameters by our names, float32, from the file at `path`."""
+def register_backbone(name: str, **settings) -> Callable:
+    """A decorator: registers a module's class, or a function that returns a module; `settings`: of `Backbone`."""
+
+    def register(make):
+        BACKBONES.register(name)(Backbone(make, **settings))
+        return make
+
+    return register
+
+
+def load_network(name: str, path: str | Path) -> tuple[nn.Module, dict[str, np.ndarray]]:
+    """The network `name` and its parameters by fbjax's names, float32, from the file at `path`.
+
+    Raises FileNotFoundError without the file, ValueError where it holds other weights.
+    """
     if not path:
         raise ValueError(f"patch network {name!r} needs weights: set config.patches.weights to {FORMATS}")
     if not Path(path).is_file():
         raise FileNotFoundError(f"no patch network weights at {path}: set config.patches.weights to {FORMATS}")
-    kind, arrays = NETWORKS[name], read_arrays(path)
+    backbone, arrays = BACKBONES[name], read_arrays(path)
     try:
-        network = kind.build(arrays, 0)
+        network = backbone.build(arrays)
     except KeyError as error:
         raise ValueError(f"{path} is no {name} file: it lacks {error} and {_identify(arrays)}") from None
-    weights, problems = name_maps.take(arrays, kind.sources, _shapes(network, kind.smallest))
+    weights, problems = name_maps.take(arrays, backbone.sources, shapes_of(network, backbone.smallest))
     if problems and (not weights or _owner(arrays, first=name)[0] not in (name, None)):
         raise ValueError(f"{path} is no {name} file: it {_identify(arrays)}")
     if problems:
@@ -75,7 +79,7 @@ def _load(name: str, path: str | Path) -> tuple[nn.Module, dict[str, np.ndarray]
 
 
 @functools.cache
-def _shapes(network: nn.Module, size: int) -> dict[str, tuple[int, ...]]:
+def shapes_of(network: nn.Module, size: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters, by name, of a network that takes images of `size` pixels."""
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     params = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
@@ -83,14 +87,14 @@ def _shapes(network: nn.Module, size: int) -> dict[str, tuple[int, ...]]:
 
 
 def _owner(arrays: dict[str, np.ndarray], first: str = "") -> tuple[str, Source] | tuple[None, None]:
-    """Which of `NETWORKS` the arrays of a file have all parameters of, and as whose; `first` is tried before others."""
-    for name in sorted(NETWORKS, key=lambda name: name != first):
-        kind = NETWORKS[name]
+    """The backbone whose parameters are all in `arrays`, and the source they follow; tries `first` first."""
+    for name in sorted(BACKBONES, key=lambda name: name != first):
+        backbone = BACKBONES[name]
         try:
-            shapes = _shapes(kind.build(arrays, 0), kind.smallest) if kind.needs_weights else {}
+            shapes = shapes_of(backbone.build(arrays), backbone.smallest) if backbone.needs_weights else {}
         except KeyError:
             continue
-        for source in kind.sources:
+        for source in backbone.sources:
             if name_maps.follows(arrays, source, shapes):
                 return name, source
     return None, None

@@ -1,4 +1,4 @@
-"""Arrays by name out of the weight files that people have, and back into an .npz; what they mean is not known here."""
+"""Reads arrays by name from common weight files, and writes them to an .npz."""
 
 import pickle
 import zipfile
@@ -13,7 +13,7 @@ FORMATS = "an .npz, .safetensors, .pth (.pt, .bin: PyTorch) or .h5 (Keras) file"
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """Every array of a weight file, float32, by its name: PyTorch's without "module.", Keras' as "layer/variable".
 
-    Raises ValueError for a file that is none, named after what its name says it should be.
+    Raises ValueError for a file that is not of the format of its ending.
     """
     path = Path(path)
     if path.suffix not in READERS:
@@ -23,8 +23,8 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
         arrays = {name: np.asarray(array, np.float32) for name, array in read(path).items()}
     except ModuleNotFoundError:
         raise
-    except Exception as error:  # a damaged file makes the formats' readers raise a dozen kinds
-        reason = _what_it_is_instead(path) or (str(error).splitlines() or ["it ends too early"])[0]
+    except Exception as error:  # the readers raise many types for a damaged file
+        reason = _other_content(path) or (str(error).splitlines() or ["it ends too early"])[0]
         raise ValueError(f"{path} is not {title} file of weights: {reason}") from None
     if not arrays:
         raise ValueError(f"{path} holds no arrays")
@@ -32,7 +32,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def write_npz(path: str | Path, params: dict) -> None:
-    """A network's parameters under our own names, as `read_arrays` takes them."""
+    """Writes a network's parameters with fbjax's names; `read_arrays` reads them."""
     arrays = flax.traverse_util.flatten_dict(params, sep="/")
     np.savez(path, **{name: np.asarray(array) for name, array in arrays.items()})
 
@@ -43,13 +43,9 @@ def _read_npz(path: Path) -> dict:
 
 
 def _read_safetensors(path: Path) -> dict:
-    from safetensors import SafetensorError
     from safetensors.flax import load_file  # NumPy's has no bfloat16
 
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(error) from None
+    return load_file(path)
 
 
 def _read_torch(path: Path) -> dict:
@@ -90,7 +86,7 @@ def _read_keras(path: Path) -> dict:
     return arrays
 
 
-READERS = {  # ending -> reader, and what the file should be
+READERS = {  # ending -> reader, and the name of the format in errors
     ".npz": (_read_npz, "an .npz"),
     ".safetensors": (_read_safetensors, "a safetensors"),
     **dict.fromkeys((".pth", ".pt", ".bin"), (_read_torch, "a PyTorch")),
@@ -98,8 +94,8 @@ READERS = {  # ending -> reader, and what the file should be
 }
 
 
-def _what_it_is_instead(path: Path) -> str:
-    """What the file's beginning shows: what a failed download leaves behind."""
+def _other_content(path: Path) -> str:
+    """The content of a file that a failed download left, by its first bytes; else ""."""
     with open(path, "rb") as stream:
         head = stream.read(64).lstrip().lower()
     if not head:

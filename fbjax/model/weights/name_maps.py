@@ -1,7 +1,7 @@
-"""Which array of a weight file is which parameter of a network: a table for each kind of file.
+"""Maps the arrays of a weight file to the parameters of a network. Each backbone has its sources in its own file.
 
-A `Source` turns the name of one of our parameters into the file's. `take` finds the source that a file follows and
-takes the arrays by it; whatever is missing, unexpected, misshapen or not finite is named as the file names it.
+A `Source` maps the name of a parameter to the name in the file. `take` finds the source that a file follows, and
+reports missing, unexpected, misshapen and non-finite arrays by their names in the file.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ TORCH_VARIABLES = {"gamma": "weight", "beta": "bias", "moving_mean": "running_me
 class Source:
     """How one kind of file names a network's parameters.
 
-    `name` of ours -> the file's, behind one of `prefixes`. `axes`: the file's axes of a kernel, in our order HWIO.
-    `unused`: how names of arrays begin that are left out knowingly. `bias` of our moving mean -> the file's bias of the
-    convolution before it, which the mean takes in: ``(conv + bias) - mean = conv - (mean - bias)``.
+    `name`: fbjax's name -> the file's, after one of `prefixes`. `axes`: the file's axes of a kernel, in the order HWIO.
+    `unused`: prefixes of arrays to ignore. `bias`: name of a moving mean -> the file's bias of the convolution before
+    it, which the mean absorbs: ``(conv + bias) - mean = conv - (mean - bias)``.
     """
 
     title: str
@@ -30,17 +30,20 @@ class Source:
     bias: Callable[[str], str] | None = None
 
     def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that the file gives an array of our shape."""
+        """The shape in the file of an array that has the shape `ours` here."""
         return tuple(ours[i] for i in np.argsort(self.axes)) if len(ours) == 4 else ours
 
     def array(self, theirs: np.ndarray) -> np.ndarray:
         return theirs.transpose(self.axes) if theirs.ndim == 4 else theirs
 
 
+OWN = Source("this project's", lambda ours: ours)
+
+
 def take(
     arrays: dict[str, np.ndarray], sources: tuple[Source, ...], shapes: dict[str, tuple[int, ...]]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """``({our name: array}, problems)``: a file's `arrays` as parameters of `shapes`, and all that does not fit."""
+    """``({name: array}, problems)``: a file's `arrays` as parameters of `shapes`, and every mismatch."""
     source, prefix = max(
         ((source, prefix) for source in sources for prefix in source.prefixes),
         key=lambda candidate: sum(candidate[1] + candidate[0].name(ours) in arrays for ours in shapes),
@@ -51,7 +54,8 @@ def take(
         means = [ours for ours in shapes if ours.endswith("/moving_mean")]
         biases = {bias: ours for ours in means if (bias := source.bias(ours)) in arrays}
     expected = {theirs: source.shape(shapes[ours]) for theirs, ours in (wanted | biases).items()}
-    used = {theirs: array for theirs, array in arrays.items() if not _is_unused(theirs.removeprefix(prefix), source)}
+    known = {name: array for name, array in arrays.items() if not name.endswith("num_batches_tracked")}
+    used = {name: array for name, array in known.items() if not name.removeprefix(prefix).startswith(source.unused)}
     fitting = {theirs: used[theirs] for theirs in expected if theirs in used and used[theirs].shape == expected[theirs]}
     problems = [f"missing {theirs} {expected[theirs]}" for theirs in sorted(expected.keys() - used.keys())]
     problems += [f"unexpected {theirs} {used[theirs].shape}" for theirs in sorted(used.keys() - expected.keys())]
@@ -73,7 +77,7 @@ def take(
 
 
 def follows(arrays: dict[str, np.ndarray], source: Source, shapes: dict[str, tuple[int, ...]]) -> bool:
-    """Whether `arrays` hold every parameter of `shapes` as `source` names and shapes it."""
+    """Whether `arrays` hold every parameter of `shapes` with the name and shape of `source`."""
     return any(
         all(
             (array := arrays.get(prefix + source.name(ours))) is not None and array.shape == source.shape(shape)
@@ -88,12 +92,10 @@ def listed(problems: list[str]) -> str:
     return "\n  ".join(problems[:SHOWN] + [f"... and {more} more"] * (more > 0))
 
 
-def _is_unused(name: str, source: Source) -> bool:
-    return name.startswith(source.unused) or name.endswith("num_batches_tracked")
-
-
-def _torch(title: str, layer: Callable[[str], tuple[str, str]], unused: tuple[str, ...], prefixes=("",)) -> Source:
-    """Files of PyTorch: `layer` of ours -> the names of its convolution and of its norm."""
+def torch_source(
+    title: str, layer: Callable[[str], tuple[str, str]], unused: tuple[str, ...], prefixes: tuple[str, ...] = ("",)
+) -> Source:
+    """A source for PyTorch files; `layer`: a layer's name -> those of its convolution and norm."""
 
     def name(ours: str) -> str:
         path, part, variable = ours.rsplit("/", 2)
@@ -101,63 +103,3 @@ def _torch(title: str, layer: Callable[[str], tuple[str, str]], unused: tuple[st
         return f"{conv}.weight" if part == "conv" else f"{norm}.{TORCH_VARIABLES[variable]}"
 
     return Source(title, name, (2, 3, 1, 0), unused, prefixes)
-
-
-def _place(layer: str) -> tuple[int, int, str]:
-    """``stage3_block2/conv1 -> (3, 2, "conv1")``, counted from 1."""
-    block, part = layer.split("/")
-    stage, block = block.removeprefix("stage").split("_block")
-    return int(stage), int(block), part
-
-
-def _torchvision_resnet(layer: str) -> tuple[str, str]:
-    if layer == "stem":
-        return "conv1", "bn1"
-    stage, block, part = _place(layer)
-    home = f"layer{stage}.{block - 1}"
-    if part == "shortcut":
-        return f"{home}.downsample.0", f"{home}.downsample.1"
-    return f"{home}.{part}", f"{home}.{part.replace('conv', 'bn')}"
-
-
-def _hugging_face_resnet(layer: str) -> tuple[str, str]:
-    home = "embedder.embedder"
-    if layer != "stem":
-        stage, block, part = _place(layer)
-        home = f"encoder.stages.{stage - 1}.layers.{block - 1}."
-        home += part if part == "shortcut" else f"layer.{int(part.removeprefix('conv')) - 1}"
-    return f"{home}.convolution", f"{home}.normalization"
-
-
-def _inception(layer: str) -> tuple[str, str]:
-    home = layer.replace("/", ".")
-    return f"{home}.conv", f"{home}.bn"
-
-
-def _keras_resnet_layer(layer: str) -> str:
-    if layer == "stem":
-        return "conv1"
-    stage, block, part = _place(layer)
-    return f"conv{stage + 1}_block{block}_{0 if part == 'shortcut' else part.removeprefix('conv')}"
-
-
-def _keras_resnet(ours: str) -> str:
-    layer, part, variable = ours.rsplit("/", 2)
-    return f"{_keras_resnet_layer(layer)}_{part}/{variable}"
-
-
-def _keras_resnet_bias(moving_mean: str) -> str:
-    return f"{_keras_resnet_layer(moving_mean.rsplit('/', 2)[0])}_conv/bias"
-
-
-OWN = Source("this project's", lambda ours: ours)
-KERAS_MOBILENET = (  # whose names are our own; Keras 3 calls the depthwise kernels otherwise
-    Source("Keras' MobileNet", lambda ours: ours, unused=("conv_preds/",)),
-    Source("Keras 3's MobileNet", lambda ours: ours.replace("/depthwise_kernel", "/kernel"), unused=("conv_preds/",)),
-)
-TORCHVISION_RESNET = _torch("torchvision's ResNet", _torchvision_resnet, ("fc.",))
-HUGGING_FACE_RESNET = _torch("Hugging Face's ResNet", _hugging_face_resnet, ("classifier.",), ("", "resnet."))
-TORCHVISION_INCEPTION = _torch("torchvision's InceptionV3", _inception, ("fc.", "AuxLogits."))
-KERAS_RESNET = Source(
-    "Keras' ResNet50", _keras_resnet, unused=("predictions/", "probs/", "fc1000/"), bias=_keras_resnet_bias
-)

@@ -1,11 +1,10 @@
-"""The same model in PyTorch, as a yardstick: Hugging Face's BERT, the same heads, the same parameters.
+"""FashionBERT in PyTorch, to compare with: Hugging Face's BERT with the same heads and the same parameters.
 
-Twice over: `needed` computes no more than fbjax does (heads at masked positions, the last layer at the rows that heads
-read); `as_written` is what one writes first (every layer and the MLM head on every position, labels of -100 where
-nothing is masked). Both give the same losses.
+Two implementations give the same losses. `needed` computes no more than fbjax does: heads at masked positions, the last
+layer at the rows that heads read. `as_written` is the plain one: every layer and the MLM head at every position.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import flax.traverse_util
 import jax
@@ -15,7 +14,7 @@ from fbjax.config.schema import Config
 from fbjax.data.text.wordpiece import PAD_ID
 from fbjax.model import bert_weights
 from fbjax.model.encoder import NORM_EPSILON
-from fbjax.tasks.objective import Examples
+from fbjax.tasks.objective import MaskedBatch
 
 try:
     import torch
@@ -35,18 +34,7 @@ class TorchModel(nn.Module):
     def __init__(self, config: Config, vocabulary_size: int, num_patches: int, feature_size: int):
         super().__init__()
         model = config.model
-        bert = BertConfig(
-            vocab_size=vocabulary_size,
-            hidden_size=model.width,
-            num_hidden_layers=model.num_layers,
-            num_attention_heads=model.num_heads,
-            intermediate_size=model.mlp_dim,
-            max_position_embeddings=model.text_tokens,
-            hidden_dropout_prob=model.hidden_dropout,
-            attention_probs_dropout_prob=model.attention_dropout,
-            layer_norm_eps=NORM_EPSILON,
-            attn_implementation="sdpa",
-        )
+        bert = BertConfig(**bert_weights.bert_settings(model, vocabulary_size), attn_implementation="sdpa")
         self.bert = BertModel(bert)
         self.projection = nn.Linear(feature_size, model.width, bias=False)
         self.position = nn.Embedding(num_patches, model.width)
@@ -84,13 +72,9 @@ class TorchModel(nn.Module):
         def heads(t: Tensor) -> Tensor:
             return t.unflatten(-1, (own.num_attention_heads, -1)).transpose(1, 2)
 
-        mixed = F.scaled_dot_product_attention(
-            heads(own.query(queries)),
-            heads(own.key(x)),
-            heads(own.value(x)),
-            attn_mask=mask,
-            dropout_p=own.dropout.p if self.training else 0.0,
-        )
+        q, k, v = heads(own.query(queries)), heads(own.key(x)), heads(own.value(x))
+        rate = own.dropout.p if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
         return layer.feed_forward_chunk(layer.attention.output(mixed.transpose(1, 2).flatten(2), queries))
 
     def mlm_logits(self, hidden: Tensor) -> Tensor:
@@ -100,30 +84,7 @@ class TorchModel(nn.Module):
         return self.tia(torch.tanh(self.bert.pooler.dense(cls)))
 
 
-def copy_parameters(params: dict, rival: TorchModel) -> None:
-    """FashionBERT's parameters into `rival`; every one of both must be named."""
-    ours = flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
-    table = {target: (_in_rival(source), turn) for target, (source, turn) in _bert_names(rival).items()} | IMAGE_SIDE
-    theirs = dict(rival.named_parameters())
-    if ours.keys() != table.keys() or theirs.keys() != {name for name, _ in table.values()}:
-        left = (ours.keys() ^ table.keys()) | (theirs.keys() ^ {name for name, _ in table.values()})
-        raise ValueError(f"the PyTorch model and FashionBERT differ in parameters: {', '.join(sorted(left))}")
-    with torch.no_grad():
-        for target, (name, turn) in table.items():
-            theirs[name].copy_(torch.from_numpy(np.array(turn(ours[target]))))
-
-
-def _bert_names(rival: TorchModel) -> dict:
-    """Parameter -> (its name in BERT, what turns one into the other: a transposition or nothing, its own inverse)."""
-    return bert_weights.parameter_names(len(rival.bert.encoder.layer))
-
-
-def _in_rival(source: str) -> str:
-    head = source.removeprefix("cls.predictions.")
-    return f"bert.{source}" if head == source else f"mlm_{head}"
-
-
-IMAGE_SIDE = {
+IMAGE_SIDE = {  # parameter -> (its name in PyTorch, the transform of its array)
     "image_embeddings/projection/kernel": ("projection.weight", np.transpose),
     "image_embeddings/position": ("position.weight", np.asarray),
     "image_embeddings/segment": ("segment.weight", np.asarray),
@@ -135,9 +96,25 @@ IMAGE_SIDE = {
 }
 
 
+def copy_parameters(params: dict, model: TorchModel) -> None:
+    """Copies FashionBERT's parameters into `model`. Raises ValueError where either has one that the other lacks."""
+    ours = flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
+    table = dict(IMAGE_SIDE)
+    for target, (source, transform) in bert_weights.parameter_names(len(model.bert.encoder.layer)).items():
+        head = source.removeprefix("cls.predictions.")
+        table[target] = (f"bert.{source}" if head == source else f"mlm_{head}", transform)  # its own inverse
+    theirs = dict(model.named_parameters())
+    left = (ours.keys() ^ table.keys()) | (theirs.keys() ^ {name for name, _ in table.values()})
+    if left:
+        raise ValueError(f"the PyTorch model and FashionBERT differ in parameters: {', '.join(sorted(left))}")
+    with torch.no_grad():
+        for target, (name, transform) in table.items():
+            theirs[name].copy_(torch.from_numpy(np.array(transform(ours[target]))))
+
+
 @dataclass(frozen=True)
 class Masked:
-    """2B pairs as a data loader would collate them: the B true ones, then the B mismatched ones."""
+    """2B pairs as a data loader collates them: B positive pairs, then B negative ones."""
 
     ids: Tensor  # [B, T], pieces masked
     text_mask: Tensor  # [B, T] bool
@@ -146,73 +123,71 @@ class Masked:
     rows: Tensor  # [2B, 1 + M + K]: [CLS], the pieces and the patches that heads read
     mlm_rows: Tensor  # [valid]: the masked pieces among the [2B (1 + M + K)] of those, of pairs that MLM reads
     mlm_labels: Tensor  # [valid]
-    mpm_pairs: int  # B or 2B: the pairs that MPM reads
+    mpm_pairs: int  # 2B: the pairs that MPM reads
     patches: Tensor  # [2B, K]: masked patches
     labels: Tensor  # [2B, T]: the pieces' ids, `IGNORED` where MLM reads nothing
     hidden: Tensor  # [2B, P] bool: the patches that MPM reads
-    matches: Tensor  # [2B]: 1 for true pairs
+    matches: Tensor  # [2B]: 1 for positive pairs
 
     def to(self, device: torch.device) -> "Masked":
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Masked(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
 
 
-def collate(examples: Examples, mask_negatives: bool) -> Masked:
-    """What the objective made of a batch of cached features, as the rival takes it."""
-    examples = jax.device_get(examples)
-    batch, text_positions, patch_positions = examples.batch, examples.text_positions, examples.patch_positions
-    b, t = examples.ids.shape
+def collate(masked: MaskedBatch) -> Masked:
+    """A batch of cached features that the paper's objective has masked, for PyTorch: MLM and MPM read all pairs."""
+    masked = jax.device_get(masked)
+    batch, pieces = masked.batch, masked.targets["mlm"]
+    b, t = masked.examples.ids.shape
     features = np.concatenate([batch.image, batch.negative]).astype(np.float32)
-    patches = np.concatenate(patch_positions.swapaxes(0, 1))  # [2B, K]
-    positions, valid = np.tile(text_positions, (2, 1)), np.tile(examples.piece_weight > 0, (2, 1))
+    patches = np.concatenate(masked.targets["mpm"].swapaxes(0, 1))  # [2B, K]
+    positions, valid = np.tile(pieces.positions, (2, 1)), np.tile(pieces.weight > 0, (2, 1))
     hidden = np.zeros(features.shape[:2], bool)
     np.put_along_axis(hidden, patches, True, axis=1)
     shown = np.where(hidden[..., None], 0, features)
-    pairs = 2 * b if mask_negatives else b
-    valid[pairs:], hidden[pairs:] = False, False
     rows = np.concatenate([np.zeros((2 * b, 1), int), positions, t + patches], axis=1)
     pair, slot = np.nonzero(valid)
-    labels = np.full((2 * b, t), IGNORED)
-    ids = np.tile(batch.ids, (2, 1))
-    labels[pair, positions[pair, slot]] = ids[pair, positions[pair, slot]]
+    masked_pieces = pair, positions[pair, slot]
+    labels, ids = np.full((2 * b, t), IGNORED), np.tile(batch.ids, (2, 1))
+    labels[masked_pieces] = ids[masked_pieces]
     arrays = {
-        "ids": examples.ids.astype(np.int64),
+        "ids": masked.examples.ids.astype(np.int64),
         "text_mask": np.asarray(batch.text_mask),
         "features": features,
         "shown": shown,
         "rows": rows,
         "mlm_rows": pair * rows.shape[1] + 1 + slot,
-        "mlm_labels": ids[pair, positions[pair, slot]].astype(np.int64),
+        "mlm_labels": ids[masked_pieces].astype(np.int64),
         "patches": patches.astype(np.int64),
         "labels": labels,
         "hidden": hidden,
         "matches": np.repeat([1, 0], b),
     }
-    return Masked(mpm_pairs=pairs, **{name: torch.from_numpy(array) for name, array in arrays.items()})
+    return Masked(mpm_pairs=2 * b, **{name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
-def needed(rival: TorchModel, batch: Masked) -> Tensor:
-    """Losses [3], computing what heads read and no more."""
-    text = rival.embed_text(batch.ids).repeat(2, 1, 1)
-    hidden = rival.encode(text, batch.text_mask.repeat(2, 1), rival.embed_image(batch.shown), batch.rows)
-    mlm = F.cross_entropy(rival.mlm_logits(hidden.flatten(0, 1)[batch.mlm_rows]).float(), batch.mlm_labels)
+def needed(model: TorchModel, batch: Masked) -> Tensor:
+    """Losses [3]; computes only what heads read."""
+    text = model.embed_text(batch.ids).repeat(2, 1, 1)
+    hidden = model.encode(text, batch.text_mask.repeat(2, 1), model.embed_image(batch.shown), batch.rows)
+    mlm = F.cross_entropy(model.mlm_logits(hidden.flatten(0, 1)[batch.mlm_rows]).float(), batch.mlm_labels)
     n, k = batch.mpm_pairs, batch.patches.shape[1]
     target = torch.take_along_dim(batch.features[:n], batch.patches[:n, :, None], dim=1)
-    mpm = _divergence(target, rival.mpm(hidden[:n, -k:]).float()).mean()
-    tia = F.cross_entropy(rival.tia_logits(hidden[:, 0]).float(), batch.matches)
+    mpm = _divergence(target, model.mpm(hidden[:n, -k:]).float()).mean()
+    tia = F.cross_entropy(model.tia_logits(hidden[:, 0]).float(), batch.matches)
     return torch.stack([mlm, mpm, tia])
 
 
-def as_written(rival: TorchModel, batch: Masked) -> Tensor:
-    """The same losses [3] the plain way: every layer and the MLM and MPM heads at every position of every pair."""
+def as_written(model: TorchModel, batch: Masked) -> Tensor:
+    """The same losses [3]; every layer and the MLM and MPM heads compute every position of every pair."""
     ids, mask = batch.ids.repeat(2, 1), batch.text_mask.repeat(2, 1)
-    hidden = rival.encode(rival.embed_text(ids), mask, rival.embed_image(batch.shown))
+    hidden = model.encode(model.embed_text(ids), mask, model.embed_image(batch.shown))
     t = ids.shape[1]
-    logits = rival.mlm_logits(hidden[:, :t]).float()
+    logits = model.mlm_logits(hidden[:, :t]).float()
     mlm = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED)
-    divergence = _divergence(batch.features, rival.mpm(hidden[:, t:]).float())
+    divergence = _divergence(batch.features, model.mpm(hidden[:, t:]).float())
     mpm = (divergence * batch.hidden).sum() / batch.hidden.sum()
-    tia = F.cross_entropy(rival.tia_logits(hidden[:, 0]).float(), batch.matches)
+    tia = F.cross_entropy(model.tia_logits(hidden[:, 0]).float(), batch.matches)
     return torch.stack([mlm, mpm, tia])
 
 
@@ -221,17 +196,17 @@ def _divergence(target: Tensor, prediction: Tensor) -> Tensor:
     return (log_target.exp() * (log_target - log_prediction)).sum(dim=-1)
 
 
-def score_needed(rival: TorchModel, ids: Tensor, images: Tensor) -> Tensor:
-    """Scores [B] from images that are embedded; the last layer at [CLS] alone."""
+def score_needed(model: TorchModel, ids: Tensor, images: Tensor) -> Tensor:
+    """Scores [B] from image embeddings; the last layer computes [CLS] alone."""
     cls = ids.new_zeros(len(ids), 1)
-    return _score(rival, rival.encode(rival.embed_text(ids), ids != PAD_ID, images, cls))
+    return _score(model, model.encode(model.embed_text(ids), ids != PAD_ID, images, cls))
 
 
-def score_as_written(rival: TorchModel, ids: Tensor, features: Tensor) -> Tensor:
-    """Scores [B] from patch features; every layer at every position."""
-    return _score(rival, rival.encode(rival.embed_text(ids), ids != PAD_ID, rival.embed_image(features)))
+def score_as_written(model: TorchModel, ids: Tensor, features: Tensor) -> Tensor:
+    """Scores [B] from patch features; every layer computes every position."""
+    return _score(model, model.encode(model.embed_text(ids), ids != PAD_ID, model.embed_image(features)))
 
 
-def _score(rival: TorchModel, hidden: Tensor) -> Tensor:
-    logits = rival.tia_logits(hidden[:, 0])
+def _score(model: TorchModel, hidden: Tensor) -> Tensor:
+    logits = model.tia_logits(hidden[:, 0])
     return logits[:, 1] - logits[:, 0]

@@ -1,4 +1,4 @@
-"""A config made ready to be timed: model, compiled steps, synthetic batches, and the FLOPs that they need."""
+"""The workload that a config describes, to be timed: model, compiled steps, synthetic batches, FLOPs."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,69 +7,63 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fbjax.config.schema import AdaptiveConfig, Config
+from fbjax.config.schema import PAPER_TASKS, TASKS, AdaptiveConfig, Config
 from fbjax.data.batches.batch import Batch
-from fbjax.inference.pair_scorer import PairScorer
+from fbjax.inference.pair_scorer import PairScorer, match_logits
 from fbjax.model.fashionbert import build_model, match_score
 from fbjax.model.patch_features import PatchNetwork
 from fbjax.parallel.mesh import make_mesh, put_batch, replicated
 from fbjax.runs.state import abstract_state, init_state, make_optimizer
-from fbjax.tasks.objective import Pretraining
+from fbjax.tasks.objective import Objective
 from fbjax.training.step import make_step
 
-VOCABULARY_SIZE = 30_522  # BERT's, where the config does not say how many pieces it trains
+VOCABULARY_SIZE = 30_522  # BERT's, where the config gives no number of pieces
 MASK_ID = 103
 SHORTEST = 8  # text pieces
-PAPER_TASKS = ("mlm", "mpm", "tia")
 SCORED_TEXTS, SCORED_IMAGES = 16, 32  # each text with each image
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A config ready to run; `patches` is what the step takes: the network, or the identity on its features."""
+    """A config ready to run. `patches` is the step's input: the network, or the identity where features are cached."""
 
     config: Config
     mesh: Any
     network: PatchNetwork
     patches: PatchNetwork
-    objective: Pretraining
+    objective: Objective
     optimizer: Any
 
     @property
     def frozen(self) -> dict:
-        return {} if self.config.patches.trainable else {"patches": self.patches.params}
+        return self.network.frozen(self.config.patches.mode)
 
     def with_model(self, **settings) -> "Workload":
         """The same with other settings of `ModelConfig`."""
-        return make_workload(replace(self.config, model=replace(self.config.model, **settings)), self.network)
+        return self._with(model=replace(self.config.model, **settings))
 
     def as_in_the_paper(self) -> "Workload":
-        """The same with the paper's three tasks, one softmax over text and image, and no towers."""
-        model = replace(self.config.model, embedding_dim=0, tia_reads="cls", cross_attention="joint")
-        tasks = replace(self.config.tasks, names=PAPER_TASKS)
-        return make_workload(replace(self.config, model=model, tasks=tasks), self.network)
+        """The same with the paper's three tasks, one softmax over text and image, and no embedder."""
+        tasks = {name: TASKS[name]() for name in PAPER_TASKS}
+        return self._with(model=replace(self.config.model, cross_attention="joint"), tasks=tasks)
 
     def with_cached_features(self) -> "Workload":
-        patches = replace(self.config.patches, cached=True, trainable=False)
-        return make_workload(replace(self.config, patches=patches), self.network)
+        return self._with(patches=replace(self.config.patches, mode="cached"))
+
+    def _with(self, **sections) -> "Workload":
+        return make_workload(replace(self.config, **sections), self.network)
 
 
 def make_workload(config: Config, network: PatchNetwork, devices: Sequence[jax.Device] | None = None) -> Workload:
-    """`config` on `devices`, by default all of them.
-
-    Fixed weights become equal ones where the config has them for another number of tasks.
-    """
-    num_tasks = len(config.tasks.names)
-    if len(config.adaptive.fixed) != num_tasks:
-        config = replace(config, adaptive=replace(config.adaptive, fixed=(1 / num_tasks,) * num_tasks))
-    patches = network.precomputed() if config.patches.cached else network
+    """`config` on `devices`, by default all of them."""
+    patches = network.feature_input(config.patches.mode)
     size = vocabulary_size(config)
-    objective = Pretraining(build_model(config.model, size, network), patches, config.tasks, min(MASK_ID, size - 1))
-    mesh = make_mesh(config.mesh, devices)
-    return Workload(config, mesh, network, patches, objective, make_optimizer(config.train))
+    tasks = tuple(config.tasks.values())
+    model = build_model(config.model, tasks, network, size, min(MASK_ID, size - 1))
+    objective, mesh = Objective(model, patches, tasks), make_mesh(config.mesh, devices)
+    return Workload(config, mesh, network, patches, objective, make_optimizer(config.train, config.groups))
 
 
 def vocabulary_size(config: Config) -> int:
@@ -78,28 +72,29 @@ def vocabulary_size(config: Config) -> int:
 
 
 class Steps:
-    """Compiled train steps that take turns on one state, which each of them consumes and renews."""
+    """Compiled train steps that run in turn on one state; each consumes the state and returns the next."""
 
-    def __init__(self, subject: Workload):
-        self._subject, self._compiled = subject, {}
-        config = replace(subject.config, adaptive=replace(subject.config.adaptive, every=1))
-        self._state = init_state(subject.objective, subject.optimizer, config, subject.mesh)
-        k = len(subject.objective.tasks)
-        self._held = jax.device_put(np.full(k, 1 / k, np.float32), replicated(subject.mesh))
-        self._frozen = jax.device_put(subject.frozen, replicated(subject.mesh))
-        self.state_bytes = sum(map(_bytes_per_device, jax.tree.leaves((self._state, self._frozen))))
+    def __init__(self, workload: Workload):
+        self._workload, self._compiled = workload, {}
+        config = replace(workload.config, adaptive=replace(workload.config.adaptive, every=1))
+        self._state = init_state(workload.objective, workload.optimizer, config, workload.mesh)
+        k = len(workload.objective.tasks)
+        self._held = jax.device_put(np.full(k, 1 / k, np.float32), replicated(workload.mesh))
+        self._frozen = jax.device_put(workload.frozen, replicated(workload.mesh))
+        arrays = jax.tree.leaves((self._state, self._frozen))
+        self.state_bytes = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
 
     def compile(self, name: str, adaptive: AdaptiveConfig, batch: Batch) -> int:
-        """Compiles the step for `adaptive` and the shapes of `batch`; the bytes a device needs besides the state's."""
+        """Compiles the step for `adaptive` and the shapes of `batch`; returns a device's bytes without the state."""
         state = self._state.replace(task_weights=self._held if adaptive.every > 1 else None)
-        compiled = _jitted(self._subject, adaptive, state).lower(state, self._frozen, batch).compile()
+        compiled = _jitted(self._workload, adaptive, state).lower(state, self._frozen, batch).compile()
         self._compiled[name] = (compiled, adaptive.every > 1)
-        plan = compiled.memory_analysis()  # what it updates in place counts once
+        plan = compiled.memory_analysis()  # arrays updated in place count once
         peak = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
         return peak - plan.alias_size_in_bytes - self.state_bytes
 
-    def contender(self, name: str, batch: Batch, at: int = 0) -> Callable[[], None]:
-        """One step as step number `at`, done when it returns."""
+    def candidate(self, name: str, batch: Batch, at: int = 0) -> Callable[[], None]:
+        """A function that runs one step, as step number `at`, to its end."""
         compiled, holds = self._compiled[name]
         sharding = self._state.step.sharding
 
@@ -114,46 +109,42 @@ class Steps:
 
     def trace(self, name: str, batch: Batch, folder: str | Path, num_steps: int) -> None:
         """Writes a profile of `num_steps` steps to `folder`, for TensorBoard or Perfetto."""
-        self.contender(name, batch)()
+        self.candidate(name, batch)()
         with jax.profiler.trace(str(folder)):
             for at in range(num_steps):
-                self.contender(name, batch, at)()
+                self.candidate(name, batch, at)()
 
 
-def _bytes_per_device(array: jax.Array) -> int:
-    return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
+def _jitted(workload: Workload, adaptive: AdaptiveConfig, state):
+    config = replace(workload.config, adaptive=adaptive)
+    return make_step(workload.objective, workload.optimizer, config, workload.mesh, state)
 
 
-def _jitted(subject: Workload, adaptive: AdaptiveConfig, state):
-    config = replace(subject.config, adaptive=adaptive)
-    return make_step(subject.objective, subject.optimizer, config, subject.mesh, state)
+def synthetic_batch(workload: Workload, length: int) -> Batch:
+    """Random products on the mesh, texts padded to `length`, images as pixels or as cached features.
 
-
-def synthetic_batch(subject: Workload, length: int) -> Batch:
-    """Random products on the mesh, with whatever the step takes for images, texts padded to `length`.
-
-    A text has more than ``length - text_bucket`` pieces and at most `length`, [CLS] and [SEP] included: a batch of
-    training is padded to the next multiple of `text_bucket`, so these are the texts that share one padded length.
+    A text has more than ``length - text_bucket`` pieces and at most `length`, [CLS] and [SEP] included. These share one
+    padded length, since training pads a batch to the next multiple of `text_bucket`.
     """
     rng = np.random.default_rng(0)
-    config, network = subject.config, subject.network
+    config, network = workload.config, workload.network
     b, size = config.train.batch_size, config.patches.image_size
     lengths = rng.integers(max(SHORTEST, length - config.model.text_bucket + 1), length + 1, b)
     lengths[0] = length
     ids = _texts(rng, lengths, length, vocabulary_size(config))
     columns = np.arange(length, dtype=np.int32)
     word_ids = np.where((columns > 0) & (columns < lengths[:, None] - 1), columns - 1, -1).astype(np.int32)
-    if config.patches.cached:
+    if config.patches.mode == "cached":
         images = _features(rng, (2, b), network)
     else:
         images = rng.integers(0, 255, (2, b, size, size, 3), dtype=np.uint8)
     number = np.arange(b, dtype=np.int32)
-    negative = images[1] if config.tasks.mismatched else None
-    return put_batch(Batch(number, number, ids, word_ids, images[0], negative), subject.mesh)
+    negative = images[1] if config.needs_negative else None
+    return put_batch(Batch(number, number, ids, word_ids, images[0], negative), workload.mesh)
 
 
 def padded_lengths(config: Config, most: int) -> list[int]:
-    """The lengths that batches are padded to, rising; of more than `most`, some evenly chosen and the last."""
+    """The padded lengths of batches, ascending; at most `most` of them, evenly spaced, the longest included."""
     model = config.model
     lengths = [n for n in range(model.text_bucket, model.text_tokens, model.text_bucket) if n >= SHORTEST]
     lengths.append(model.text_tokens)
@@ -163,24 +154,24 @@ def padded_lengths(config: Config, most: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What is scored: every one of Q texts with every one of G images."""
+    """The pairs to score: each of Q texts with each of G images."""
 
     ids: np.ndarray  # [Q, T], lengths even from T / 3 to T
     features: np.ndarray  # [G, P, C]
     pairs: np.ndarray  # [N, 2]: (row of ids, row of features)
 
 
-def synthetic_candidates(subject: Workload) -> Candidates:
+def synthetic_candidates(workload: Workload) -> Candidates:
     rng = np.random.default_rng(0)
-    t = subject.config.model.text_tokens
+    t = workload.config.model.text_tokens
     lengths = np.linspace(max(SHORTEST, t / 3), t, SCORED_TEXTS).round().astype(int)
-    ids = _texts(rng, lengths, t, vocabulary_size(subject.config))
+    ids = _texts(rng, lengths, t, vocabulary_size(workload.config))
     grid = np.meshgrid(np.arange(SCORED_TEXTS), np.arange(SCORED_IMAGES), indexing="ij")
-    return Candidates(ids, _features(rng, (SCORED_IMAGES,), subject.network), np.stack(grid, axis=-1).reshape(-1, 2))
+    return Candidates(ids, _features(rng, (SCORED_IMAGES,), workload.network), np.stack(grid, axis=-1).reshape(-1, 2))
 
 
 def _texts(rng, lengths: np.ndarray, num_columns: int, vocabulary: int) -> np.ndarray:
-    """Random pieces [B, num_columns], 0 past each text's length."""
+    """Random piece ids [B, num_columns], 0 past each text's length."""
     ids = rng.integers(1, vocabulary, (len(lengths), num_columns), dtype=np.int32)
     return np.where(np.arange(num_columns) < lengths[:, None], ids, 0)
 
@@ -189,50 +180,43 @@ def _features(rng, count: tuple[int, ...], network: PatchNetwork) -> np.ndarray:
     return rng.uniform(0, 3, (*count, network.num_patches, network.feature_size)).astype(np.float16)
 
 
-def fresh_parameters(subject: Workload) -> dict:
-    """FashionBERT's parameters as a run starts with them."""
-    return init_state(subject.objective, subject.optimizer, subject.config, subject.mesh).params["fashionbert"]
+def fresh_parameters(workload: Workload) -> dict:
+    """FashionBERT's initial parameters."""
+    return init_state(workload.objective, workload.optimizer, workload.config, workload.mesh).params["fashionbert"]
 
 
-def scoring(subject: Workload, params: dict, candidates: Candidates) -> Callable[[], np.ndarray]:
-    """A contender: the scores [N] of all pairs. `subject` takes cached features; they are embedded here, beforehand."""
-    scorer = PairScorer(subject.objective.model, subject.patches, subject.mesh)
+def scoring(workload: Workload, params: dict, candidates: Candidates) -> Callable[[], np.ndarray]:
+    """A function that scores all pairs, [N]. `workload` takes cached features, which are embedded here, beforehand."""
+    scorer = PairScorer(workload.objective.model, workload.patches, workload.mesh)
     variables = {"fashionbert": params, "patches": {}}
     starts = range(0, len(candidates.features), scorer.batch_size)
     images = scorer.embed_images(variables, [candidates.features[i : i + scorer.batch_size] for i in starts])
     return lambda: scorer.score(variables, candidates.ids, images, candidates.pairs)
 
 
-def train_flops(subject: Workload, batch: Batch) -> float | None:
-    """FLOPs of one step under fixed weights, nothing recomputed; None where XLA does not count."""
-    subject = subject.with_model(attention="xla", remat="none")
-    config = replace(subject.config, train=replace(subject.config.train, micro_batches=1))
-    subject = make_workload(config, subject.network)
-    state = abstract_state(subject.objective, subject.optimizer, config, subject.mesh)
-    step = _jitted(subject, replace(config.adaptive, method="fixed", every=1), state)
-    return _flops(step, state, subject.frozen, batch)
+def train_flops(workload: Workload, batch: Batch) -> float | None:
+    """FLOPs of one step under fixed weights, without recomputation; None where XLA does not count."""
+    workload = workload.with_model(attention="xla", remat="none")
+    config = replace(workload.config, train=replace(workload.config.train, micro_batches=1))
+    workload = make_workload(config, workload.network)
+    state = abstract_state(workload.objective, workload.optimizer, config, workload.mesh)
+    step = _jitted(workload, replace(config.adaptive, method="fixed", every=1), state)
+    return _flops(step, state, workload.frozen, batch)
 
 
-def score_flops(subject: Workload, candidates: Candidates) -> float | None:
-    """FLOPs of scoring all pairs, each text at its own length, images embedded already."""
-    subject = subject.with_model(attention="xla", remat="none")
-    model = subject.objective.model
+def score_flops(workload: Workload, candidates: Candidates) -> float | None:
+    """FLOPs of scoring all pairs, each text at its own length, without the embedding of images."""
+    workload = workload.with_model(attention="xla", remat="none")
+    model = workload.objective.model
 
-    def score(params, ids, image):
-        def part(*args, method):
-            return model.apply({"params": params}, *args, method=method)
-
-        first = jnp.zeros((1, 1), jnp.int32)
-        hidden, means = part(part(ids, method="embed_text"), ids != 0, image, first, method="encode_pair")
-        return match_score(part(hidden[:, 0], means, method="tia_logits"))
-
-    state = abstract_state(subject.objective, subject.optimizer, subject.config, subject.mesh)
+    score = jax.jit(lambda params, ids, image: match_score(match_logits(model, params, ids, image)))
+    state = abstract_state(workload.objective, workload.optimizer, workload.config, workload.mesh)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params["fashionbert"])
-    image = jax.ShapeDtypeStruct((1, model.num_patches, model.shape.width), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, model.spec.num_patches, model.config.width), np.float32)
     lengths = (candidates.ids != 0).sum(axis=1)[candidates.pairs[:, 0]]
     lengths, counts = np.unique(lengths, return_counts=True)
-    texts = [jax.ShapeDtypeStruct((1, int(length)), jnp.int32) for length in lengths]
-    each = [_flops(jax.jit(score), params, text, image) for text in texts]
+    texts = [jax.ShapeDtypeStruct((1, int(length)), np.int32) for length in lengths]
+    each = [_flops(score, params, text, image) for text in texts]
     return None if None in each else float(np.dot(each, counts))
 
 

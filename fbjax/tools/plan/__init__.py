@@ -1,1 +1,1 @@
-"""What `fbjax plan` says of a config before there is a machine: memory, FLOPs, collectives, step time, scaling."""
+"""`fbjax plan`: memory, FLOPs, collectives, step time and scaling of a config, predicted without the machine."""

@@ -1,15 +1,15 @@
-"""`fbjax plan`: the real train step compiled ahead of time for topologies that need not be there, and what it says.
+"""Compiles the real train step ahead of time, for topologies that this machine need not have, and reads the program.
 
-Nothing is read but the config, nothing is allocated: parameters, batch and patch network are shapes. Of a chip:
+It reads only the config and allocates nothing: parameters, batch and patch network are shapes. Figures of one chip:
 
-* "parameters" and "optimiser" are counted from the state's own shardings. "task gradients" are the gradient that
-  updates the parameters, float32 as they are, and under `adaptive.method` "gradient" the K that it is the weighted sum
-  of, in shards. What is left of XLA's temporaries is "activations". XLA may need less for gradients, and for some of
-  them not at the same moment: the sum is its plan, the line between these two is drawn here.
-* "flops" are those of matrix products and convolutions, "traffic" bytes through main memory, "collectives" what the
-  compiled program says, all of a step; where `adaptive.every` holds weights, of one that solves. "xla" is the count of
+* "parameters" and "optimiser" are counted from the state's shardings. "task gradients" are the float32 gradient that
+  updates the parameters and, under `adaptive.method` "gradient", shards of the K gradients of which it is the weighted
+  sum. The rest of XLA's temporaries is "activations". The sum is XLA's plan; the split of the two is an estimate, as
+  XLA may need less for gradients, and not all at once.
+* "flops" are those of matrix products and convolutions, "traffic" the bytes through main memory, "collectives" those of
+  the compiled program. All are of one step, one that solves where `adaptive.every` holds weights. "xla" is the count of
   ``cost_analysis()``, with elementwise work, arrays in a TPU's vector memory, and each loop's body once.
-* "seconds" are those of the written model (`fbjax.tools.plan.cost`), null where the chip is not known.
+* "seconds" are those of the cost model (`fbjax.tools.plan.cost`), null where the chip is unknown.
 """
 
 import contextlib
@@ -23,39 +23,38 @@ import jax
 import numpy as np
 
 from fbjax.config.schema import Config
-from fbjax.data.batches.batch import batch_shapes
-from fbjax.model.patch_features import abstract_patch_network
+from fbjax.model.patch_features import abstract_patch_network, given_features
 from fbjax.monitoring.flops import program_flops
 from fbjax.parallel.mesh import check_fit, scatter_shards, shardings_of
-from fbjax.runs.state import abstract_state
+from fbjax.runs.state import abstract_state, batch_shapes
 from fbjax.tools.bench.workload import Workload, make_workload
-from fbjax.tools.plan.cost import Span, StepTime, step_time
+from fbjax.tools.plan.cost import Span, step_time
 from fbjax.tools.plan.program import Collective, Program
-from fbjax.tools.plan.topology import LOCAL, Topology, compile_only, find, nothing_kept
+from fbjax.tools.plan.topology import LOCAL, Topology, find, nothing_kept
 from fbjax.training.step import make_step
 
 XLA_COUNTS = {"flops": "flops", "traffic": "bytes accessed"}
 
 
 def plan(config: Config, names: list[str], per_chip: int | None, say: Callable[[str], None]) -> dict:
-    """Figures for each of the topologies `names`, and how throughput a chip holds up between them.
+    """Figures for each of the topologies `names`, and how throughput scales between them.
 
-    With `per_chip` products on each chip the batch grows with the topology; else it is the config's on each. Raises
-    ValueError, before anything is compiled, where a topology does not exist or its mesh does not fit.
+    With `per_chip` products on each chip the batch grows with the topology; else every topology has the config's batch.
+    Raises ValueError, before it compiles, where a topology does not exist or its mesh does not fit.
     """
-    if LOCAL not in names:
-        compile_only()
+    if LOCAL not in names and not jax.config.jax_platforms:  # the search for accelerators is slow and prints errors
+        jax.config.update("jax_platforms", "cpu")
     topologies = [find(name) for name in names]
-    network = abstract_patch_network(config.patches)
-    subjects = []
+    network = given_features(config.data) or abstract_patch_network(config.patches)
+    workloads = []
     for topology in topologies:
         sized = _sized(config, per_chip * len(topology.devices)) if per_chip else config
-        subjects.append(make_workload(sized, network, topology.devices))
-        check_fit(sized, subjects[-1].mesh)
+        workloads.append(make_workload(sized, network, topology.devices))
+        check_fit(sized, workloads[-1].mesh)
     figures = []
-    for topology, subject in zip(topologies, subjects, strict=True):
-        say(f"{topology.name}: compiling the step of {subject.config.train.batch_size} products ..")
-        figures.append(_planned(topology, subject, say))
+    for topology, workload in zip(topologies, workloads, strict=True):
+        say(f"{topology.name}: compiling the step of {workload.config.train.batch_size} products ..")
+        figures.append(_planned(topology, workload, say))
     return {"topologies": figures, "scaling": scaling(figures)}
 
 
@@ -63,59 +62,47 @@ def _sized(config: Config, batch_size: int) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=batch_size))
 
 
-def _planned(topology: Topology, subject: Workload, say: Callable[[str], None]) -> dict:
+def _planned(topology: Topology, workload: Workload, say: Callable[[str], None]) -> dict:
     """The figures of one topology."""
-    train = subject.config.train
-    num_chips = len(topology.devices)
-    figures = {
-        "topology": topology.name,
-        "device": topology.devices[0].device_kind,
-        "chips": num_chips,
-        "mesh": dict(subject.mesh.shape),
-        "batch_size": train.batch_size,
-    }
-    step = Step(topology, subject)
+    num_chips, batch_size = len(topology.devices), workload.config.train.batch_size
+    figures = {"topology": topology.name, "device": topology.devices[0].device_kind, "chips": num_chips}
+    figures |= {"mesh": dict(workload.mesh.shape), "batch_size": batch_size}
+    step = Step(topology, workload)
     try:
         compiled = step.compile()
     except OutOfMemory as error:
         say(f"{topology.name}: {error}")
         memory = step.counted | {"total": error.used, "capacity": error.capacity}
-        nearest = _nearest(topology, subject, memory, say)
+        nearest = _nearest(topology, workload, memory, say)
         return figures | {"memory": memory, "fits": False, "nearest": nearest}
     memory = step.memory(compiled)
     fits = None if memory["capacity"] is None else memory["total"] <= memory["capacity"]
-    nearest = train.batch_size if fits else None
+    nearest = batch_size if fits else None
     if fits is False:
-        nearest = _nearest(topology, subject, memory, say)
+        nearest = _nearest(topology, workload, memory, say)
     program = Program(compiled.as_text(), num_chips)
-    found = program.collectives()
+    collectives = program.collectives()
     work = {"flops": step.flops / num_chips, "traffic": program.traffic()}
-    time = _time(topology, subject, work, found)
-    return figures | {
-        "memory": memory,
-        "fits": fits,
-        "nearest": nearest,
-        **work,
-        "xla": {name: (compiled.cost_analysis() or {}).get(key) for name, key in XLA_COUNTS.items()},
-        "collectives": _summed(found, subject),
-        "seconds": None if time is None else _seconds(time),
-    }
+    xla = {name: (compiled.cost_analysis() or {}).get(key) for name, key in XLA_COUNTS.items()}
+    figures |= {"memory": memory, "fits": fits, "nearest": nearest} | work | {"xla": xla}
+    seconds = _seconds(topology, workload, work, collectives)
+    return figures | {"collectives": _summed(collectives, workload), "seconds": seconds}
 
 
 class Step:
-    """The train step of a config, to be compiled for a topology; what of its memory can be counted beforehand."""
+    """The train step of a config for a topology; `counted` is the memory that is known before it is compiled."""
 
-    def __init__(self, topology: Topology, subject: Workload):
-        config = subject.config
+    def __init__(self, topology: Topology, workload: Workload):
+        config = workload.config
         self._topology = topology
-        state = abstract_state(subject.objective, subject.optimizer, config, subject.mesh)
-        frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), subject.frozen)
-        batch = batch_shapes(config, subject.patches, config.model.text_tokens)
-        step = make_step(subject.objective, subject.optimizer, config, subject.mesh, state)
+        state = abstract_state(workload.objective, workload.optimizer, config, workload.mesh)
+        frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), workload.frozen)
+        batch = batch_shapes(config, workload.patches, config.model.text_tokens)
+        step = make_step(workload.objective, workload.optimizer, config, workload.mesh, state)
         self._traced = step.trace(state, frozen, batch)
         parameters = _bytes_a_chip(state.params, shardings_of(state.params))
-        num_gradients = len(subject.objective.tasks) if config.adaptive.method == "gradient" else 0
-        shards = _bytes_a_chip(state.params, scatter_shards(subject.mesh, state.params))
+        num_gradients = len(workload.objective.tasks) if config.adaptive.method == "gradient" else 0
+        shards = _bytes_a_chip(state.params, scatter_shards(workload.mesh, state.params))
         self.counted = {
             "parameters": parameters,
             "optimiser": _bytes_a_chip(state.opt_state, shardings_of(state.opt_state)),
@@ -129,7 +116,7 @@ class Step:
         return program_flops(self._traced.jaxpr)
 
     def compile(self):
-        """The compiled step; raises `OutOfMemory` where the compiler finds that it does not fit."""
+        """The compiled step. Raises `OutOfMemory` where the compiler reports that it does not fit."""
         keeping = contextlib.nullcontext() if self._topology.name == LOCAL else nothing_kept()
         try:
             with keeping:
@@ -138,7 +125,7 @@ class Step:
             raise memory_error(error) or error from None
 
     def memory(self, compiled) -> dict[str, int | None]:
-        """Bytes a chip by kind; "capacity" null where the device does not say."""
+        """Bytes a chip by kind; "capacity" is None where the device does not report it."""
         plan, kinds = compiled.memory_analysis(), dict(self.counted)
         kinds["batch"] = plan.argument_size_in_bytes - kinds["parameters"] - kinds["optimiser"] - kinds["frozen"]
         kinds["task_gradients"] = min(kinds["task_gradients"], plan.temp_size_in_bytes)
@@ -159,13 +146,13 @@ def _capacity(topology: Topology) -> int | None:
     return (limits or {}).get("bytes_limit")
 
 
-def _nearest(topology: Topology, subject: Workload, memory: dict, say: Callable[[str], None]) -> int | None:
-    """The largest batch below the config's that fits, found by compiling some; None where the smallest does not."""
-    mesh, train = subject.mesh.shape, subject.config.train
+def _nearest(topology: Topology, workload: Workload, memory: dict, say: Callable[[str], None]) -> int | None:
+    """The largest batch below the config's that fits, found by compiling some; None if none does."""
+    mesh, train = workload.mesh.shape, workload.config.train
     unit = mesh["data"] * mesh["fsdp"] * train.micro_batches
 
     def used(units: int) -> float:
-        sized = make_workload(_sized(subject.config, units * unit), subject.network, topology.devices)
+        sized = make_workload(_sized(workload.config, units * unit), workload.network, topology.devices)
         step = Step(topology, sized)
         try:
             total = step.memory(step.compile())["total"]
@@ -179,28 +166,25 @@ def _nearest(topology: Topology, subject: Workload, memory: dict, say: Callable[
     return found * unit or None
 
 
-def _time(topology: Topology, subject: Workload, work: dict, found: list[Collective]) -> StepTime | None:
+def _seconds(topology: Topology, workload: Workload, work: dict, collectives: list[Collective]) -> dict | None:
     if topology.chip is None:
         return None
-    devices = subject.mesh.devices.ravel()
+    devices = workload.mesh.devices.ravel()
 
     def span(collective: Collective) -> Span:
-        members = [devices[place] for place in collective.group]
+        members = [devices[i] for i in collective.group]
         return Span.within(topology.chip, topology.shape, topology.spanned(members))
 
-    listed = [(c.kind, c.size, span(c), c.times) for c in found]
-    return step_time(work["flops"], work["traffic"], listed, topology.chip)
-
-
-def _seconds(time: StepTime) -> dict[str, float]:
+    listed = [(c.kind, c.size, span(c), c.times) for c in collectives]
+    time = step_time(work["flops"], work["traffic"], listed, topology.chip)
     return dataclasses.asdict(time) | {"step": time.apart, "step_overlapped": time.overlapped}
 
 
-def _summed(found: list[Collective], subject: Workload) -> list[dict[str, Any]]:
-    """Collectives of one kind over the same axes of the mesh together: how many a step, and of how many bytes."""
+def _summed(found: list[Collective], workload: Workload) -> list[dict[str, Any]]:
+    """The collectives of each kind and mesh axes: their number and bytes in one step."""
     summed: dict[tuple, dict] = {}
     for c in found:
-        axes = _axes(c.group, subject.mesh)
+        axes = _axes(c.group, workload.mesh)
         entry = summed.setdefault((c.kind, axes), {"kind": c.kind, "axes": axes, "chips": len(c.group)})
         entry["times"] = entry.get("times", 0) + c.times
         entry["bytes"] = entry.get("bytes", 0) + c.times * c.size
@@ -214,7 +198,7 @@ def _axes(group: tuple[int, ...], mesh) -> tuple[str, ...]:
 
 
 def scaling(figures: list[dict]) -> list[dict]:
-    """For each topology of a generation of chips: products/s, and their rate a chip over that of its smallest."""
+    """Products/s of each topology, and the rate a chip relative to the smallest topology of the same chips."""
     timed = [f for f in figures if f.get("seconds")]
     rows = []
     for f in timed:
@@ -228,14 +212,14 @@ def scaling(figures: list[dict]) -> list[dict]:
 
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
-VERDICTS = (  # of libtpu: of all that a program holds, or of its temporaries alone where those are too much already
+VERDICTS = (  # libtpu's messages: on all memory of a program, or on its temporaries where those alone are too much
     r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm",
     r"required for HLO temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM \(([\d.]+)([KMG]?)\)",
 )
 
 
 class OutOfMemory(Exception):
-    """The compiler's verdict: `used` bytes are needed at least, `capacity` are there."""
+    """The compiler's error: the program needs at least `used` bytes, the chip has `capacity`."""
 
     def __init__(self, used: float, capacity: float):
         super().__init__(f"needs {used / 2**30:.2f} GiB a chip, of which {capacity / 2**30:.2f} are there")
@@ -243,7 +227,7 @@ class OutOfMemory(Exception):
 
 
 def memory_error(error: Exception) -> OutOfMemory | None:
-    """What libtpu means by its verdict, or None where something else went wrong."""
+    """The `OutOfMemory` that libtpu's message describes, or None for any other error."""
     for verdict in VERDICTS:
         if match := re.search(verdict, str(error)):
             used, used_unit, capacity, unit = match.groups()
@@ -254,8 +238,8 @@ def memory_error(error: Exception) -> OutOfMemory | None:
 def largest_batch(used: Callable[[int], float], capacity: float, too_many: int, needed: float, fixed: float) -> int:
     """The most units n in 1 .. `too_many` - 1 with ``used(n) <= capacity``, or 0; `too_many` units need `needed` bytes.
 
-    Memory is taken to grow evenly from `fixed` bytes at none, which makes the first guess nearly always the answer or
-    one beside it; every guess is tried, and so is the next larger one.
+    It interpolates linearly from `fixed` bytes at 0 units, so that the first guess is nearly always within one of the
+    answer. It tries every guess, and the number above the answer.
     """
     low, high = (0, fixed), (too_many, needed)
     while high[0] - low[0] > 1:

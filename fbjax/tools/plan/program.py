@@ -1,6 +1,6 @@
-"""A compiled program read from its HLO text: which collectives run, how often, over whom; what goes through memory.
+"""Reads a compiled program from its HLO text: its collectives, their number and groups, and the memory traffic.
 
-XLA's own ``cost_analysis()`` counts the body of a loop once and names no collective.
+XLA's ``cost_analysis()`` counts the body of a loop once and lists no collectives.
 """
 
 import dataclasses
@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import numpy as np
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-NO_TRAFFIC = {  # what names or steers, and the second half of what is counted at its start
+NO_TRAFFIC = {  # names and control flow; an asynchronous instruction is counted at its start
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"),
     *("while", "conditional", "call", "async-update", "opt-barrier"),
 }
-SLICES = ("dynamic-slice", "slice", "gather")  # read what they give, not all that they are given
+SLICES = ("dynamic-slice", "slice", "gather")  # read as many bytes as they return
 _SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^{}]*\})?")
 _IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
@@ -34,11 +34,11 @@ class Instruction:
     @property
     def integer(self) -> int | None:
         """The value of an integer constant."""
-        scalar = self.opcode == "constant" and self.shape.startswith(("s32[]", "u32[]"))
-        return int(self.operands[0]) if scalar else None
+        is_integer = self.opcode == "constant" and self.shape.startswith(("s32[]", "u32[]"))
+        return int(self.operands[0]) if is_integer else None
 
     def called(self) -> list[str]:
-        """The computations it calls: a loop's body, a conditional's branches, what a fusion fuses."""
+        """The computations that it calls: a loop's body, a conditional's branches, a fusion's instructions."""
         listed = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
         names = re.findall(r"[\w.\-]+", listed[1]) if listed else []
         return names + _CALLED.findall(self.attributes)
@@ -46,16 +46,16 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective instruction. `size`: bytes of the whole array that its group has a part of or adds up."""
+    """One collective instruction. `size`: bytes of the whole array that its group shares or adds up."""
 
     kind: str
     size: int
-    group: tuple[int, ...]  # the devices of the first group, as places in the mesh
-    times: int  # how often a step runs it
+    group: tuple[int, ...]  # the first group's devices, by index in the mesh
+    times: int  # in one step
 
 
 class Program:
-    """The computations of an HLO module, by name; `entry` is where it begins."""
+    """The computations of an HLO module, by name; `entry` is the first to run."""
 
     def __init__(self, text: str, num_devices: int):
         self._num_devices = num_devices
@@ -71,7 +71,7 @@ class Program:
                 self._computations[current][instruction.name] = instruction
 
     def collectives(self) -> list[Collective]:
-        """Every collective that a run executes, a loop's times its turns; of a conditional the heavier branch."""
+        """Every collective of a run, with a loop's iterations; of a conditional, those of the heavier branch."""
         return [
             Collective(kind, self._size(kind, instruction, within), self._group(instruction), times)
             for outer, name, times in self._executed(self.entry)
@@ -79,21 +79,22 @@ class Program:
             if (kind := _kind(instruction, within)) in COLLECTIVES
         ]
 
-    def traffic(self) -> int:
-        """Bytes read from and written to a device's main memory: operands and results of whatever is executed.
+    def traffic(self, computation: str = "") -> int:
+        """Bytes read from and written to a device's main memory by a computation (default: the entry).
 
-        Fusions count from outside, of operands and results of which they take or update slices those alone; arrays
-        that XLA keeps in a TPU's vector memory do not count.
+        Counts operands and results of executed instructions; a fusion is one. Where it reads or updates slices of an
+        array, only the slices count. Arrays in a TPU's vector memory do not count.
         """
-        return self._traffic(self.entry)
+        executed = self._executed(computation or self.entry)
+        return sum(times * self._moved(instruction, within) for instruction, within, times in executed)
 
     def _executed(self, name: str) -> Iterator[tuple[Instruction, str, int]]:
-        """(instruction, its computation, how often it runs), fusions as a whole."""
+        """(instruction, its computation, how often it runs); a fusion is one instruction."""
         for instruction in self._computations[name].values():
             yield instruction, name, 1
             called, turns = instruction.called(), 1
             if instruction.opcode == "conditional":
-                called = [max(called, key=lambda branch: self._traffic(branch))]
+                called = [max(called, key=self.traffic)]
             elif instruction.opcode == "while":
                 turns = self._turns(instruction)
             elif instruction.opcode != "call":
@@ -102,20 +103,16 @@ class Program:
                 yield inner, within, turns * times
 
     def _fused(self, instruction: Instruction, within: str) -> Iterator[tuple[Instruction, str]]:
-        """An instruction, and those that it fuses or starts."""
+        """An instruction, and those inside a fusion or asynchronous start."""
         yield instruction, within
         if instruction.opcode in ("fusion", "async-start"):
             for name in instruction.called():
                 for inner in self._computations[name].values():
                     yield from self._fused(inner, name)
 
-    def _traffic(self, name: str) -> int:
-        return sum(times * self._moved(i, within) for i, within, times in self._executed(name))
-
     def _turns(self, loop: Instruction) -> int:
-        """A loop's turns as XLA knows them, or else from its counter's bound and gain; 1 where those cannot be seen."""
-        known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
-        if known:
+        """A loop's iterations: XLA's count, else from its counter's bound and increment, else 1."""
+        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
             return int(known[1])
         condition = self._computations[re.search(r"condition=%?([\w.\-]+)", loop.attributes)[1]].values()
         bounds = [i.integer for i in condition if i.integer is not None]
@@ -147,7 +144,7 @@ class Program:
         return sum(results) + sum(_bytes_of(given))
 
     def _moved_by_fusion(self, body: dict[str, Instruction], given: list, results: list[int]) -> int:
-        """Of operands and results of which it takes or updates slices, those alone."""
+        """Bytes of a fusion: of arrays of which it reads or updates slices, only the slices."""
         root = list(body.values())[-1]
         made = [body[name] for name in root.operands] if root.opcode == "tuple" else [root]
         written = sum(results)
@@ -158,7 +155,7 @@ class Program:
         return written + sum(read)
 
     def _read(self, body: dict[str, Instruction], name: str, whole: int) -> int:
-        """Bytes that a fused computation reads of a value of `whole` bytes: its slices where it takes no more."""
+        """Bytes that a fused computation reads of a value of `whole` bytes: its slices, or everything."""
         read = 0
         for user in body.values() if whole else ():
             for place, operand in enumerate(user.operands):
@@ -181,15 +178,14 @@ class Program:
         return size * len(self._group(instruction)) if kind == "all-gather" else size
 
     def _group(self, instruction: Instruction) -> tuple[int, ...]:
-        pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", instruction.attributes)
-        if pairs:
+        if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", instruction.attributes):
             listed = [(int(a), int(b)) for a, b in re.findall(r"(\d+),(\d+)", pairs[1])]
             return next((pair for pair in listed if pair[0] != pair[1]), listed[0])
         return first_group(instruction.attributes, self._num_devices)
 
 
 def _kind(instruction: Instruction, within: str) -> str:
-    """A TPU's reduce-scatter is a fusion of that name, of an all-reduce and the slices that each chip keeps of it."""
+    """A TPU's reduce-scatter is a fusion ``all-reduce-scatter`` of an all-reduce and each chip's slice."""
     kind = instruction.opcode.removesuffix("-start")
     return "reduce-scatter" if kind == "all-reduce" and within.startswith("all-reduce-scatter") else kind
 
@@ -223,7 +219,7 @@ def _balanced(text: str) -> tuple[str, str]:
 
 
 def shape_bytes(shape: str, main_memory: bool = False) -> list[int]:
-    """Bytes of each array in an HLO shape; 0, if so asked, for one that is not in main memory (``S(n)`` says so)."""
+    """Bytes of each array in an HLO shape; with `main_memory`, 0 for an array elsewhere, which has ``S(n)``."""
     found = []
     for dtype, sizes, layout in _SHAPE.findall(shape):
         bits = 8 if dtype == "pred" else int((re.search(r"\d+", dtype) or [0])[0])
@@ -233,15 +229,13 @@ def shape_bytes(shape: str, main_memory: bool = False) -> list[int]:
 
 
 def first_group(attributes: str, num_devices: int) -> tuple[int, ...]:
-    """The first of the ``replica_groups`` in any of the forms that XLA writes; all devices where it names none.
+    """The first of the ``replica_groups``, in any form that XLA writes; all devices where there are none.
 
-    Raises ValueError on a form that is not known.
+    Raises ValueError for an unknown form.
     """
-    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
-    if listed:
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return tuple(map(int, listed[1].split(",")))
-    tiled = re.search(rf"replica_groups=\[([\d,]+)\]<={_IOTA}", attributes)
-    if tiled:
+    if tiled := re.search(rf"replica_groups=\[([\d,]+)\]<={_IOTA}", attributes):
         places = _iota(*tiled.groups()[1:]).reshape([int(size) for size in tiled[1].split(",")])
         return tuple(places[0].tolist())
     named = re.search(rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_IOTA}\))?\s*\{{([^}}]*)\}}", attributes)
@@ -255,13 +249,13 @@ def first_group(attributes: str, num_devices: int) -> tuple[int, ...]:
 
 
 def _iota(shape: str, order: str | None) -> np.ndarray:
-    """``[4,2]T(1,0)``: 0 .. 7 in that shape, its axes in that order, in one row."""
+    """``[4,2]T(1,0)``: 0 .. 7 in that shape, with its axes in that order, flattened."""
     sizes, axes = (tuple(map(int, part.split(","))) if part else () for part in (shape, order))
     return np.arange(math.prod(sizes)).reshape(sizes).transpose(axes or range(len(sizes))).ravel()
 
 
 def _group_of_axes(mesh: list[tuple[str, str]], axes: str) -> tuple[int, ...]:
-    """``{'a', 'b':(2)4}`` of a mesh of named sizes; ``'b':(2)4`` is the part of size 4 that follows one of size 2."""
+    """``{'a', 'b':(2)4}`` of a mesh of named sizes; ``'b':(2)4`` is the part of size 4 after one of size 2."""
     sizes = {name: [int(size)] for name, size in mesh}
     taken = {}
     for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", axes):

@@ -1,4 +1,4 @@
-"""A plan as lines to read, and weak scaling as a plot."""
+"""A plan as lines of text, and weak scaling as a plot."""
 
 from pathlib import Path
 
@@ -12,14 +12,13 @@ SECONDS = ("compute", "memory", "collectives", "step", "step_overlapped")
 
 
 def format_table(figures: dict) -> list[str]:
-    """Each topology in a paragraph, then a table over all of them."""
+    """A paragraph for each topology, then a table of all."""
     lines = [line for f in figures["topologies"] for line in [*_paragraph(f), ""]]
     if not figures["scaling"]:
         return lines[:-1]
-    lines += [
-        "| topology | chips | products a step | step, ms | products/s | a chip, over the smallest | if all overlaps |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    heads = ("topology", "chips", "products a step", "step, ms", "products/s")
+    heads += ("a chip, over the smallest", "if all overlaps")
+    lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     milliseconds = {f["topology"]: 1e3 * f["seconds"]["step"] for f in figures["topologies"] if f.get("seconds")}
     for row in figures["scaling"]:
         lines.append(
@@ -40,9 +39,8 @@ def _paragraph(f: dict) -> list[str]:
         f"               = {memory['total'] / GIB:.3g}{limit} GiB a chip{_verdict(f)}",
     ]
     if "flops" in f:
-        lines.append(
-            f"  work         {f['flops'] / 1e12:.3g} TFLOP, {f['traffic'] / 1e9:.3g} GB through memory, a chip"
-        )
+        teraflops, gigabytes = f["flops"] / 1e12, f["traffic"] / 1e9
+        lines.append(f"  work         {teraflops:.3g} TFLOP, {gigabytes:.3g} GB through memory, a chip")
         for c in f["collectives"]:
             over = f"over {' and '.join(c['axes'])} ({c['chips']})" if c["axes"] else "within a chip"
             lines.append(f"  collectives  {c['times']:>4} {c['kind']:<19}{c['bytes'] / 1e6:>9,.2f} MB {over}")
@@ -66,15 +64,15 @@ def _verdict(f: dict) -> str:
 
 
 def check_plot(path: str | Path) -> None:
-    """Raises ValueError where `path` is no kind of file that a plot can be written to."""
+    """Raises ValueError where `path` has no ending of `PLOTS`."""
     if Path(path).suffix not in PLOTS:
         raise ValueError(f"--plot {path}: name a file that ends in {', '.join(PLOTS)}")
 
 
 def plot(figures: dict, path: str | Path) -> None:
-    """Throughput a chip over that of the smallest topology, against the number of chips; a line for each generation.
+    """Plots throughput a chip, relative to the smallest topology, over the number of chips; a line for each generation.
 
-    Solid: nothing overlaps; dashed: everything does.
+    Solid: without overlap; dashed: with all collectives overlapped.
     """
     figure = Figure((6, 3.6), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""Topologies of TPU chips that a CPU-only machine can compile for, and how their chips are linked.
+"""TPU topologies that a CPU-only machine can compile for, and the links between their chips.
 
 Which axes of a slice close to rings: "How to Scale Your Model", jax-ml.github.io/scaling-book/tpus.
 """
@@ -20,24 +20,24 @@ from fbjax.monitoring.hardware import CHIPS, Chip, chip_of
 TPUS = {chip.name: chip for chip in CHIPS if chip.pod}
 CUBE = 4  # chips along each axis of the smallest reconfigurable unit of a v4 or v5p
 LOCAL = "local"
-QUIET = {  # what libtpu would otherwise ask the network for, or print; a user's own settings stand
+QUIET = {  # keeps libtpu from asking the network and from printing; a user's settings have priority
     "TPU_SKIP_MDS_QUERY": "1",  # the metadata server is Google Cloud's: elsewhere it does not answer
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing runs on a chip, so that several processes may compile at once
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no program runs on a chip, so several processes may compile
     "TPU_LOG_DIR": "disabled",
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
-TRIED = "0.0.42."  # the libtpu that knows this flag; another might end the process for one that it does not know
-DEEPER_STACKS = "--fibers_default_thread_stack_size=262144"  # 64 KiB overflow on BERT-base's attention with dropout
-MEGACORE = {"v4": {"chip_config_name": "megacore"}}  # a chip's two cores as one device, as on a machine that has it
+TRIED = "0.0.42."  # the libtpu that accepts this flag; another might end the process
+DEEPER_STACKS = "--fibers_default_thread_stack_size=262144"  # BERT-base's attention with dropout overflows 64 KiB
+MEGACORE = {"v4": {"chip_config_name": "megacore"}}  # a chip's two cores as one device, as on the real machine
 
 
 def rings(chip: Chip, shape: tuple[int, ...]) -> tuple[bool, ...]:
     """Which axes of a slice of `shape` have links from their last chip back to the first.
 
-    An axis of a v5e or v6e slice has where it spans the pod; all of a v4's or v5p's have, in whole cubes.
+    An axis of a v5e or v6e slice has them where it spans the pod; every axis of a v4 or v5p does, in whole cubes.
     """
     if len(chip.pod) == 3:
         return (all(size % CUBE == 0 for size in shape),) * 3
@@ -46,7 +46,7 @@ def rings(chip: Chip, shape: tuple[int, ...]) -> tuple[bool, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Devices to compile for. Without a `chip` nothing is known of their speed; `shape` is the slice's, in chips."""
+    """Devices to compile for. `chip` is None where their speed is unknown; `shape` is the slice's, in chips."""
 
     name: str
     devices: Sequence[jax.Device]
@@ -54,17 +54,20 @@ class Topology:
     shape: tuple[int, ...]
 
     def spanned(self, devices: Sequence[jax.Device]) -> tuple[int, ...]:
-        """How many places along each axis of the slice some of its `devices` have."""
+        """The number of distinct coordinates of `devices` along each axis of the slice."""
         places = zip(*(device.coords[: len(self.shape)] for device in devices), strict=True)
         return tuple(len(set(along)) for along in places)
 
 
 def find(name: str) -> Topology:
-    """The topology called `name`: ``local``, or a TPU slice such as ``v5e:4x4``. Raises ValueError if there is none."""
+    """The topology `name`: ``local``, or a TPU slice such as ``v5e:4x4``. Raises ValueError if it does not exist."""
     if name == LOCAL:
         return _local()
     generation, shape = _parsed(name)
-    _prepare_libtpu()
+    for variable, value in QUIET.items():  # libtpu reads them once in a process, when it loads
+        os.environ.setdefault(variable, value)
+    if find_spec("libtpu") and version("libtpu").startswith(TRIED):
+        os.environ.setdefault("LIBTPU_INIT_ARGS", DEEPER_STACKS)
     from jax.experimental import topologies
 
     settings = {"platform": "tpu", "topology_name": name} | MEGACORE.get(generation, {})
@@ -73,19 +76,10 @@ def find(name: str) -> Topology:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         if "not installed" in reason:
-            raise ModuleNotFoundError(
-                f"planning for {name} needs libtpu: pip install 'fbjax[tpu]' (or --topology {LOCAL})"
-            ) from None
+            remedy = f"pip install 'fbjax[tpu]' (or --topology {LOCAL})"
+            raise ModuleNotFoundError(f"planning for {name} needs libtpu: {remedy}") from None
         raise ValueError(f"there is no TPU topology {name} ({reason}); try {_example(generation)}") from None
     return Topology(name, devices, TPUS[generation], shape)
-
-
-def _prepare_libtpu() -> None:
-    """Takes effect where libtpu is not loaded yet, as it is once for a process."""
-    for variable, value in QUIET.items():
-        os.environ.setdefault(variable, value)
-    if find_spec("libtpu") and version("libtpu").startswith(TRIED):
-        os.environ.setdefault("LIBTPU_INIT_ARGS", DEEPER_STACKS)
 
 
 def _parsed(name: str) -> tuple[str, tuple[int, ...]]:
@@ -116,15 +110,9 @@ def _local() -> Topology:
     return Topology(LOCAL, devices, chip, tuple(map(int, extent[: len(chip.pod)])))
 
 
-def compile_only() -> None:
-    """Keeps JAX from looking for accelerators of its own, which takes a while and prints where libtpu finds none."""
-    if not jax.config.jax_platforms:
-        jax.config.update("jax_platforms", "cpu")
-
-
 @contextlib.contextmanager
 def nothing_kept() -> Iterator[None]:
-    """JAX would keep a program for chips that are not there, 57 MB of BERT-base, and cannot read it back (0.10.2)."""
+    """Turns the compilation cache off: JAX 0.10.2 cannot read back a program for absent chips, 57 MB of BERT-base."""
     name = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, name)
     jax.config.update(name, math.inf)

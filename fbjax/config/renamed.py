@@ -1,0 +1,26 @@
+"""Settings that older versions had, and what became of each: said by name where a config still has one."""
+
+RENAMED = {
+    "patches.cached": "is config.patches.mode now: 'cached' for true",
+    "patches.trainable": "is config.patches.mode now: 'trained' for true",
+    "patches.feature_size": "is config.data.feature_size now, with config.data.num_patches and config.data.source",
+    "patches.enlarge_to": "is config.patches.patch_input_size now",
+    "model.mlp_width": "is config.model.mlp_dim now",
+    "model.vector_size": "is config.tasks.itc.embedding_dim now",
+    "model.tia_reads": "is config.tasks.tia.head now: 'cls', or 'cls+cosine' for 'modalities'",
+    "model.gate_start": "is gone: gates start at .1",
+    "tasks.names": "is gone: name the tasks as keys of config.tasks, as in tasks=mlm,tia",
+    "tasks.mlm_rate": "is config.tasks.mlm.rate now",
+    "tasks.mpm_rate": "is config.tasks.mpm.rate now",
+    "tasks.mask_mismatched": "is config.tasks.mlm.on_negatives and config.tasks.mpm.on_negatives now",
+    "tasks.easy_start": "is config.tasks.tia.random_negatives_start now",
+    "tasks.easy_end": "is config.tasks.tia.random_negatives_end now",
+    "tasks.easy_steps": "is config.tasks.tia.random_negatives_steps now",
+    "tasks.mined": "is gone: mined negatives did not help (docs/lab/recipe.md)",
+    "tasks.mined_steps": "is gone: mined negatives did not help (docs/lab/recipe.md)",
+    "tasks.mined_nearest": "is gone: mined negatives did not help (docs/lab/recipe.md)",
+    "adaptive.fixed": "is the `weight` of each task now, as config.tasks.mlm.weight",
+    "adaptive.scaling": "is gone: norms are scaled to their share",
+    "adaptive.stop_gradient": "is gone: it lost its ablation (docs/lab/results.md)",
+    "train.same_category": "is gone: no config used it",
+}

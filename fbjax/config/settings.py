@@ -1,0 +1,63 @@
+"""What a setting is: a field of a frozen dataclass with its default, its meaning and the values that it allows.
+
+`setting` declares all of it at the field. `problems` checks values; `fbjax.config.reference` writes the page of all
+settings.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+INTERVALS = {"[1, inf)": "at least 1", "[0, inf)": "at least 0", "(0, inf)": "above 0", "(-inf, inf)": "finite"}
+
+
+def setting(default: Any, about: str, interval: str = "", *, is_path: bool = False, may_change: bool = False) -> Any:
+    """A field of a section of settings.
+
+    `about`: its meaning. `interval`: where a number must lie, as "[0, 1)". `is_path`: a local path becomes absolute.
+    `may_change`: a run may be resumed with another value, since it changes no result.
+    """
+    metadata = {"about": about, "interval": interval, "is_path": is_path, "may_change": may_change}
+    return dataclasses.field(default=default, metadata=types.MappingProxyType(metadata))
+
+
+def settings_of(section: Any) -> Iterator[dataclasses.Field]:
+    """The fields of a section, a class or an instance, that are plain settings and no sections themselves."""
+    return (field for field in dataclasses.fields(section) if "about" in field.metadata)
+
+
+def choices(section: type, name: str) -> tuple[str, ...]:
+    """The values that a field of type ``Literal[...]`` allows, () for any other."""
+    kind = typing.get_type_hints(section)[name]
+    return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+
+
+def problems(section: Any, prefix: str) -> list[str]:
+    """One message for each value that its field does not allow; it names the value and what is allowed."""
+    found = []
+    for field in settings_of(section):
+        name, value = f"{prefix}.{field.name}", getattr(section, field.name)
+        known = choices(type(section), field.name)
+        if known and value not in known:
+            found.append(f"{name} {value!r} is unknown (use {' or '.join(map(repr, known))}){meant(value, known)}")
+        interval = field.metadata["interval"]
+        if interval and not _lies_in(value, interval):
+            found.append(f"{name} {value} must be {INTERVALS.get(interval, f'in {interval}')}")
+    return found
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" where one of `known` is close to `name`, else nothing."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _lies_in(value: float, interval: str) -> bool:
+    low, high = map(float, interval[1:-1].split(","))
+    above = value > low if interval[0] == "(" else value >= low
+    below = value < high if interval[-1] == ")" else value <= high
+    return above and below and not math.isnan(value)

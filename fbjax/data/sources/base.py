@@ -1,0 +1,184 @@
+"""A data source reads files into products, a part of the rows at a time.
+
+A source is one file that registers a subclass of `DataSource` under a name for config.data.source. The file is in this
+package, or anywhere that is imported before `open_source`. It checks its rows and knows no records or models.
+"""
+
+import abc
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fbjax.config.schema import DataConfig
+from fbjax.core import paths
+from fbjax.core.registry import Registry
+from fbjax.data.text.wordpiece import Vocabulary
+
+SOURCES: Registry[type["DataSource"]] = Registry("data source", "fbjax.data.sources")
+OTHER_SPLIT, DUPLICATE = "group is in another split", "duplicate id"
+LOCATIONS = ("train", "validation", "manual_dir", "prepared")  # settings of the data that are paths
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    id: str
+    text: str
+    category: str
+    group: str
+    image: bytes | np.ndarray  # JPEG or PNG, RGB, upright; or patch features, float16 [P, C]
+    where: str  # file and row
+    pieces: tuple[list[int], list[int]] | None = None  # the text's pieces and the word of each, if the source has them
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    where: str  # file and row
+    id: str
+    reason: str
+    group: str = ""  # if known
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Consecutive rows that can be read without the rest of `file`; `first` is the number of the first row, from 1."""
+
+    file: Path
+    first: int
+    rows: Any  # the rows or, for their source, where they are; is sent to workers
+
+
+Described = tuple[int, Product | Skipped, Callable[[], Product | Skipped]]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSource(abc.ABC):
+    """The products of the train and validation files of `data`, or of the file or glob `table` alone.
+
+    Images are reduced to the resolution that `image_size` x `image_size` needs. A subclass checks, cuts and reads a
+    file; it is sent to Beam's workers.
+    """
+
+    data: DataConfig
+    image_size: int
+    table: str | None = None
+
+    gives_features: ClassVar[bool] = False  # patch features in place of images, of data.num_patches x data.feature_size
+
+    @abc.abstractmethod
+    def check(self, vocabulary: Vocabulary) -> None:
+        """Raises ValueError or FileNotFoundError if a file or column is missing."""
+
+    @abc.abstractmethod
+    def texts(self) -> Iterator[str]:
+        """The texts of the training files, for a vocabulary. Raises ValueError if it cannot have its own."""
+
+    @abc.abstractmethod
+    def cut(self, file: Path, vocabulary: Vocabulary) -> Iterator[Part]:
+        """The parts of `file`."""
+
+    @abc.abstractmethod
+    def described(self, part: Part, vocabulary: Vocabulary, images: bool = True) -> Iterator[Described]:
+        """(number, product without image or `Skipped`, function that adds the image) of each row.
+
+        Without `images`, images are not read and the function must not be called.
+        """
+
+    def find(self, pattern: str) -> list[Path]:
+        """The files of a path or glob, sorted. Raises FileNotFoundError if there is none."""
+        if files := paths.find(pattern):
+            return files
+        raise FileNotFoundError(f"no table at {str(pattern)!r}: set config.data.train (or --data) to a file or a glob")
+
+    def count(self, files: list[Path]) -> int | None:
+        """The number of rows, or None if it is unknown before reading."""
+        return None
+
+    def about(self, file: Path) -> str:
+        """A hint for the error about a file without usable rows."""
+        return ""
+
+    @property
+    def holds(self) -> tuple[str, tuple[int | None, ...]]:
+        """ "image" or "features", and its shape."""
+        if self.gives_features:
+            return "features", (self.data.num_patches, self.data.feature_size)
+        return "image", (None, None, 3)
+
+    @property
+    def holdout(self) -> float:
+        """The share of the groups of "train" that becomes "validation"."""
+        return 0.0 if self.table or self.data.validation else self.data.holdout
+
+    def files(self) -> dict[str, list[Path]]:
+        """The files of each split that has its own files."""
+        return {split: self.find(pattern) for split, pattern in self._patterns.items()}
+
+    @property
+    def _patterns(self) -> dict[str, str]:
+        named = {"train": "", "validation": self.table} if self.table else dataclasses.asdict(self.data)
+        return {split: named[split] for split in ("train", "validation") if named[split]}
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """All splits, also a held-out "validation", which `files` lacks."""
+        return tuple(self._patterns) + ("validation",) * bool(self.holdout)
+
+    def rows(self, files: list[Path], vocabulary: Vocabulary, images: bool = True) -> Iterator[Described]:
+        """Every row of `files` as from `described`. Skips the products whose id appeared before."""
+        seen: set[str] = set()
+        for part in (part for file in files for part in self.cut(file, vocabulary)):
+            for number, found, complete in self.described(part, vocabulary, images):
+                if isinstance(found, Product):
+                    if found.id in seen:
+                        found = Skipped(found.where, found.id, DUPLICATE)
+                    seen.add(found.id)
+                yield number, found, complete
+
+    def products(
+        self, files: list[Path], vocabulary: Vocabulary, wanted: Callable[[str], bool] = lambda group: True
+    ) -> Iterator[Product | Skipped]:
+        """Every row of `files`, as a product if its group is `wanted`, else as skipped."""
+        for _, found, complete in self.rows(files, vocabulary):
+            if isinstance(found, Product) and not wanted(found.group):
+                found = Skipped(found.where, found.id, OTHER_SPLIT, found.group)
+            yield found if isinstance(found, Skipped) else complete()
+
+    def held_out(self, group: str) -> bool:
+        """Whether `group` is held out for validation: depends on its hash alone."""
+        return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) / 2**64 < self.holdout
+
+    def fingerprint(self, vocabulary: Vocabulary) -> str:
+        """A hash of the settings, the vocabulary, and the tables' names, sizes and times of change.
+
+        Ignores image files outside the tables: delete the prepared folder after changing them.
+        """
+        stats = [(split, *file_stats(files)) for split, files in self.files().items()]
+        settings = dataclasses.asdict(self.data) | {"holdout": self.holdout} | dict.fromkeys(LOCATIONS)
+        content = (stats, settings, self.image_size, vocabulary.fingerprint)
+        return hashlib.sha256(repr(content).encode()).hexdigest()[:12]
+
+
+def open_source(data: DataConfig, image_size: int, table: str | None = None) -> DataSource:
+    """The source `data.source`; with `table`, this file or glob alone as the split "validation".
+
+    Raises ValueError on an unknown source, a missing table, or a source that does not fit `data.feature_size`.
+    """
+    kind = SOURCES[data.source]
+    if not (data.train or table):
+        raise ValueError("config.data.train is not set: give it the path of a product table")
+    if kind.gives_features != bool(data.feature_size):
+        remedy = "give their number and size" if kind.gives_features else "leave them at 0"
+        raise ValueError(
+            f"data.source {data.source!r} gives {'patch features' if kind.gives_features else 'images'}, but "
+            f"data.num_patches is {data.num_patches} and data.feature_size {data.feature_size}: {remedy}"
+        )
+    return kind(data, image_size, table)
+
+
+def file_stats(files: list[Path]) -> list[tuple]:
+    """(name, bytes, time of change) of each file."""
+    return [(file.name, *paths.size_and_time(file)) for file in files]

@@ -1,0 +1,67 @@
+"""A trained run: its parts, the parameters of one checkpoint, and their mesh."""
+
+import dataclasses
+from pathlib import Path
+from typing import Self
+
+from jax.sharding import Mesh
+
+from fbjax.core.paths import as_path
+from fbjax.data.records.builder import Records
+from fbjax.parallel.mesh import make_mesh
+from fbjax.runs.checkpoints import Checkpoints
+from fbjax.runs.run import Run
+from fbjax.runs.state import abstract_state
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """What scoring, embedding and exporting start from."""
+
+    workdir: Path = dataclasses.field(repr=False)
+    run: Run = dataclasses.field(repr=False)
+    step: int  # of the checkpoint
+    params: dict = dataclasses.field(repr=False)  # what was trained: "fashionbert", and "patches" where they were
+    mesh: Mesh = dataclasses.field(repr=False)
+
+    @classmethod
+    def load(
+        cls, workdir: str | Path, step: int | None = None, mesh: Mesh | None = None, like: Run | None = None
+    ) -> Self:
+        """The best checkpoint in `workdir` by validation AUC, or that of `step`, on `mesh` (default: the config's).
+
+        Raises FileNotFoundError where there is none, ValueError where its vocabulary or image tokens are not those of
+        `like`.
+        """
+        run = Run.open_alike(workdir, like) if like else Run.open(workdir)
+        mesh = mesh or make_mesh(run.config.mesh)
+        shape = abstract_state(run.objective, run.optimizer, run.config, mesh)
+        with Checkpoints(workdir) as checkpoints:
+            there = checkpoints.steps()
+            if step is None:
+                step = checkpoints.best_step()
+            if step not in there:
+                known = f"there are {', '.join(map(str, there))}" if there else "there is none yet"
+                wanted = "checkpoint" if step is None else f"checkpoint {step}"
+                raise FileNotFoundError(f"no {wanted} in {workdir}: {known}")
+            return cls(as_path(workdir), run, step, checkpoints.restore_params(step, shape), mesh)
+
+    @classmethod
+    def newest(cls, workdir: str | Path, like: Run, mesh: Mesh) -> Self:
+        """The last checkpoint in `workdir`, which no validation figure has picked."""
+        return cls.load(workdir, newest_step(workdir), mesh, like)
+
+    @property
+    def variables(self) -> dict:
+        """What the scorer and the embedder take: "fashionbert" and "patches"."""
+        return {"patches": self.run.patches.params} | self.params
+
+    def records(self, data: str | None = None, split: str = "validation") -> Records:
+        """A prepared `split` of the run's own tables, or of the table or glob `data`, which is all "validation"."""
+        return self.run.splits(data)[split]
+
+
+def newest_step(workdir: str | Path) -> int | None:
+    """The step of the last checkpoint, None where there is none."""
+    with Checkpoints(workdir) as checkpoints:
+        return max(checkpoints.steps(), default=None)

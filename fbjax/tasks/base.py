@@ -1,0 +1,158 @@
+"""What a task is: one file, one frozen dataclass that holds its settings and knows everything else about it.
+
+A task declares which forward passes it reads and which part of the batch it needs, hides or changes part of each
+example, owns the heads that serve it alone, and gives its loss. Nothing else knows a task by name.
+
+Axis legend: B products, n pairs of a product that are read, T text tokens, P image tokens, D width, C feature size,
+R positions that a task reads.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+
+from fbjax.config.schema import TASKS, Config, ModelConfig
+from fbjax.config.settings import setting
+from fbjax.data.batches.batch import Batch
+from fbjax.model.fashionbert import FashionBert, InputSpec
+
+PAIR, NEGATIVE_PAIR, TEXT, IMAGE = "pair", "negative_pair", "text", "image"  # the forward passes there are
+Metrics = dict[str, jax.Array]
+
+
+def register_task(name: str) -> Callable[[type["Task"]], type["Task"]]:
+    """A decorator for a task's dataclass. Raises ValueError where another task has the name."""
+
+    def register(cls: type["Task"]) -> type["Task"]:
+        cls.name = name
+        return TASKS.register(name)(cls)
+
+    return register
+
+
+class Example(NamedTuple):
+    """One product as a task may change it: the input of all forward passes over pairs."""
+
+    ids: jax.Array  # [T] int32
+    word_ids: jax.Array  # [T] int32: which word a piece belongs to; -1 on [CLS], [SEP], [PAD]
+    images: jax.Array  # [n, ..]: its image and, where a task needs one, a negative's; pixels or cached features
+    hidden: jax.Array  # [n, P] bool: image tokens whose features become 0
+
+
+@flax.struct.dataclass
+class MaskedBatch:
+    """B products, changed by every task in turn, and each task's targets."""
+
+    batch: Batch
+    examples: Example  # leaves [B, ..]
+    targets: dict[str, Any]  # task -> leaves [B, ..]
+    weight: jax.Array  # [B]: 1 over the number of products in the global batch
+
+
+class PairView(NamedTuple):
+    """What the encoder makes of text and image together, at the positions that a task reads."""
+
+    cls: jax.Array  # [B, n, D]
+    hidden: jax.Array  # [B, n, R, D]
+    means: jax.Array | None  # [B, n, 2, D]: over text and over image, where a task reads them
+    features: jax.Array  # [B, n, P, C], without a gradient: patch features before anything was hidden
+
+
+class Views(NamedTuple):
+    """Outputs of the forward passes that a task reads; None for those that it does not."""
+
+    pairs: Any = None  # `PairView`
+    text: Any = None  # [B, D]: the mean over a text alone
+    image: Any = None  # [B, D]: the mean over an image alone
+
+
+class About(NamedTuple):
+    """A task in words, for people: in the report, the model card, the reference."""
+
+    title: str  # of its curve
+    predicts: str  # completes "trained for: .."
+    reading: str  # how to read its loss; {vocabulary_size} and {batch_size} are filled in
+    guide: float | None = None  # the loss of guessing: a line in the curve's chart
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task's settings and all that it does. Subclasses are frozen dataclasses too, decorated by `register_task`."""
+
+    name: ClassVar[str]
+    about: ClassVar[About]
+    owns: ClassVar[tuple[str, ...]] = ()  # parameters that this task alone reaches: its heads
+    needs_negative: ClassVar[bool] = False  # whether the batch has to hold another product's image
+    scores_pairs: ClassVar[bool] = False  # `match_logits` says whether a text and an image belong together
+    embeds: ClassVar[bool] = False  # `vector` and `logit_scale` make vectors of texts and images
+    predicts_at: ClassVar[str] = ""  # "text" or "image": `logits` predicts something at each of its positions
+
+    weight: float = setting(1.0, "of the loss under adaptive.method 'fixed', relative to the other tasks'", "[0, inf)")
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The forward passes that the loss reads, of PAIR, NEGATIVE_PAIR, TEXT and IMAGE."""
+        raise NotImplementedError
+
+    @property
+    def reads_means(self) -> bool:
+        """Whether the loss reads the means over text and over image of a pair."""
+        return False
+
+    def check(self, config: Config) -> list[str]:
+        """What of `config` does not go with this task, in words that name the values and the remedy."""
+        return []
+
+    def heads(self, model: ModelConfig, spec: InputSpec) -> Mapping[str, nn.Module | Callable[[nn.Module], jax.Array]]:
+        """{parameter name: module}, the layers that serve this task; a function makes a single parameter."""
+        return {}
+
+    def initialise(self, model: FashionBert, text: jax.Array, image: jax.Array, means: jax.Array | None) -> None:
+        """Runs each head once, on hidden states ``text [B, T, D], image [B, P, D]``: that makes its parameters."""
+
+    def corrupt(self, key: jax.Array, example: Example, spec: InputSpec) -> tuple[Example, Any]:
+        """The example with part of it hidden or changed, and the targets to predict, a tree of arrays.
+
+        `key` depends on seed, step, product and this task's name alone: further tasks leave its draws as they are.
+        """
+        return example, ()
+
+    def count(self, targets: Any) -> Any:
+        """`targets` of the global batch [B, ..], with what depends on all of them, such as their number."""
+        return targets
+
+    def positions(self, targets: Any, num_text: int) -> Any:
+        """Positions [B, n, R] of ``[text, image]`` whose hidden states the loss reads as well as [CLS]'s, or None.
+
+        Targets may be of both pairs of a product, n = 2: the objective picks those of the pass.
+        """
+        return None
+
+    def loss(self, head: Callable[..., Any], views: Views, targets: Any, batch: MaskedBatch) -> tuple[Any, Metrics]:
+        """(scalar loss, {metric: scalar}): each the share of a mean over the global batch that these examples have.
+
+        ``head("function", *arrays)`` calls ``self.function(model, *arrays)`` with the model's parameters.
+        """
+        raise NotImplementedError
+
+    def shifted(self, params: dict, score: float) -> dict:
+        """The model's parameters with `score` taken off every match score, of a task that scores pairs."""
+        raise NotImplementedError
+
+    def random_share(self, step: int) -> float:
+        """Share of a step's negatives that come from any category; the others are of the product's own."""
+        return 0.0
+
+    def note(self, metrics: Mapping[str, float]) -> str:
+        """A sentence for the report on the metrics of the last steps and on the settings, or ""."""
+        return ""
+
+
+def task_key(key: jax.Array, name: str) -> jax.Array:
+    """The random stream of a task or of a forward pass, by its name."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)

@@ -1,0 +1,107 @@
+"""Text-image alignment (paper, section 3.3; elsewhere image-text matching): does a text belong to an image?
+
+The paper's word is kept, as for the two other tasks: its tables, the release's logs and our checkpoints use it.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fbjax.config.settings import setting
+from fbjax.model.encoder import dense, zeros
+from fbjax.tasks.base import NEGATIVE_PAIR, PAIR, About, Task, register_task
+
+
+@register_task("tia")
+@dataclasses.dataclass(frozen=True)
+class TextImageAlignment(Task):
+    """Cross-entropy of "match" for a product's own image and "no match" for a negative's."""
+
+    head: Literal["cls", "cls+cosine"] = setting(
+        "cls", "what decides: [CLS] (the paper), or [CLS] and the scaled cosine of the means over text and over image"
+    )
+    random_negatives_start: float = setting(0.0, "share of negatives from any category at step 0 ..", "[0, 1]")
+    random_negatives_end: float = setting(0.0, ".. which changes linearly to this ..", "[0, 1]")
+    random_negatives_steps: int = setting(0, ".. over so many steps; the rest are of the same category", "[0, inf)")
+
+    owns = ("pooler", "tia")
+    needs_negative = True
+    scores_pairs = True
+    about = About(
+        "Text-image alignment (tia)",
+        "whether a text and an image match",
+        "Loss of the question whether text and picture belong together; .693 is guessing. A plateau there at the "
+        "start is normal, a run that never leaves it has learned no matching.",
+        guide=0.6931,
+    )
+
+    @property
+    def views(self):
+        return (PAIR, NEGATIVE_PAIR)
+
+    @property
+    def reads_means(self):
+        return self.head == "cls+cosine"
+
+    def check(self, config):
+        if self.reads_means and not any(task.embeds for task in config.tasks.values()):
+            return ["tasks.tia.head 'cls+cosine' compares vectors, which no task here makes: add itc (or use 'cls')"]
+        return []
+
+    def heads(self, model, spec):
+        # a random head would hide what the cosine says: it starts at 0
+        initializer = zeros if self.reads_means else None
+        full = dataclasses.replace(model, dtype="float32")
+        return {
+            "pooler": dense(model, model.width, ("embed", None), name="pooler"),
+            "tia": dense(full, 2, ("embed", None), name="tia", initializer=initializer),
+        }
+
+    def initialise(self, model, text, image, means):
+        self.match_logits(model, text[:, 0], means)
+
+    def pooled(self, model, cls: jax.Array) -> jax.Array:
+        """BERT's pooler: ``cls [B, D] -> [B, D]`` float32."""
+        return jnp.tanh(model.pooler(cls)).astype(jnp.float32)
+
+    def match_logits(self, model, cls: jax.Array, means: jax.Array | None = None) -> jax.Array:
+        """``cls [B, D] -> [B, 2]`` float32; index 1 means match.
+
+        With the `means` [B, 2, D] their scaled cosine speaks for a match too. Departs from the paper: an encoder that
+        makes like vectors of text and image where they match need not learn to say so at [CLS].
+        """
+        logits = model.tia(self.pooled(model, cls))
+        if not self.reads_means:
+            return logits
+        cosine = model.vector(means).prod(axis=1).sum(axis=-1)
+        return logits + model.logit_scale() * jnp.stack([jnp.zeros_like(cosine), cosine], axis=-1)
+
+    def loss(self, head, views, targets, batch):
+        cls, means = views.pairs.cls, views.pairs.means
+        means = None if means is None else means.reshape(-1, 2, cls.shape[-1])
+        matches = jnp.broadcast_to(jnp.array([1, 0]), cls.shape[:2])
+        logits = head("match_logits", cls.reshape(-1, cls.shape[-1]), means).reshape(*matches.shape, 2)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, matches)
+        right = (logits.argmax(axis=-1) == matches).mean(axis=1)
+        return batch.weight @ losses.mean(axis=1), {"tia_accuracy": batch.weight @ right}
+
+    def random_share(self, step: int) -> float:
+        """Share of negatives from any category at `step`."""
+        done = min(1.0, step / self.random_negatives_steps) if self.random_negatives_steps else 1.0
+        return self.random_negatives_start + (self.random_negatives_end - self.random_negatives_start) * done
+
+    def shifted(self, params: dict, score: float) -> dict:
+        """The model's parameters with `score` taken off every match score."""
+        bias = params["tia"]["bias"] + jnp.array([score / 2, -score / 2], jnp.float32)
+        return params | {"tia": params["tia"] | {"bias": bias}}
+
+    def note(self, metrics):
+        said = ""
+        if (share := metrics.get("tia_accuracy")) is not None:
+            said += f"At the end {share:.1%} of the training pairs were classified correctly. "
+        if self.random_negatives_steps and self.random_negatives_start > self.random_negatives_end:
+            said += f"Negative pairs grow harder until step {self.random_negatives_steps:,}."
+        return said.strip()

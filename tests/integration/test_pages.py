@@ -1,0 +1,152 @@
+"""The pages for people: one file each, everything escaped, the figures those of the run's files."""
+
+import html.parser
+import json
+import re
+import shutil
+
+import pytest
+
+from fbjax.data.sources.base import Product
+from fbjax.inference.rank import Ranking
+from fbjax.monitoring.goodput import split
+from fbjax.monitoring.telemetry import read_events
+from fbjax.report import report
+from fbjax.report.page import percent
+from fbjax.report.ranking import write_ranking
+from fbjax.report.report import write_report
+from fbjax.training.loop import train
+from tests.support.runs import tiny_config
+from tests.support.tables import SHAPES, encode, make_products, write_parquet
+
+HOSTILE = "<script>alert(1)</script> \"><img src=https://x.test/a.png onerror='alert(2)'> {{ 7 * 7 }} &amp;"
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would make of a page: its elements, and the text between them."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.elements, self.text = [], ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.text = spaced(self.text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def attributes(self, name):
+        return [attributes[name] for _, attributes in self.elements if name in attributes]
+
+
+def spaced(text):
+    return " ".join(text.split())
+
+
+def assert_self_contained(page):
+    tags = {tag for tag, _ in page.elements}
+    assert tags.isdisjoint({"script", "link", "iframe", "object", "embed", "base"})
+    assert all(source.startswith("data:image/jpeg;base64,") for source in page.attributes("src"))
+    references = page.attributes("href") + page.attributes("xlink:href")
+    assert all(reference.startswith("#") for reference in references)
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page.source))
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert all(attributes.get("alt") for tag, attributes in page.elements if tag == "img")
+
+
+def hostile(products):
+    return [p | {"caption": f"{p['caption']} {HOSTILE}", "category": f"<b>{p['category']}</b>"} for p in products]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    config = tiny_config(
+        folder, "train.num_steps=8", "train.save_every=4", "adaptive.method=fixed", "model.num_layers=1"
+    )
+    broken = {"id": "broken", "image": {"bytes": b"no picture", "path": None}}
+    products = hostile(make_products(48, seed=0))
+    write_parquet(folder / "train.parquet", [*products, products[0] | broken])
+    validation = [p | {"group": "v" + p["group"]} for p in make_products(24, seed=1)]
+    write_parquet(folder / "validation.parquet", hostile(validation))
+    train(config, folder / "run")
+    write_report(folder / "run", num_queries=10)
+    return folder / "run"
+
+
+def test_a_report_is_one_file_with_the_figures_of_the_run(run):
+    page = Page(run / "report.html")
+    assert_self_contained(page)
+    figures = json.loads((run / "evaluation.json").read_text())["figures"]
+    for direction in ("image_to_text", "text_to_image"):
+        for k in (1, 5, 10):
+            assert spaced(percent(figures[direction][f"rank@{k}"])) in page.text
+    assert f"{figures['matching']['auc']:.3f}".removeprefix("0") in page.text
+    assert figures["num_queries"] == 10 and "10 queries a direction" in page.text
+    assert "72 products (48 train, 24 validation)" in page.text
+    assert "undecodable image" in page.text and "skipped.jsonl" in page.text
+    assert "adaptive.method is 'fixed': set once" in page.text
+    found = split(read_events(run))
+    assert f"{spaced(percent(found.goodput))} went to steps that counted" in page.text and "0 to 8" in page.text
+    assert "Utilisation (%)" in page.text and "a matrix product in float32" in page.text
+    assert len([tag for tag, _ in page.elements if tag == "svg"]) > 6  # charts, and what scores rest on
+
+
+def test_every_method_of_weighting_has_its_words(tmp_path):
+    with pytest.raises(ValueError, match="adaptive.method") as error:
+        tiny_config(tmp_path, "adaptive.method=?")
+    assert set(re.findall(r"'(\w+)'", str(error.value))) == report.WEIGHTS.keys()
+
+
+def test_what_a_table_says_stays_text(run):
+    page = Page(run / "report.html")
+    assert HOSTILE in " ".join(page.attributes("title"))
+    assert any(f"<b>{shape}</b>" in page.text for shape in SHAPES)  # which ones depends on the queries shown
+
+
+def test_a_second_report_takes_the_evaluation_there_is(run, monkeypatch, capsys):
+    monkeypatch.setattr(report, "evaluate", None)
+    again = write_report(run, run.parent / "again.html")
+    assert again.read_text() == (run / "report.html").read_text()
+    assert "taking the evaluation" in capsys.readouterr().err
+
+
+def test_a_run_that_was_stopped_is_reported_as_far_as_it_got(run, tmp_path, capsys):
+    stopped = shutil.copytree(run, tmp_path / "stopped")
+    shutil.rmtree(stopped / "checkpoints" / "8")
+    shutil.rmtree(stopped / "tensorboard")
+    for name in ("evaluation.json", "telemetry.jsonl", "report.html"):
+        (stopped / name).unlink()
+    page = Page(write_report(stopped, num_queries=4))
+    assert "This run is at step 4 of 8" in page.text and "no curves" in page.text
+    assert "has no telemetry" in page.text
+    assert "checkpoint 4 has not been evaluated yet" in capsys.readouterr().err
+    shutil.rmtree(stopped / "checkpoints" / "4")
+    with pytest.raises(FileNotFoundError, match="no checkpoint in .*stopped"):
+        write_report(stopped)
+
+
+def test_a_folder_that_is_no_workdir_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no workdir"):
+        write_report(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("by_image", [False, True])
+def test_a_ranking_is_one_file_with_its_products_in_order(tmp_path, by_image):
+    found = make_products(4)
+    products = [
+        Product(p["id"], f"{n} {HOSTILE}", "<i>hat</i>", "", encode(p["image"]), "") for n, p in enumerate(found)
+    ]
+    query = encode(found[0]["image"]) if by_image else HOSTILE
+    page = Page(
+        write_ranking(Ranking(query, 1234, products, [2.0, 1.0, 0.5, -3.0], True), tmp_path / "r.html", "<u>Mine</u>")
+    )
+    assert_self_contained(page)
+    assert len(page.attributes("src")) == 4 + by_image
+    places = [page.text.index(f"{n} {HOSTILE}") for n in range(4)]
+    assert places == sorted(places) and "best 4 of 1,234" in page.text and "\N{MINUS SIGN}3.00" in page.text
+    assert "<u>Mine</u>" in page.text and (by_image or HOSTILE in page.text[: places[0]])

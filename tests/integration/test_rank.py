@@ -1,0 +1,89 @@
+"""Rankings and explanations of a tiny run against the Python interface, pair by pair."""
+
+import numpy as np
+import pytest
+
+import fbjax
+from fbjax.core.console import progress
+from fbjax.data.batches.pipeline import read_products
+from fbjax.data.records.builder import build_records
+from fbjax.data.sources.base import open_source
+from fbjax.data.sources.images import normalise_image
+from fbjax.inference.explain import explain
+from fbjax.inference.rank import format_table, rank
+from fbjax.training.loop import train
+from tests.support.runs import tiny_config
+from tests.support.tables import encode, make_products, write_csv
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranked")
+    train(tiny_config(folder, "train.num_steps=6"), folder / "run")
+    return folder / "run"
+
+
+def text_of(product):
+    return f"{product['title']} {product['caption']}"
+
+
+def test_a_ranking_is_the_order_of_the_pairs_scores(run, tmp_path):
+    products = make_products(24, seed=1)
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(encode(products[3]["image"]))
+    model = fbjax.load(run)
+    query, images = text_of(products[0]), [encode(p["image"], p["format"]) for p in products]
+    for ranking, scores in (
+        (rank(run, text=query, top=24), model.score([query] * 24, images)),
+        (rank(run, image=photo, top=24), model.score([text_of(p) for p in products], [photo] * 24)),
+    ):
+        best = np.argsort(-scores, kind="stable")
+        assert [product.id for product in ranking.products] == [products[i]["id"] for i in best]
+        np.testing.assert_allclose(ranking.scores, scores[best], rtol=1e-4, atol=1e-5)
+        assert ranking.products[0].text == text_of(products[best[0]])
+
+
+def test_a_table_of_its_own_and_one_category_are_ranked(run, tmp_path):
+    products = make_products(20, seed=5)
+    path = write_csv(tmp_path / "other.csv", products)
+    ranking = rank(run, text="red bag", data=str(path), category="bag", top=50)
+    assert {p.id for p in ranking.products} == {p["id"] for p in products if p["category"] == "bag"}
+    assert ranking.num_candidates == 5
+    with pytest.raises(ValueError, match="no category 'sofa'; there are bag, dress, hat, shirt"):
+        rank(run, text="red bag", data=str(path), category="sofa")
+
+
+def test_the_table_keeps_to_the_width_of_the_terminal(run):
+    lines = format_table(rank(run, text="a red bag", top=5), width=60)
+    assert len(lines) == 7 and max(map(len, lines)) <= 60 and lines[1].startswith("  1 ")
+
+
+def test_an_explanation_is_the_fall_of_the_score_when_a_part_is_hidden(run):
+    product = make_products(1, seed=1)[0]
+    model, text, image = fbjax.load(run), text_of(product), encode(product["image"], product["format"])
+    explanation = explain(model, text, image)
+    assert explanation.score == pytest.approx(model.score([text], [image])[0], rel=1e-4)
+    assert [word for word, _ in explanation.words] == text.replace(".", " .").split()
+    assert explanation.patches.shape == (4, 4)
+
+    hidden, (first, drop) = text.replace(text.split()[1], "[MASK]", 1), explanation.words[1]
+    assert first == text.split()[1]
+    without = model.score([hidden], [image])[0]
+    assert drop == pytest.approx(explanation.score - without, rel=1e-3, abs=1e-5)
+    assert np.abs(explanation.patches).max() > 0
+
+
+def test_a_run_without_towers_gives_no_vectors(run):
+    with pytest.raises(ValueError, match="this run makes no vectors, its tasks are mlm, mpm, tia"):
+        fbjax.load(run).embed_text(["red bag"])
+
+
+def test_products_are_read_back_as_they_stood_in_the_table(run):
+    config, vocabulary = fbjax.load(run).run.config, fbjax.load(run).run.vocabulary
+    records = build_records(
+        open_source(config.data, config.patches.image_size), vocabulary, config.data.prepared, progress
+    )["validation"]
+    products = make_products(24, seed=1)
+    for read, product in zip(read_products(records, [0, 7]), (products[0], products[7]), strict=True):
+        assert (read.id, read.text, read.category) == (product["id"], text_of(product), product["category"])
+        assert read.image == normalise_image(encode(product["image"], product["format"]), 32)

@@ -1,0 +1,79 @@
+"""A data source from outside: registered here, found by its name, and read as the project's own are."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from fbjax.config.schema import DataConfig
+from fbjax.data.batches.pipeline import read_images, read_products
+from fbjax.data.records.builder import build_records, read_report
+from fbjax.data.sources.base import SOURCES, DataSource, Part, Product, Skipped, open_source
+from fbjax.data.text.wordpiece import Vocabulary
+
+P, C = 3, 2
+
+
+@SOURCES.register("test lines")
+class Lines(DataSource):
+    """Lines "id text", each a part; a product's features are P x C times its line's number."""
+
+    gives_features = True
+
+    def check(self, vocabulary):
+        self.files()
+
+    def texts(self):
+        return (line.partition(" ")[2] for file in self.files()["train"] for line in file.read_text().splitlines())
+
+    def cut(self, file, vocabulary):
+        yield from (Part(file, n, line) for n, line in enumerate(file.read_text().splitlines(), start=1))
+
+    def described(self, part, vocabulary, images=True):
+        identity, _, text = part.rows.partition(" ")
+        where = f"{part.file.name} line {part.first}"
+        if not text:
+            yield part.first, Skipped(where, identity, "no text"), None
+            return
+        found = Product(identity, text, "a category", identity, b"", where)
+        yield part.first, found, lambda: dataclasses.replace(found, image=np.full((P, C), part.first, np.float16))
+
+
+@pytest.fixture
+def data(tmp_path):
+    (tmp_path / "lines.txt").write_text("a red dress\nb\nc blue shirt\na red dress again\nd green hat\n")
+    return DataConfig("test lines", str(tmp_path / "lines.txt"), holdout=0.0, num_patches=P, feature_size=C)
+
+
+def test_records_are_made_of_a_source_that_is_registered_elsewhere(data, tmp_path):
+    source = open_source(data, 32)
+    vocabulary = Vocabulary.train(source.texts(), 60)
+    records = build_records(source, vocabulary, tmp_path / "prepared", lambda rows, total, label: rows)["train"]
+    assert records.ids.tolist() == ["a", "c", "d"]
+    assert read_report(records)["skipped"] == {"no text": 1, "duplicate id": 1}
+    assert [product.text for product in read_products(records, range(3))] == ["red dress", "blue shirt", "green hat"]
+    (features,) = read_images(records, np.arange(3), 32, 3)
+    np.testing.assert_array_equal(features, np.broadcast_to([[[1]], [[3]], [[5]]], (3, P, C)))
+    skipped = [json.loads(line) for line in (records.home / "skipped.jsonl").read_text().splitlines()]
+    assert [row["where"] for row in skipped] == ["lines.txt line 2", "lines.txt line 4"]
+
+
+def test_the_fingerprint_changes_with_every_setting_of_the_data_but_where_things_lie(data, tmp_path):
+    vocabulary = Vocabulary.train(["red dress"], 20)
+    here = dataclasses.replace(data, source="tables", num_patches=0, feature_size=0, holdout=0.1)
+
+    def print_of(size=32, table=None, **changes):
+        return open_source(dataclasses.replace(here, **changes), size, table).fingerprint(vocabulary)
+
+    (tmp_path / "lines.txt").rename(tmp_path / "lines.csv")
+    here = dataclasses.replace(here, train=str(tmp_path / "lines.csv"))
+    columns = [dataclasses.replace(here.columns, **{name: "x"}) for name in ("id", "image", "category", "group")]
+    columns.append(dataclasses.replace(here.columns, text=("x",)))
+    other = {"source": "test lines", "num_patches": 1, "feature_size": 2}
+    changed = [other, other | {"num_patches": 2}, other | {"feature_size": 1}, {"holdout": 0.2}, {"image_root": "x"}]
+    changed += [{"validation": here.train}, *({"columns": mapped} for mapped in columns)]
+    prints = [print_of(), print_of(64), print_of(table=here.train), *(print_of(**change) for change in changed)]
+    assert len(set(prints)) == len(prints)
+    assert print_of(prepared="x", manual_dir="x") == print_of()
+    assert print_of(validation=here.train, holdout=0.2) == print_of(validation=here.train)  # nothing is held out

@@ -1,0 +1,106 @@
+"""Runs that nobody has trained: any config at tiny sizes, every parameter random, as training would have left it."""
+
+from pathlib import Path
+
+import flax.traverse_util
+import jax
+import numpy as np
+
+from fbjax.config.load import load_config
+from fbjax.config.schema import Config
+from fbjax.data.text.wordpiece import Vocabulary
+from fbjax.export.source_model import SourceModel
+from fbjax.model.backbones.registry import BACKBONES
+from fbjax.model.patch_features import abstract_patch_network
+from fbjax.model.weights.files import write_npz
+from fbjax.runs.checkpoints import Checkpoints
+from fbjax.runs.run import Run, write_run
+from fbjax.runs.state import init_state
+from tests.support.runs import make_one_device_mesh, write_mobilenet
+from tests.support.tables import make_products
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+STEP = 3
+SIZES = {
+    "model.pretrained": "",
+    "model.vocabulary": "train:160",
+    "model.num_layers": 2,
+    "model.width": 32,
+    "model.num_heads": 4,
+    "model.mlp_dim": 64,
+    "model.text_tokens": 24,
+    "data.train": "nowhere.parquet",
+    "data.validation": "",
+    "train.start_from": "",
+    "train.batch_size": 8,
+}
+PIXELS = {"patches.image_size": 32, "patches.patch_size": 8, "patches.patch_input_size": 4}
+NETWORK = {"patches.image_size": 64, "patches.patch_size": 32, "patches.patch_input_size": 48}
+
+
+def silent(message: str) -> None:
+    """What an export says, to nobody."""
+
+
+def tiny(name: str, folder: Path, **changes) -> Config:
+    """The project's config `name` at tiny sizes, with ``section__field=value`` changed; weights go to `folder`."""
+    config = load_config(CONFIGS / f"{name}.py", [f"{key}={value}" for key, value in SIZES.items()])
+    sizes = PIXELS if config.patches.network == "pixels" else NETWORK
+    weights = folder / f"{config.patches.network}.npz"
+    sizes = sizes | {"patches.weights": weights}
+    sizes |= {f"tasks.{name}.embedding_dim": 16 for name, task in config.tasks.items() if task.embeds}
+    sizes |= {key.replace("__", "."): value for key, value in changes.items()}
+    overrides = [f"{key}={value}" for key, value in (SIZES | sizes).items()]
+    config = load_config(CONFIGS / f"{name}.py", overrides)
+    network = config.patches.network
+    if network in BACKBONES and BACKBONES[network].needs_weights and not weights.is_file():
+        write_weights(config.patches, weights)
+    return config
+
+
+def random_images(size, count=3):
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
+
+
+def parameters(workdir):
+    params = SourceModel.open(workdir, None, with_heads=False).params
+    return flax.traverse_util.flatten_dict(params, sep="/")
+
+
+def write_weights(patches, path: Path) -> None:
+    """Random weights of a patch network that neither die nor explode."""
+    if patches.network == "mobilenet_v1":
+        return write_mobilenet(path)
+    write_npz(path, randomised(abstract_patch_network(patches).params["network"]))
+
+
+def randomised(tree, seed: int = 0):
+    """Arrays of the shapes in `tree`, kernels by their fan-in, everything else about 0 or, if it scales, 1."""
+    rng = np.random.default_rng(seed)
+    flat = flax.traverse_util.flatten_dict(tree, sep="/")
+    made = {}
+    for name, leaf in flat.items():
+        noise = rng.standard_normal(leaf.shape, np.float32)
+        if len(leaf.shape) > 1:
+            made[name] = noise * np.sqrt(2 / np.prod(leaf.shape[:-1])) if len(leaf.shape) > 2 else 0.2 * noise
+        elif name.endswith(("gamma", "moving_variance", "scale")):
+            made[name] = 0.7 + 0.1 * np.tanh(noise)
+        else:
+            made[name] = 0.1 * noise
+        made[name] = np.asarray(made[name], np.float32)
+    return flax.traverse_util.unflatten_dict(made, sep="/")
+
+
+def write_untrained(config: Config, workdir: Path, mesh=None) -> Path:
+    """A run's workdir with a checkpoint of `STEP`, as the devices of `mesh` write it (default: one)."""
+    size = int(config.model.vocabulary.removeprefix("train:"))
+    vocabulary = Vocabulary.train([f"{p['title']} {p['caption']}" for p in make_products(48)], size)
+    run = Run.build(config, vocabulary, None)
+    workdir.mkdir(parents=True)
+    write_run(run, workdir)
+    state = init_state(run.objective, run.optimizer, config, mesh or make_one_device_mesh())
+    params = state.params | {"fashionbert": randomised(state.params["fashionbert"])}
+    params = jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), params, state.params)
+    with Checkpoints(workdir, keep_last=1) as checkpoints:
+        checkpoints.save(STEP, state.replace(params=params))
+    return workdir

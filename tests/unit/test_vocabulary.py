@@ -1,0 +1,66 @@
+"""A vocabulary restricted to what texts use: the same pieces for the same words, and pieces for new ones."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fbjax.config.schema import Columns, Config, DataConfig, ModelConfig
+from fbjax.data.text.wordpiece import SPECIAL, Vocabulary
+from fbjax.runs.vocabulary import make_vocabulary
+from tests.support.tables import make_products, write_parquet
+
+BERT_ORDER = ("[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def write_vocabulary(folder, pieces):
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    return folder
+
+
+def spelled(vocabulary, text):
+    ((ids, _),) = vocabulary.pieces([text])
+    return [vocabulary.rows[i] for i in ids]
+
+
+letters = st.text("abc", min_size=1, max_size=3)
+words = st.text("aBc", min_size=1, max_size=8) | st.sampled_from(["a" * 100, "b" * 101, "[PAD]", "\u00e9", "x"])
+
+
+@given(pieces=st.sets(letters | letters.map("##{}".format)), table=st.lists(words, min_size=1))
+@example(pieces={"aab", "aa", "c", "##bc"}, table=["aabc", "aa", "cbc"])  # aab-c is unknown: not aa-bc without aab
+def test_texts_of_the_table_s_words_keep_their_pieces(tmp_path_factory, pieces, table):
+    whole = Vocabulary.from_file(write_vocabulary(tmp_path_factory.mktemp("bert"), [*SPECIAL, *pieces]) / "vocab.txt")
+    text = " ".join(table[::-1])
+    assert spelled(whole.restricted_to(table), text) == spelled(whole, text)
+
+
+def test_what_is_kept_by_hand(tmp_path):
+    single = ["a", "z", "\u00e9", "\u042f", "7", "-", "##a", "##z", "##\u00e9", "##\u042f"]
+    others = ["dress", "##es", "bag", "caf\u00e9", "na", "##zz"]
+    whole = Vocabulary.from_file(write_vocabulary(tmp_path, [*BERT_ORDER, *others, *single, "Bag"]) / "vocab.txt")
+    used = whole.restricted_to(["caf\u00e9 dresses"])
+    kept = [piece for piece in others + single if piece not in ("bag", "na", "##zz", "\u042f", "##\u042f")]
+    assert used.rows == [*SPECIAL, *kept]
+    assert spelled(used, "azz") == ["a", "##z", "##z"]  # a word of no text
+    assert spelled(used, "Dress") == ["[UNK]"]  # cased still, though no piece left has an uppercase letter
+
+
+def test_a_catalogue_s_pieces_are_looked_for_once(tmp_path):
+    said, products = [], make_products(4)
+    table = write_parquet(tmp_path / "table.parquet", products)
+    bert = write_vocabulary(tmp_path / "bert", [*BERT_ORDER, "dress", "silk", "train"])
+
+    def make(bert=bert, text=("title",)):
+        data = DataConfig(train=str(table), columns=Columns(text=text), prepared=str(tmp_path / "prepared"))
+        model = ModelConfig(pretrained=str(bert), vocabulary="used")
+        return make_vocabulary(Config(data=data, model=model), said.append)
+
+    assert make().rows == make().rows == [*SPECIAL, "dress", "silk"]
+    assert len(said) == 1
+    other = write_vocabulary(tmp_path / "other", [*SPECIAL, "silk", "dress"])
+    assert make(other).rows == [*SPECIAL, "silk", "dress"]
+    assert make(text=("category",)).rows == [*SPECIAL, "dress"]
+    write_parquet(table, [product | {"title": " "} for product in products])
+    with pytest.raises(ValueError, match="table.parquet has no text in 'title' .* 'used' .*config.data.columns.text"):
+        make()
