@@ -85,6 +85,7 @@ def start(config: Path, workdir: Path, *more: str) -> subprocess.Popen:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=Path(__file__).parents[2])
 
 
+@pytest.mark.filterwarnings("ignore:Sharding info not provided:UserWarning")  # both are read as they were saved
 def test_killed_at_ten_random_points_the_run_ends_bit_identical(tmp_path):
     config = write_config(tmp_path)
     settings = ["--config.train.num_steps=600", "--config.train.save_every=15", "--config.train.log_every=3"]
@@ -104,6 +105,7 @@ def test_killed_at_ten_random_points_the_run_ends_bit_identical(tmp_path):
                     process.send_signal(signal.SIGKILL)
                     break
         assert process.wait() == -signal.SIGKILL
+        process.stderr.close()
         up += time.time() - begun
     process = start(config, tmp_path / "killed", *settings)
     assert (process.communicate()[1], process.returncode)[1] == 0
