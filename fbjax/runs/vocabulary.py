@@ -26,7 +26,7 @@ def make_vocabulary(config: Config, say: Callable[[str], None]) -> Vocabulary:
     whole = Vocabulary.from_file(bert_weights.find(config.model.pretrained) / "vocab.txt")
     if not name:
         return whole
-    doing = f"looking for those of {whole.size:,} pieces that {config.data.train} uses"
+    doing = f"finding which of the {whole.size:,} pieces {config.data.train} uses"
     return _from_catalogue(config, f"used {whole.fingerprint}", whole.restricted_to, say, doing)
 
 
