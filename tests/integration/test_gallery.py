@@ -17,8 +17,7 @@ from fbjax.inference.embed_catalogue import embed_records
 from fbjax.inference.embedder import make_embedder
 from fbjax.report.report import write_report
 from fbjax.runs.loaded import LoadedRun
-from fbjax.training.loop import train
-from tests.support.runs import tiny_config
+from tests.support.runs import train_towers_and_matcher
 from tests.support.tables import make_products, write_parquet
 
 few_values = st.sampled_from([-1.0, 0.0, 0.5, 1.0])  # so that ties abound, and products are exact
@@ -165,17 +164,7 @@ def test_vectors_that_are_not_finite_raise():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, trains_on_one_device):
-    """Two towers, and a FashionBERT without any that started from them."""
-    folder = tmp_path_factory.mktemp("towers")
-    few = (
-        "train.num_steps=4",
-        "train.save_every=4",
-        "model.num_layers=1",
-        "adaptive.method=fixed",
-    )
-    train(tiny_config(folder, *few, "tasks=itc", "tasks.itc.embedding_dim=16"), folder / "towers")
-    train(tiny_config(folder, *few, "tasks=tia", f"train.start_from={folder / 'towers'}"), folder / "matcher")
-    return folder / "towers", folder / "matcher"
+    return train_towers_and_matcher(tmp_path_factory.mktemp("towers"))
 
 
 def vectors_and_scores(towers, matcher):

@@ -12,8 +12,7 @@ import fbjax
 from fbjax.cli.main import main
 from fbjax.data.batches.pipeline import read_products
 from fbjax.evaluation.baselines.probe import classification, fit, label_figures, pooled_pairs, probe
-from fbjax.training.loop import train
-from tests.support.runs import tiny_config
+from tests.support.runs import train_towers_and_matcher
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found", "ignore:y_pred contains classes not in y_true")
@@ -81,14 +80,7 @@ def test_products_without_a_label_or_with_an_unseen_one_are_counted():
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, trains_on_one_device):
     folder = tmp_path_factory.mktemp("probed")
-    few = (
-        "train.num_steps=4",
-        "train.save_every=4",
-        "model.num_layers=1",
-        "adaptive.method=fixed",
-    )
-    train(tiny_config(folder, *few, "tasks=itc", "tasks.itc.embedding_dim=16"), folder / "towers")
-    train(tiny_config(folder, *few, "tasks=tia"), folder / "matcher")
+    train_towers_and_matcher(folder)
     return folder
 
 

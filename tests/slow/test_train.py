@@ -1,14 +1,10 @@
 """The loop over longer runs: it learns, and ends the same however it is stopped."""
 
-import os
 import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -18,6 +14,7 @@ from fbjax.monitoring.telemetry import read_events
 from fbjax.runs.loaded import LoadedRun
 from fbjax.training.loop import train
 from tests.support import store
+from tests.support.processes import ended, start
 from tests.support.runs import same, tiny_config, write_config
 
 
@@ -69,46 +66,29 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing_of_it(tmp_pat
         train(config, tmp_path / "run")
 
 
-def start(config: Path, workdir: Path, *more: str) -> subprocess.Popen:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    command = [
-        sys.executable,
-        "-m",
-        "fbjax",
-        "train",
-        "--config",
-        str(config),
-        "--workdir",
-        str(workdir),
-        *more,
-    ]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=Path(__file__).parents[2])
-
-
 @pytest.mark.filterwarnings("ignore:Sharding info not provided:UserWarning")  # both are read as they were saved
 def test_killed_at_ten_random_points_the_run_ends_bit_identical(tmp_path):
     config = write_config(tmp_path)
     settings = ["--config.train.num_steps=600", "--config.train.save_every=15", "--config.train.log_every=3"]
-    whole = start(config, tmp_path / "whole", *settings)
-    assert (whole.communicate()[1], whole.returncode)[1] == 0
+    ((status, said),) = ended([start(config, tmp_path / "whole", *settings)])
+    assert status == 0, said
 
     chance, up = random.Random(0), 0.0
     for _ in range(10):
         begun = time.time()
-        process = start(config, tmp_path / "killed", *settings)
         limit, first = chance.randint(2, 40), None
-        for line in process.stderr:
-            if found := re.match(r"step (\d+)/", line):
-                first = first or int(found[1])
-                if int(found[1]) >= first + limit:
-                    time.sleep(chance.random() * 0.1)
-                    process.send_signal(signal.SIGKILL)
-                    break
-        assert process.wait() == -signal.SIGKILL
-        process.stderr.close()
+        with start(config, tmp_path / "killed", *settings) as process:
+            for line in process.stderr:
+                if found := re.match(r"step (\d+)/", line):
+                    first = first or int(found[1])
+                    if int(found[1]) >= first + limit:
+                        time.sleep(chance.random() * 0.1)
+                        process.send_signal(signal.SIGKILL)
+                        break
+        assert process.returncode == -signal.SIGKILL
         up += time.time() - begun
-    process = start(config, tmp_path / "killed", *settings)
-    assert (process.communicate()[1], process.returncode)[1] == 0
+    ((status, said),) = ended([start(config, tmp_path / "killed", *settings)])
+    assert status == 0, said
     found = split(read_events(tmp_path / "killed"))
     assert [attempt.ended for attempt in found.attempts] == [""] * 10 + ["done"]
     # Python starts before a command's first line, and a kill comes after its last event: together 1 s each time
@@ -127,8 +107,8 @@ def test_killed_at_ten_random_points_the_run_ends_bit_identical(tmp_path):
 def test_a_full_disk_is_a_clear_error_and_loses_no_checkpoint(tmp_path, small_disk):
     config = write_config(tmp_path)
     settings = ("train.num_steps=40", "train.save_every=4", "train.keep_last=40")
-    process = start(config, small_disk / "run", *(f"--config.{setting}" for setting in settings))
-    said = process.communicate()[1]
-    assert process.returncode == 1 and "no space left" in said.lower(), said
+    flags = (f"--config.{setting}" for setting in settings)
+    ((status, said),) = ended([start(config, small_disk / "run", *flags)])
+    assert status == 1 and "no space left" in said.lower(), said
     shutil.copytree(small_disk / "run", tmp_path / "rescued")
     assert int(train(tiny_config(tmp_path, *settings), tmp_path / "rescued").step) == 40

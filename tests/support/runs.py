@@ -10,6 +10,7 @@ import numpy as np
 from fbjax.config.load import freeze, load_config
 from fbjax.config.schema import Config
 from fbjax.model.backbones.mobilenet import MobileNetV1
+from fbjax.training.loop import train
 from tests.support.tables import make_products, write_parquet
 
 CONFIG_FILE = """
@@ -42,6 +43,15 @@ def write_config(folder: Path) -> Path:
 
 def tiny_config(folder: Path, *overrides: str) -> Config:
     return load_config(write_config(folder) if not (folder / "tiny.py").exists() else folder / "tiny.py", overrides)
+
+
+def train_towers_and_matcher(folder: Path) -> tuple[Path, Path]:
+    """The runs of two towers and of a FashionBERT that started from them, one layer and four steps each."""
+    few = ("train.num_steps=4", "train.save_every=4", "model.num_layers=1", "adaptive.method=fixed")
+    towers, matcher = folder / "towers", folder / "matcher"
+    train(tiny_config(folder, *few, "tasks=itc", "tasks.itc.embedding_dim=16"), towers)
+    train(tiny_config(folder, *few, "tasks=tia", f"train.start_from={towers}"), matcher)
+    return towers, matcher
 
 
 def config_without_tables(**model) -> Config:
