@@ -1,5 +1,6 @@
 """Verbs that compute metrics: of a run, of two runs, of a linear baseline, of a score file."""
 
+import tempfile
 from pathlib import Path
 
 from fbjax.cli.common import CANDIDATES, CONFIG, DATA, OUT, PROTOCOL, QUERIES, STEP, WORKDIR, flag, names, show, verb
@@ -64,26 +65,59 @@ def compare(first, second, out) -> None:
     show(compare(first, second), print_figures, out)
 
 
+FAMILIES = (
+    "ngrams: a learned vector for each word, word pair and image feature, by a contrast; vse: embeddings from a hinge "
+    "loss, as in the paper; cca: canonical correlation analysis"
+)
+
+
 @verb(
-    "evaluate a linear model on the same features: CCA, or VSE as in the paper",
-    flag("family", "cca: canonical correlation analysis; vse: embeddings from a hinge loss", choices=["cca", "vse"]),
+    "evaluate a linear model on the same features: n-grams, VSE as in the paper, or CCA",
+    flag("family", FAMILIES, choices=["cca", "ngrams", "vse"]),
     CONFIG,
+    flag("--workdir", "ngrams: folder for the model, a run like any other (default: none, it is not kept)"),
     CANDIDATES,
     PROTOCOL,
     QUERIES,
-    flag("--seed", "random seed of SVD and VSE", type=int, default=0),
+    flag("--seed", "random seed of the model", type=int, default=0),
     flag("--dims", "dimensions of the embeddings", type=int, default=512),
-    flag("--svd", "dimensions of the text features", dest="num_directions", type=int, default=1000, metavar="DIMS"),
-    flag("--ridge", "cca: regularisation, as a share of the mean variance", type=float, default=0.03),
+    flag("--svd", "cca, vse: dimensions of the text features (default: 1000)", dest="num_directions", type=int),
+    flag("--ridge", "cca: regularisation, as a share of the mean variance (default: 0.03)", type=float),
     flag("--hardest", "vse: use only the hardest negative (VSE++), not all", action="store_true"),
     OUT,
-    examples=("fbjax baseline cca --config configs/my_catalogue.py --config.data.train=products.csv --queries 100",),
+    examples=(
+        "fbjax baseline ngrams --config configs/my_catalogue.py --config.data.train=products.csv --queries 100",
+        "fbjax baseline cca --config configs/my_catalogue.py --config.data.train=products.csv --queries 100",
+    ),
 )
-def baseline(out, **request) -> None:
-    from fbjax.evaluation.baselines.run import baseline
+def baseline(family, out, workdir, **request) -> None:
     from fbjax.evaluation.protocols import print_figures
 
-    show(baseline(**request), print_figures, out)
+    if family == "ngrams":
+        figures = _train_ngrams(workdir, **request)
+    else:
+        from fbjax.evaluation.baselines.run import baseline
+
+        if workdir:
+            raise ValueError(f"--workdir is for ngrams: {family} leaves no run")
+        figures = baseline(family, **request)
+    show(figures, print_figures, out)
+
+
+def _train_ngrams(workdir, config, seed, dims, num_directions, ridge, hardest, **request) -> dict:
+    """Trains the linear model of n-grams in `workdir`, or in a folder that is removed, and evaluates it."""
+    given = {"--svd": num_directions is not None, "--ridge": ridge is not None, "--hardest": hardest}
+    if unused := [name for name, is_given in given.items() if is_given]:
+        raise ValueError(f"{', '.join(unused)} is not for ngrams: leave it out")
+    from fbjax.evaluation.baselines.ngrams import ngrams_config
+    from fbjax.evaluation.evaluate import evaluate
+    from fbjax.evaluation.protocols import read_request
+    from fbjax.training.loop import train
+
+    read_request(request["protocols"], request["candidates"], request["num_queries"])  # before long work
+    with tempfile.TemporaryDirectory() as folder:
+        train(ngrams_config(config, seed, dims), workdir or folder)
+        return evaluate(workdir or folder, **request)
 
 
 @verb(

@@ -75,7 +75,7 @@ def functions(run: Run, with_heads: bool = False) -> dict[str, Function]:
         return match_score(logits), logits
 
     def embed(params, ids, features):
-        return (embed_vectors(model, params["fashionbert"], ids, features),)
+        return (embed_vectors(model, params, ids, features),)
 
     def predict(name, at, params, ids, features):
         apply, t = partial(model.apply, {"params": params["fashionbert"]}), ids.shape[1]

@@ -15,6 +15,7 @@ import numpy as np
 from fbjax.core.batching import uniform_batches
 from fbjax.data.text.wordpiece import PAD_ID
 from fbjax.model.fashionbert import FashionBert
+from fbjax.model.ngrams import bag_of_ngrams
 from fbjax.model.patch_features import PatchNetwork
 from fbjax.parallel.mesh import by_example, pad_rows, put_batch, replicated
 
@@ -25,12 +26,11 @@ BUCKET = 16  # pads a text to a multiple of this, so that few programs are compi
 CPU_ROWS, ACCELERATOR_ROWS = 32, 512  # a batch
 
 
-def embed_vectors(model: FashionBert, params: dict, ids: jax.Array | None, features: jax.Array | None) -> jax.Array:
+def embed_vectors(model: FashionBert, variables: Any, ids: jax.Array | None, features: jax.Array | None) -> jax.Array:
     """Vectors [B, E] of framed piece ids [B, T], of patch features [B, P, C], or of both, read together."""
-    apply = partial(model.apply, {"params": params})
-    text, mask = (None, None) if ids is None else (apply(ids, method="embed_text"), ids != PAD_ID)
-    image = None if features is None else apply(features, method="embed_image")
-    return apply(apply(text, mask, image, method="encode_alone"), method="vector")
+    bag = bag_of_ngrams(variables["ngrams"], ids) if model.reads_bags and ids is not None else None
+    apply = partial(model.apply, {"params": variables["fashionbert"]})
+    return apply(apply(ids, bag, features, method="read"), method="vector")
 
 
 class Embedder:
@@ -51,7 +51,7 @@ class Embedder:
 
         def embed(variables, ids, images):
             features = None if images is None else patches.apply(variables["patches"], images)
-            return embed_vectors(model, variables["fashionbert"], ids, features)
+            return embed_vectors(model, variables, ids, features)
 
         across = by_example(mesh)
         self._embed = jax.jit(embed, in_shardings=(None, across, across), out_shardings=replicated(mesh))

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from fbjax.config.schema import ModelConfig
+from fbjax.data.text.wordpiece import PAD_ID
 from fbjax.model.embeddings import ImageEmbeddings, TextEmbeddings
 from fbjax.model.encoder import Encoder
+from fbjax.model.ngrams import Bag
 from fbjax.model.patch_features import PatchNetwork
 
 
@@ -26,6 +28,14 @@ class InputSpec(NamedTuple):
     num_patches: int  # P, a token of the whole image included
     feature_size: int  # C
     first_patch: int = 0  # 1 where a token of the whole image comes before the patches
+    num_ngrams: int = 0  # M, rows of the linear branch's table
+
+
+class Reading(NamedTuple):
+    """What becomes of a text, an image or both before it is a vector; None what no task or no part of it needs."""
+
+    mean: jax.Array | None  # [B, D]: over the encoder's hidden states
+    linear: jax.Array | None = None  # [B, E]: of the linear branch
 
 
 class FashionBert(nn.Module):
@@ -51,12 +61,22 @@ class FashionBert(nn.Module):
                 setattr(self, name, head if isinstance(head, nn.Module) else head(self))
 
     def __call__(self, ids: jax.Array, text_mask: jax.Array, features: jax.Array) -> jax.Array:
-        """Every head once, which initialises all parameters; hidden states ``[B, L, D]``."""
-        hidden, means = self.encode_pair(self.embed_text(ids), text_mask, self.embed_image(features))
-        text, image = hidden[:, : ids.shape[1]], hidden[:, ids.shape[1] :]
+        """Every head once, which initialises all parameters; hidden states ``[B, L, D]``, where a task needs any."""
+        hidden = text = image = means = None
+        if self.reads_encoder:
+            hidden, means = self.encode_pair(self.embed_text(ids), text_mask, self.embed_image(features))
+            text, image = hidden[:, : ids.shape[1]], hidden[:, ids.shape[1] :]
         for task in self.tasks:
             task.initialise(self, text, image, means)
         return hidden
+
+    @property
+    def reads_encoder(self) -> bool:
+        return any(task.reads_encoder for task in self.tasks)
+
+    @property
+    def reads_bags(self) -> bool:
+        return any(task.reads_bags for task in self.tasks)
 
     def embed_text(self, ids: jax.Array, deterministic: bool = True) -> jax.Array:
         """``ids [B, T] -> [B, T, D]``."""
@@ -112,6 +132,27 @@ class FashionBert(nn.Module):
         hidden = self.encode(text, text_mask, image, deterministic=deterministic)
         return _mean(hidden, _whole_mask(text_mask, image))
 
+    def read(
+        self,
+        ids: jax.Array | None,
+        bag: Bag | None,
+        features: jax.Array | None,
+        deterministic: bool = True,
+    ) -> Reading:
+        """A text alone, ``ids [B, T]`` and its `bag`, an image alone, ``features [B, P, C]``, or a product of both."""
+        task = self._task(lambda task: task.embeds)
+        mean = None
+        if task.reads_encoder:
+            ids = ids if ids is None or not task.encoder_tokens else ids[:, : task.encoder_tokens]
+            text = None if ids is None else self.embed_text(ids, deterministic)
+            image = None if features is None else self.embed_image(features, deterministic)
+            mean = self.encode_alone(text, None if ids is None else ids != PAD_ID, image, deterministic)
+        if not task.reads_bags:
+            return Reading(mean)
+        parts = [] if bag is None else [self.linear.text(bag)]
+        parts += [] if features is None else [self.linear.image(features, deterministic)]
+        return Reading(mean, sum(parts))
+
     def run_head(self, name: str, function: str, *arrays: jax.Array):
         """``task.function(model, *arrays)`` of the task `name`."""
         return getattr(self._task(lambda task: task.name == name), function)(self, *arrays)
@@ -120,9 +161,9 @@ class FashionBert(nn.Module):
         """``cls [B, D]`` and the `means` of `encode_pair` ``-> [B, 2]`` float32; index 1 means match."""
         return self._task(lambda task: task.scores_pairs).match_logits(self, cls, means)
 
-    def vector(self, mean: jax.Array) -> jax.Array:
-        """Means [..., D] of `encode_alone` as vectors of length 1, [..., E] float32."""
-        return self._task(lambda task: task.embeds).vector(self, mean)
+    def vector(self, reading: Reading) -> jax.Array:
+        """A `Reading` as vectors of length 1, [..., E] float32."""
+        return self._task(lambda task: task.embeds).vector(self, reading)
 
     def logit_scale(self) -> jax.Array:
         """What turns cosines of vectors into logits."""
@@ -133,11 +174,16 @@ class FashionBert(nn.Module):
 
 
 def build_model(
-    config: ModelConfig, tasks: Iterable[Any], patches: PatchNetwork, vocabulary_size: int, mask_id: int
+    config: ModelConfig,
+    tasks: Iterable[Any],
+    patches: PatchNetwork,
+    vocabulary_size: int,
+    mask_id: int,
+    num_ngrams: int = 0,
 ) -> FashionBert:
-    """The model of these settings for texts of these pieces and images of these patches."""
+    """The model of these settings for texts of these pieces and n-grams, and images of these patches."""
     sizes = (vocabulary_size, mask_id, config.text_tokens, patches.num_patches, patches.feature_size)
-    return FashionBert(InputSpec(*sizes, first_patch=int(patches.whole_image)), config, tuple(tasks))
+    return FashionBert(InputSpec(*sizes, int(patches.whole_image), num_ngrams), config, tuple(tasks))
 
 
 def _whole_mask(text_mask: jax.Array, image: jax.Array) -> jax.Array:

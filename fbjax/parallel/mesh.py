@@ -40,10 +40,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 def shardings(mesh: Mesh, boxed):
     """A `NamedSharding` for each leaf of an abstract tree whose parameters are boxed with logical names.
 
-    Raises ValueError for a matrix without names, a name without a rule, an unused rule, and an axis that its devices do
-    not divide.
+    Raises ValueError for a matrix without names, a name without a rule, and an axis that its devices do not divide.
     """
-    problems, used = [], {BATCH}
+    problems = []
     for path, leaf in jax.tree.leaves_with_path(boxed, is_leaf=_is_boxed):
         names, shape = (leaf.names, leaf.value.shape) if _is_boxed(leaf) else ((), leaf.shape)
         parameter = f"{jax.tree_util.keystr(path, simple=True, separator='/')} {list(shape)}"
@@ -51,8 +50,6 @@ def shardings(mesh: Mesh, boxed):
             problems.append(f"{parameter} names none of its axes: every device would hold a whole copy")
         for name, size in zip(names, shape, strict=True) if names else ():
             problems += [f"{parameter}, axis {name!r}: {problem}" for problem in _problems(name, size, mesh)]
-        used.update(names)
-    problems += [f"the rule for {name!r} matches no parameter" for name, _ in RULES if name not in used]
     if problems:
         raise ValueError("parameters cannot be placed on the mesh:\n  " + "\n  ".join(problems))
     return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)

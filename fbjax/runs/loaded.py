@@ -53,8 +53,8 @@ class LoadedRun:
 
     @property
     def variables(self) -> dict:
-        """What the scorer and the embedder take: "fashionbert" and "patches"."""
-        return {"patches": self.run.patches.params} | self.params
+        """What the scorer and the embedder take: "fashionbert", "patches" and, where texts are bags, "ngrams"."""
+        return {"patches": self.run.patches.params} | self.run.frozen | self.params
 
     def records(self, data: str | None = None, split: str = "validation") -> Records:
         """A prepared `split` of the run's own tables, or of the table or glob `data`, which is all "validation"."""

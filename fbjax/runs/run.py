@@ -5,21 +5,25 @@ Training begins it (`begin`); everything else opens it (`Run.open`).
 
 import contextlib
 import dataclasses
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import optax
 
 from fbjax.config.load import config_from_json, config_to_json, difference
 from fbjax.config.schema import Config
 from fbjax.core import paths
 from fbjax.core.console import progress
+from fbjax.data.batches.pipeline import read_texts
 from fbjax.data.records.builder import Records, build_records
 from fbjax.data.sources.base import open_source
 from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.model import bert_weights
 from fbjax.model.fashionbert import FashionBert, build_model
+from fbjax.model.ngrams import Ngrams, make_ngrams, num_rows, piece_kinds
 from fbjax.model.patch_features import PatchNetwork, build_patch_network, given_features
 from fbjax.model.weights.files import write_npz
 from fbjax.parallel.distributed import barrier, is_first
@@ -27,24 +31,30 @@ from fbjax.runs.state import make_optimizer
 from fbjax.runs.vocabulary import make_vocabulary
 from fbjax.tasks.objective import Objective
 
-CONFIG, VOCABULARY, PATCH_WEIGHTS, DATA = "config.json", "tokenizer.json", "patches.npz", "data.sha256"
+CONFIG, VOCABULARY, PATCH_WEIGHTS, NGRAMS = "config.json", "tokenizer.json", "patches.npz", "ngrams.npz"
+DATA = "data.sha256"
+
+TEXTS_AT_ONCE = 4096
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The parts that a config describes, built."""
+    """The parts that a config describes, built. `ngrams`: those of its texts, {} where no task reads any, or not yet."""
 
     config: Config
     vocabulary: Vocabulary
     patches: PatchNetwork
     model: FashionBert
+    ngrams: Ngrams
 
     @classmethod
-    def build(cls, config: Config, vocabulary: Vocabulary, patch_weights: Path | None) -> "Run":
+    def build(
+        cls, config: Config, vocabulary: Vocabulary, patch_weights: Path | None, ngrams: Ngrams | None = None
+    ) -> "Run":
         patches = given_features(config.data) or build_patch_network(config.patches, patch_weights)
-        tasks = config.tasks.values()
-        model = build_model(config.model, tasks, patches, vocabulary.size, vocabulary.mask_id)
-        return cls(config, vocabulary, patches, model)
+        tasks, ngrams = config.tasks.values(), ngrams or {}
+        model = build_model(config.model, tasks, patches, vocabulary.size, vocabulary.mask_id, num_rows(ngrams))
+        return cls(config, vocabulary, patches, model, ngrams)
 
     @classmethod
     def open(cls, workdir: str | Path, config: Config | None = None) -> "Run":
@@ -54,10 +64,11 @@ class Run:
             raise FileNotFoundError(f"{workdir} is no workdir: it has no {CONFIG} (fbjax train makes one)")
         config = config or config_from_json((workdir / CONFIG).read_text())
         weights, vocabulary = workdir / PATCH_WEIGHTS, Vocabulary.load(workdir / VOCABULARY)
+        ngrams = _read_arrays(workdir / NGRAMS)
         if not weights.is_file():
-            return cls.build(config, vocabulary, None)
+            return cls.build(config, vocabulary, None, ngrams)
         with paths.local_copy(weights) as file:
-            return cls.build(config, vocabulary, file)
+            return cls.build(config, vocabulary, file, ngrams)
 
     @classmethod
     def open_alike(cls, workdir: str | Path, run: "Run") -> "Run":
@@ -106,8 +117,8 @@ class Run:
 
     @property
     def frozen(self) -> dict:
-        """Parameters that the step takes and does not train: none where the patch network trains."""
-        return self.patches.frozen(self.config.patches.mode)
+        """What the step takes and does not train: a patch network that does not train, and the vocabulary of n-grams."""
+        return self.patches.frozen(self.config.patches.mode) | ({"ngrams": self.ngrams} if self.ngrams else {})
 
 
 def create_or_resume(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Run:
@@ -138,10 +149,45 @@ def create_or_resume(config: Config, workdir: str | Path, say: Callable[[str], N
     return run
 
 
+def with_ngrams(run: Run, records: Records, workdir: str | Path) -> Run:
+    """`run` with the n-grams of the texts of its training `records` where it reads any; notes them in the workdir.
+
+    Raises ValueError where no n-gram is in two texts.
+    """
+    task = next((task for task in run.config.tasks.values() if task.reads_bags), None)
+    if task is None or run.ngrams:
+        return run
+    path = paths.as_path(workdir) / NGRAMS
+    if is_first() and not path.is_file():
+        parts = np.array_split(np.arange(len(records)), -(-len(records) // TEXTS_AT_ONCE))
+        texts = (read_texts(records, rows, run.vocabulary, run.config.model.text_tokens) for rows in parts)
+        _write_arrays(path, make_ngrams(texts, piece_kinds(run.vocabulary.rows, unit=task.ngrams_of)))
+    barrier("n-grams counted")
+    return Run.open(workdir, run.config)
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz, {} where there is none."""
+    if not path.is_file():
+        return {}
+    with np.load(io.BytesIO(path.read_bytes())) as arrays:
+        return dict(arrays)
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    with paths.atomic_write(path) as file:
+        file.write_bytes(content.getvalue())
+
+
 def write_run(run: Run, workdir: Path) -> None:
-    """What `Run.open` opens: vocabulary, patch weights and config."""
-    (workdir / DATA).unlink(missing_ok=True)  # of a run that never saved
+    """What `Run.open` opens: vocabulary, n-grams, patch weights and config."""
+    for name in (DATA, NGRAMS):
+        (workdir / name).unlink(missing_ok=True)  # of a run that never saved
     run.vocabulary.save(workdir / VOCABULARY)
+    if run.ngrams:
+        _write_arrays(workdir / NGRAMS, run.ngrams)
     if run.patches.params:
         with paths.atomic_write(workdir / PATCH_WEIGHTS) as file:
             write_npz(file, run.patches.params["network"])

@@ -67,8 +67,8 @@ class Views(NamedTuple):
     """Outputs of the forward passes that a task reads; None for those that it does not."""
 
     pairs: Any = None  # `PairView`
-    text: Any = None  # [B, D]: the mean over a text alone
-    image: Any = None  # [B, D]: the mean over an image alone
+    text: Any = None  # `fbjax.model.fashionbert.Reading` of a text alone
+    image: Any = None  # the same of an image alone
 
 
 class About(NamedTuple):
@@ -89,8 +89,10 @@ class Task:
     owns: ClassVar[tuple[str, ...]] = ()  # parameters that this task alone reaches: its heads
     needs_negative: ClassVar[bool] = False  # whether the batch has to hold another product's image
     scores_pairs: ClassVar[bool] = False  # `match_logits` says whether a text and an image belong together
-    embeds: ClassVar[bool] = False  # `vector` and `logit_scale` make vectors of texts and images
+    embeds: ClassVar[bool] = False  # `vector` of a `Reading` and `logit_scale` make vectors of texts and images
     predicts_at: ClassVar[str] = ""  # "text" or "image": `logits` predicts something at each of its positions
+    reads_encoder: ClassVar[bool] = True  # whether the encoder's hidden states matter to it
+    reads_bags: ClassVar[bool] = False  # whether it reads n-grams of a text and patch features side by side
 
     weight: float = setting(1.0, "of the loss under adaptive.method 'fixed', relative to the other tasks'", "[0, inf)")
 

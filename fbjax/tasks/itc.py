@@ -7,7 +7,7 @@ global batch is contrasted.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from fbjax.config.settings import setting
 from fbjax.model.encoder import dense
+from fbjax.model.linear import LinearBranch
 from fbjax.tasks.base import IMAGE, TEXT, About, Task, register_task
 
 START_SCALE, MAX_SCALE = 1 / 0.07, 100.0  # of cosines (Radford et al. 2021)
@@ -26,8 +27,24 @@ class ImageTextContrast(Task):
     """InfoNCE over the batch, both directions; a product's own group and equal texts are no negatives."""
 
     embedding_dim: int = setting(256, "E, of the vectors of texts, images and products (64 to 512)", "[1, inf)")
+    branches: Literal["encoder", "linear", "both"] = setting(
+        "encoder",
+        "what makes a vector: the encoder's mean (encoder, the paper's application); a bag of the text's words and "
+        "word pairs, and patch features side by side, each mapped linearly (linear); or the sum of the two (both)",
+    )
+    ngrams_of: Literal["words", "pieces"] = setting(
+        "words", "what a bag counts singly and in pairs; pieces: for languages that write no spaces"
+    )
+    encoder_tokens: int = setting(
+        0, "tokens of a text that the encoder reads, where a bag reads model.text_tokens of it; 0: as many", "[0, inf)"
+    )
+    feature_dropout: float = setting(
+        0.1,
+        "dropout of the linear branch's image features; more of it makes trained images attract fewer queries",
+        "[0, 1)",
+    )
 
-    owns = ("projection", "log_scale")
+    owns = ("projection", "log_scale", "linear")
     embeds = True
     about = About(
         "Contrast of texts and images (itc)",
@@ -39,6 +56,14 @@ class ImageTextContrast(Task):
     @property
     def views(self):
         return (TEXT, IMAGE)
+
+    @property
+    def reads_encoder(self):
+        return self.branches != "linear"
+
+    @property
+    def reads_bags(self):
+        return self.branches != "encoder"
 
     def check(self, config):
         if config.train.micro_batches > 1:
@@ -53,16 +78,26 @@ class ImageTextContrast(Task):
             start = nn.with_logical_partitioning(nn.initializers.constant(math.log(START_SCALE)), ())
             return module.param("log_scale", start, ())
 
-        projection = dense(model, self.embedding_dim, ("embed", None), use_bias=False, name="projection")
-        return {"projection": projection, "log_scale": log_scale}
+        found = {"log_scale": log_scale}
+        if self.reads_encoder:
+            found["projection"] = dense(model, self.embedding_dim, ("embed", None), use_bias=False, name="projection")
+        if self.reads_bags:
+            num_cells = spec.num_patches * spec.feature_size
+            found["linear"] = LinearBranch(spec.num_ngrams, num_cells, self.embedding_dim, self.feature_dropout)
+        return found
 
     def initialise(self, model, text, image, means):
-        self.vector(model, text[:, 0])
+        if self.reads_encoder:
+            model.projection(text[:, 0])
+        if self.reads_bags:
+            model.linear.image(jnp.zeros((1, model.spec.num_patches, model.spec.feature_size)))
 
-    def vector(self, model, mean: jax.Array) -> jax.Array:
-        """Means [..., D] projected to vectors of length 1, [..., E] float32."""
-        projected = model.projection(mean).astype(jnp.float32)
-        return projected * jax.lax.rsqrt(jnp.square(projected).sum(axis=-1, keepdims=True) + 1e-12)
+    def vector(self, model, reading) -> jax.Array:
+        """A `Reading` of texts, images or products as vectors of length 1, [..., E] float32: the sum of the branches."""
+        total = 0.0 if reading.linear is None else reading.linear
+        if reading.mean is not None:
+            total = total + model.projection(reading.mean).astype(jnp.float32)
+        return total * jax.lax.rsqrt(jnp.square(total).sum(axis=-1, keepdims=True) + 1e-12)
 
     def logit_scale(self, model) -> jax.Array:
         """What cosines are multiplied by before the softmax over a batch: 1 over the learned temperature."""

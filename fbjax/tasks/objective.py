@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from fbjax.data.batches.batch import Batch
-from fbjax.model.fashionbert import FashionBert
+from fbjax.model.fashionbert import FashionBert, Reading
+from fbjax.model.ngrams import bag_of_ngrams
 from fbjax.model.patch_features import PatchNetwork
 from fbjax.tasks.base import IMAGE, NEGATIVE_PAIR, PAIR, TEXT, Example, MaskedBatch, PairView, Task, Views, task_key
 
@@ -161,17 +162,15 @@ class Objective:
         split = lambda x: x.reshape(b, n, *x.shape[1:])  # noqa: E731
         return split(hidden), None if means is None else split(means), split(jax.lax.stop_gradient(features))
 
-    def _alone(self, frozen: Any, masked: MaskedBatch, key: jax.Array, view: str, params: Any) -> jax.Array:
-        """The mean [B, D] over texts or over images, nothing hidden, through the encoder without the other."""
+    def _alone(self, frozen: Any, masked: MaskedBatch, key: jax.Array, view: str, params: Any) -> Reading:
+        """The `Reading` of texts or of images without the other, nothing hidden."""
         params, batch, trains = {**frozen, **params}, masked.batch, "patches" in params
-        keys = jax.random.split(task_key(key, view), 3)
-        apply = partial(self.model.apply, {"params": params["fashionbert"]}, deterministic=False)
+        key_drop, key_patches = jax.random.split(task_key(key, view))
+        read = partial(self.model.apply, {"params": params["fashionbert"]}, method="read", rngs={"dropout": key_drop})
         if view == TEXT:
-            text = apply(batch.ids, method="embed_text", rngs={"dropout": keys[0]})
-            return apply(text, batch.text_mask, None, method="encode_alone", rngs={"dropout": keys[1]})
-        features = self._features(params, batch.image, trains, keys[2])
-        image = apply(features, method="embed_image", rngs={"dropout": keys[0]})
-        return apply(None, None, image, method="encode_alone", rngs={"dropout": keys[1]})
+            bag = bag_of_ngrams(params["ngrams"], batch.ids) if self.model.reads_bags else None
+            return read(batch.ids, bag, None, False)
+        return read(None, None, self._features(params, batch.image, trains, key_patches), False)
 
     def _features(self, params: Any, images: jax.Array, trains: bool, key: jax.Array) -> jax.Array:
         """Patch features [N, P, C] float32, of a network that trains as it behaves in training."""

@@ -12,6 +12,7 @@ import optax
 
 from fbjax.config.settings import setting
 from fbjax.model.encoder import dense, zeros
+from fbjax.model.fashionbert import Reading
 from fbjax.tasks.base import NEGATIVE_PAIR, PAIR, About, Task, register_task
 
 
@@ -47,8 +48,10 @@ class TextImageAlignment(Task):
         return self.head == "cls+cosine"
 
     def check(self, config):
-        if self.reads_means and not any(task.embeds for task in config.tasks.values()):
-            return ["tasks.tia.head 'cls+cosine' compares vectors, which no task here makes: add itc (or use 'cls')"]
+        if self.reads_means and not any(task.embeds and not task.reads_bags for task in config.tasks.values()):
+            return [
+                "tasks.tia.head 'cls+cosine' compares vectors, which no task here makes by the encoder alone: add itc with branches 'encoder' (or use 'cls')"
+            ]
         return []
 
     def heads(self, model, spec):
@@ -76,7 +79,7 @@ class TextImageAlignment(Task):
         logits = model.tia(self.pooled(model, cls))
         if not self.reads_means:
             return logits
-        cosine = model.vector(means).prod(axis=1).sum(axis=-1)
+        cosine = model.vector(Reading(means)).prod(axis=1).sum(axis=-1)
         return logits + model.logit_scale() * jnp.stack([jnp.zeros_like(cosine), cosine], axis=-1)
 
     def loss(self, head, views, targets, batch):

@@ -55,6 +55,7 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
         splits = run.splits()
     records, validation = splits["train"], splits["validation"]
     workdirs.check_data(workdir, records.digest)
+    run = workdirs.with_ngrams(run, records, workdir)
     with telemetry.spent("patch features"):
         features = features_of(run, records)
     describe_run(run, records, features)
@@ -76,7 +77,7 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
             say(f"trained already: step {start}" if done else f"resuming at step {start} of {config.train.num_steps}")
         else:
             start, state = 0, init_state(objective, optimizer, config, mesh)
-            params = initial_params(state.params, run, mesh)
+            params = initial_params(state.params, run, records, mesh)
             if config.train.start_from and run.scores_pairs:
                 params = calibrate_match_bias(params, run, records, sampler, scorer)
             state = state.replace(params=params)

@@ -15,11 +15,14 @@ from fbjax.data.batches.sampler import Sampler
 from fbjax.data.records.builder import Records
 from fbjax.inference.pair_scorer import PairScorer
 from fbjax.model import bert_weights
+from fbjax.model.linear import feature_roots
 from fbjax.runs.feature_cache import image_inputs, text_inputs
 from fbjax.runs.loaded import LoadedRun
 from fbjax.runs.run import Run
 
-CALIBRATED = 512  # products
+CALIBRATED, STANDARDISED = 512, 8192  # products
+IMAGES_AT_ONCE = 64
+SMALLEST_DEVIATION = 1e-3  # of a feature's root: smaller ones are noise
 POSITIONS = "fashionbert/text_embeddings/position"
 
 
@@ -36,13 +39,16 @@ def check_start(run: Run, workdir: str | Path, mesh) -> None:
         )
 
 
-def initial_params(params: dict, run: Run, mesh) -> dict:
+def initial_params(params: dict, run: Run, records: Records, mesh) -> dict:
     """`params`, freshly initialised, with all that the run of `train.start_from`, else its BERT, has of them.
 
-    A run that reads longer texts than the one it starts from has the positions that this lacks from BERT.
+    A run that reads longer texts than the one it starts from has the positions that this lacks from BERT. A linear
+    branch has the moments of the training images' features.
     """
     config = run.config
-    if config.model.pretrained:
+    if run.model.reads_bags:
+        params = standardised(params, run, records)
+    if config.model.pretrained and run.model.reads_encoder:
         folder = bert_weights.find(config.model.pretrained)
         imported = bert_weights.load_bert(folder, config.model, params["fashionbert"], run.vocabulary.rows)
         params = params | {"fashionbert": imported.params}
@@ -54,6 +60,23 @@ def initial_params(params: dict, run: Run, mesh) -> dict:
         start = LoadedRun.newest(config.train.start_from, run, mesh)
         params = _taken_over(params, start.params, f"{config.train.start_from}, step {start.step}")
     return params
+
+
+def standardised(params: dict, run: Run, records: Records) -> dict:
+    """`params` with the linear branch's moments: of the features' roots of at most `STANDARDISED` training images."""
+    rows = np.sort(np.random.default_rng(run.config.train.seed).permutation(len(records))[:STANDARDISED])
+    patches = (run.frozen | params).get("patches", {})
+    roots = jax.jit(lambda patches, images: feature_roots(run.feature_input.apply(patches, images)))
+    count, total, squares = 0, 0.0, 0.0
+    for images in image_inputs(run, records, rows, IMAGES_AT_ONCE, "images to standardise"):
+        found = np.asarray(roots(patches, images), np.float64)
+        count, total, squares = count + len(found), total + found.sum(axis=0), squares + np.square(found).sum(axis=0)
+    mean = total / count
+    deviation = np.maximum(np.sqrt(np.maximum(squares / count - mean**2, 0)), SMALLEST_DEVIATION)
+    linear = dict(params["fashionbert"]["linear"])
+    for name, values in (("mean", mean), ("deviation", deviation)):
+        linear[name] = jax.device_put(values.astype(np.float32), linear[name].sharding)
+    return params | {"fashionbert": params["fashionbert"] | {"linear": linear}}
 
 
 def calibrate_match_bias(params: dict, run: Run, records: Records, sampler: Sampler, scorer: PairScorer) -> dict:

@@ -102,9 +102,8 @@ def boxed(names=("embed", "heads"), shape=(8, 8)):
         (boxed(None), r"matrix \[8, 8\] names none of its axes"),
         (boxed(("embed", "haeds")), r"matrix \[8, 8\], axis 'haeds': no rule for it \(there are batch, vocabulary"),
         (boxed(shape=(8, 7)), r"matrix \[8, 7\], axis 'heads': mesh.tensor 2 does not divide it"),
-        ({k: v for k, v in boxed().items() if k != "mlp"}, "the rule for 'mlp' matches no parameter"),
     ],
-    ids=["unnamed", "misspelt", "undivided", "unused"],
+    ids=["unnamed", "misspelt", "undivided"],
 )
 def test_what_would_be_replicated_by_oversight_is_an_error(tree, message):
     mesh = make_mesh(MeshConfig(2, 2, 2))

@@ -1,4 +1,4 @@
-"""Linear baselines on the same records, image features and lists: CCA and VSE, a baseline of the paper.
+"""Linear baselines without a run, on the same records, image features and lists: CCA and VSE of the paper.
 
 A text is the TF-IDF of its words and word pairs, reduced to the leading singular directions. An image is one feature
 vector of the patch network: the whole-image token, or the mean over patches. Each family learns linear maps of both
@@ -18,6 +18,8 @@ from fbjax.evaluation.protocols import list_figures, read_request
 from fbjax.runs.run import Run
 from fbjax.runs.vocabulary import make_vocabulary
 
+RIDGE, NUM_DIRECTIONS = 0.03, 1000  # shares of the mean variance; of the SVD of texts
+
 
 def baseline(
     family: str,
@@ -28,14 +30,18 @@ def baseline(
     num_queries: int | None,
     seed: int,
     dims: int,
-    ridge: float,
-    num_directions: int,
+    ridge: float | None,
+    num_directions: int | None,
     hardest: bool,
 ) -> dict:
     """The figures of "cca" or "vse" on a config's validation split, fitted on its training split.
 
     `dims` and `num_directions` (of the SVD) are upper bounds: a small catalogue has fewer.
     """
+    if ridge is not None and family != "cca":
+        raise ValueError(f"--ridge is for cca, not for {family}")
+    ridge = RIDGE if ridge is None else ridge
+    num_directions = NUM_DIRECTIONS if num_directions is None else num_directions
     wrong = {"--dims": dims < 1, "--svd": num_directions < 1, "--ridge": ridge <= 0, "--seed": seed < 0}
     if any(wrong.values()):
         raise ValueError(f"{', '.join(flag for flag in wrong if wrong[flag])}: give a number above 0 (a seed from 0)")

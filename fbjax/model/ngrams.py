@@ -1,0 +1,139 @@
+"""Bags of n-grams: which words and pairs of neighbouring words a text has, each with its TF-IDF weight.
+
+All of it is a pure function of framed piece ids, so it runs inside the jitted step, in an embedder and in an export.
+A word is the multilinear hash of its pieces (Carter & Wegman 1979), a pair that of two words; the vocabulary is the
+sorted array of the hashes that enough training texts have. Texts without spaces use pieces in place of words.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fbjax.data.text.stop_words import STOP_WORDS
+
+LONGEST_WORD = 8  # pieces of a word that its hash reads
+FEWEST_TEXTS = 2
+IN_BUCKET = 8  # codes
+ROWS = 128
+_FACTORS = np.random.default_rng(0).integers(-(2**31), 2**31, LONGEST_WORD + 2, np.int32) | np.int32(1)
+# "continues", "stop_word", "left_out" [V] bool; "codes" [M] int32, sorted; "idf" [M] float32; "first": of `_buckets`
+Ngrams = dict[str, Any]
+
+
+class Bag(NamedTuple):
+    """The n-grams of B texts of T pieces, in T places; a place without one has weight 0."""
+
+    rows: jax.Array  # [B, T] int32: rows of the vocabulary
+    weights: jax.Array  # [B, T] float32
+
+
+def piece_kinds(pieces: Iterable[str], *, unit: str) -> Ngrams:
+    """Of each piece of a vocabulary, bool [V]: does it continue a word, is it a stop word, is it left out?
+
+    Left out are special pieces and those without a letter or digit. `unit` "pieces": every piece is a word of its own.
+    """
+    pieces = list(pieces)
+    special = [len(piece) > 2 and piece[0] == "[" and piece[-1] == "]" for piece in pieces]
+    spoken = [any(map(str.isalnum, piece)) for piece in pieces]
+    return {
+        "continues": np.array([unit == "words" and piece.startswith("##") for piece in pieces]),
+        "stop_word": np.array([piece in STOP_WORDS for piece in pieces]),
+        "left_out": np.array(special) | ~np.array(spoken),
+    }
+
+
+def ngram_codes(kinds: Ngrams, ids: jax.Array) -> jax.Array:
+    """``ids [B, T] -> codes [B, 2 T]`` int32: the words in their order, then the pairs of neighbours; 0: none."""
+    return jax.vmap(partial(_codes, kinds))(ids)
+
+
+def _codes(kinds: Ngrams, ids: jax.Array) -> jax.Array:
+    """Of one text: ``[T] -> [2 T]``."""
+    number, continues = ids + 1, kinds["continues"][ids]
+    word, inside = number * _FACTORS[0], jnp.ones(ids.shape, bool)
+    for back in range(1, LONGEST_WORD):
+        inside = inside & _shifted(continues, back - 1)
+        word = word + jnp.where(inside, _shifted(number, back) * _FACTORS[back], 0)
+    ends = ~_shifted(continues, -1)
+    kept = ends & ~(kinds["stop_word"][ids] & ~continues) & ~kinds["left_out"][ids]
+    words = _packed(kept, word)
+    following = _shifted(words, -1)
+    pairs = words * _FACTORS[-2] + following * _FACTORS[-1]
+    return jnp.concatenate([words, jnp.where((words != 0) & (following != 0), pairs, 0)])
+
+
+def make_ngrams(texts: Iterable[np.ndarray], kinds: Ngrams) -> Ngrams:
+    """The n-grams of at least `FEWEST_TEXTS` of the `texts`, batches of framed ids [b, T].
+
+    idf as scikit-learn's: ``1 + log((1 + N) / (1 + texts with it))``. Raises ValueError where none is frequent enough.
+    """
+    find, num_texts = jax.jit(ngram_codes), 0
+    counts = np.zeros(0, np.int64), np.zeros(0, np.int32)
+    for ids in texts:
+        num_texts += len(ids)
+        codes = np.sort(np.asarray(find(kinds, ids)), axis=1)
+        first = np.concatenate([codes[:, :1] != 0, codes[:, 1:] != codes[:, :-1]], axis=1) & (codes != 0)
+        found, times = np.unique(codes[first], return_counts=True)
+        codes, places = np.unique(np.concatenate([counts[1], found]), return_inverse=True)
+        counts = np.bincount(places, np.concatenate([counts[0], times])).astype(np.int64), codes
+    times, codes = counts
+    kept = times >= FEWEST_TEXTS
+    if not kept.any():
+        raise ValueError(f"no word is in {FEWEST_TEXTS} of the {num_texts:,} training texts: there is nothing to learn")
+    idf = 1 + np.log((1 + num_texts) / (1 + times[kept]))
+    return kinds | {"codes": codes[kept], "idf": idf.astype(np.float32), "first": _buckets(codes[kept])}
+
+
+def num_rows(ngrams: Ngrams) -> int:
+    """Rows of a table with a vector for each n-gram: a multiple of `ROWS`, which a mesh divides; 0 without n-grams."""
+    return -(-len(ngrams["codes"]) // ROWS) * ROWS if ngrams else 0
+
+
+def bag_of_ngrams(ngrams: Ngrams, ids: jax.Array) -> Bag:
+    """The first T n-grams of framed ids [B, T] that `make_ngrams` has kept, weighted by idf, the weights of length 1."""
+    return jax.vmap(partial(_bag, ngrams))(ids)
+
+
+def _bag(ngrams: Ngrams, ids: jax.Array) -> Bag:
+    rows, known = _find(ngrams, _codes(ngrams, ids))
+    rows, weights = (_packed(known, x)[: ids.shape[0]] for x in (rows, ngrams["idf"][rows]))
+    return Bag(rows, weights * jax.lax.rsqrt(jnp.square(weights).sum() + 1e-12))
+
+
+def _buckets(codes: np.ndarray) -> np.ndarray:
+    """First rows of the sorted `codes` [M] by their leading bits, and M: [2^k + 1] with at most `IN_BUCKET` each."""
+    for bits in range(1, 32):
+        edges = np.arange(-(2 ** (bits - 1)), 2 ** (bits - 1) + 1, dtype=np.int64) << (32 - bits)
+        first = np.searchsorted(codes, edges).astype(np.int32)
+        if np.diff(first).max() <= IN_BUCKET:
+            break
+    return first
+
+
+def _find(ngrams: Ngrams, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The row of each of the codes `wanted`, and whether there is one."""
+    first, codes = ngrams["first"], ngrams["codes"]
+    bits = (len(first) - 1).bit_length() - 1
+    start = first[(wanted >> (32 - bits)) + 2 ** (bits - 1)]
+    row, known = start, jnp.zeros(wanted.shape, bool)
+    for place in range(IN_BUCKET):
+        at = jnp.minimum(start + place, len(codes) - 1)
+        found = codes[at] == wanted
+        row, known = jnp.where(found, at, row), known | found
+    return row, known & (wanted != 0)
+
+
+def _packed(kept: jax.Array, x: jax.Array) -> jax.Array:
+    """``x [T]`` where `kept`, moved to the front, then zeros."""
+    place = jnp.where(kept, jnp.cumsum(kept) - 1, x.shape[0])
+    return jnp.zeros_like(x).at[place].set(x, mode="drop")
+
+
+def _shifted(x: jax.Array, by: int) -> jax.Array:
+    """``x [T]`` moved `by` places to the right, or to the left where negative; zeros come in."""
+    gap = jnp.zeros(abs(by), x.dtype)
+    return jnp.concatenate([gap, x])[: x.shape[0]] if by >= 0 else jnp.concatenate([x, gap])[-by:]
