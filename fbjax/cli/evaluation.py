@@ -39,7 +39,7 @@ def evaluate(release, direction, out, **request) -> None:
 
 def _evaluate_release(release: str | None, direction: str | None, out: str | None, request: dict) -> None:
     from fbjax.core.console import say
-    from fbjax.evaluation.released import evaluate_release, print_figures
+    from fbjax.evaluation.released.prediction_file import evaluate_release, print_figures
 
     if not release:
         raise ValueError(f"--direction {direction} is for --release FILE")
@@ -110,7 +110,7 @@ def probe(out, **request) -> None:
     examples=("fbjax legacy scores.tsv", "fbjax legacy scores.tsv --shuffle 0 --out legacy.json"),
 )
 def legacy(scores, batch, shuffle, out) -> None:
-    from fbjax.evaluation.legacy import WARNING, legacy_figures, print_figures, read_scores
+    from fbjax.evaluation.released.legacy import WARNING, legacy_figures, print_figures, read_scores
 
     figures = legacy_figures(*read_scores(scores), batch, shuffle)
     print(WARNING)

@@ -4,7 +4,7 @@
 * ``matching``: AUC of each list's positive against its first other candidate (same sub-category), and against a product
   of any category. If a score above 0 means "match", also balanced accuracy and the accuracy over whole lists, 1 to 100.
 * ``draws``: ``candidates`` over five drawings of lists, seeds 0 to 4: mean and standard deviation.
-* ``legacy``: the lists of ``candidates`` with the miscount of the authors' release, see `fbjax.evaluation.legacy`.
+* ``legacy``: the lists of ``candidates`` with the miscount of the authors' release, see `fbjax.evaluation.released`.
 * ``full``: retrieval from a whole split, see `fbjax.evaluation.gallery`.
 
 docs/reference/protocols.md says when to use which. `score` maps pairs [N, 2] of rows (text, image) of the records to
@@ -17,8 +17,9 @@ from collections.abc import Callable
 import numpy as np
 
 from fbjax.data.records.builder import Records
-from fbjax.evaluation import gallery, legacy, metrics
+from fbjax.evaluation import gallery, metrics
 from fbjax.evaluation.candidates import DIRECTIONS, CandidateList, any_category_negatives, draw_lists, read_lists
+from fbjax.evaluation.released import legacy
 
 Score = Callable[[np.ndarray], np.ndarray]
 Lists = tuple[list[CandidateList], str]  # and their SHA-256
