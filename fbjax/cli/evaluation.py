@@ -2,23 +2,41 @@
 
 from pathlib import Path
 
-from fbjax.cli.common import CANDIDATES, CONFIG, DATA, OUT, PROTOCOL, QUERIES, STEP, WORKDIR, flag, names, show, verb
+from fbjax.cli.common import (
+    CANDIDATES,
+    CONFIG,
+    OUT,
+    PROTOCOL,
+    QUERIES,
+    RELEVANT,
+    STEP,
+    WORKDIR,
+    flag,
+    names,
+    show,
+    verb,
+)
 
 DIRECTION = "direction of the --release file (default: inferred from its rows)"
 RERANK = "protocol full: number of nearest products to rerank, 0 for none (default: 20 if the run has the task tia)"
+TABLES = "product tables or globs, together the data (default: the run's validation split)"
+TOWERS = "protocols full, queries, mixed: run that embeds the products (default: the run itself)"
+HUBS = "protocols queries, mixed: also correct for hubs by at most N training texts, 10,000 without N (default: off)"
 
 
 @verb(
     "evaluate a checkpoint: retrieval over candidate lists, and matching",
     WORKDIR,
-    DATA,
+    flag("--data", TABLES, nargs="+", action="extend", metavar="TABLE"),
     CANDIDATES,
     flag("--release", "prediction file of the authors' release to evaluate on (default: none)", metavar="FILE"),
     flag("--direction", DIRECTION, choices=["image_to_text", "text_to_image"]),
     PROTOCOL,
+    RELEVANT,
     QUERIES,
-    flag("--towers", "protocol full: run that embeds the products (default: the run itself)", metavar="WORKDIR"),
+    flag("--towers", TOWERS, metavar="WORKDIR"),
     flag("--rerank", RERANK, type=int, metavar="N"),
+    flag("--correct-hubs", HUBS, type=int, nargs="?", const=10_000, metavar="N"),
     STEP,
     OUT,
     examples=(
@@ -43,9 +61,9 @@ def _evaluate_release(release: str | None, direction: str | None, out: str | Non
 
     if not release:
         raise ValueError(f"--direction {direction} is for --release FILE")
-    for name in ("data", "candidates", "num_queries", "towers", "rerank"):
+    for name in ("data", "candidates", "relevant", "num_queries", "towers", "rerank", "correct_hubs"):
         if request[name] is not None:
-            flag = f"--{name.removeprefix('num_')}"
+            flag = f"--{name.removeprefix('num_').replace('_', '-')}"
             raise ValueError(f"{flag} does not go with --release, whose file holds the pairs: leave it out")
     figures = evaluate_release(request["workdir"], release, say, direction=direction, step=request["step"])
     show(figures, print_figures, out)

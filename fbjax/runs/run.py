@@ -6,7 +6,7 @@ Training begins it (`begin`); everything else opens it (`Run.open`).
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import optax
@@ -91,8 +91,8 @@ class Run:
         """Whether the run learns vectors of texts and of images."""
         return any(task.embeds for task in self.config.tasks.values())
 
-    def splits(self, data: str | None = None) -> dict[str, Records]:
-        """The prepared records of its own tables by split, or of the table or glob `data`, all "validation".
+    def splits(self, data: str | Sequence[str] | None = None) -> dict[str, Records]:
+        """The prepared records of its own tables by split, or of `data`, tables or globs, all "validation".
 
         Made first where they do not exist yet; raises as `build_records`.
         """
