@@ -43,6 +43,7 @@ HUBS = "protocols queries, mixed: also correct for hubs by at most N training te
         "fbjax evaluate --workdir runs/mine --queries 100 --out metrics.json",
         "fbjax evaluate --workdir runs/mine --candidates lists.jsonl --queries 100",
         "fbjax evaluate --workdir runs/mine --protocol draws,legacy --queries 20",
+        "fbjax evaluate --workdir runs/mine --data products.csv --protocol queries --relevant queries.jsonl",
         "fbjax evaluate --workdir runs/mine --release eval.tsv",
     ),
 )
@@ -88,6 +89,7 @@ def compare(first, second, out) -> None:
     CONFIG,
     CANDIDATES,
     PROTOCOL,
+    RELEVANT,
     QUERIES,
     flag("--seed", "random seed of SVD and VSE", type=int, default=0),
     flag("--dims", "dimensions of the embeddings", type=int, default=512),
