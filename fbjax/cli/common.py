@@ -59,9 +59,13 @@ STEP = flag("--step", "step of the checkpoint (default: the best by validation A
 DATA = flag("--data", "product table or glob (default: the run's validation split)")
 SPLITS = ["train", "validation"]
 CANDIDATES = flag("--candidates", "file of candidate lists, JSONL (default: lists drawn from the data)")
-PROTOCOLS = "protocols with commas between: candidates, matching, draws, legacy, full"
+PROTOCOLS = "protocols with commas between: candidates, matching, draws, legacy, full, queries, mixed"
 PROTOCOL = flag("--protocol", PROTOCOLS, dest="protocols", type=names, default="candidates,matching", metavar="NAME,..")
 MOST_QUERIES = "maximum number of queries in each direction"
+RELEVANT_FORM = (
+    'file of queries, for protocols queries and mixed: {"query": text, "relevant": [ids]} a line (default: none)'
+)
+RELEVANT = flag("--relevant", RELEVANT_FORM, metavar="FILE")
 QUERIES = flag("--queries", f"{MOST_QUERIES} (default: all)", dest="num_queries", type=int, metavar="N")
 OUT = out_file("--out", "JSON file for the metrics (default: none)")
 JSON = flag("--json", "print JSON instead of a table", action="store_true")

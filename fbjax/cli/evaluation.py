@@ -3,29 +3,48 @@
 import tempfile
 from pathlib import Path
 
-from fbjax.cli.common import CANDIDATES, CONFIG, DATA, OUT, PROTOCOL, QUERIES, STEP, WORKDIR, flag, names, show, verb
+from fbjax.cli.common import (
+    CANDIDATES,
+    CONFIG,
+    OUT,
+    PROTOCOL,
+    QUERIES,
+    RELEVANT,
+    STEP,
+    WORKDIR,
+    flag,
+    names,
+    show,
+    verb,
+)
 
 DIRECTION = "direction of the --release file (default: inferred from its rows)"
 RERANK = "protocol full: number of nearest products to rerank, 0 for none (default: 20 if the run has the task tia)"
+TABLES = "product tables or globs, together the data (default: the run's validation split)"
+TOWERS = "protocols full, queries, mixed: run that embeds the products (default: the run itself)"
+HUBS = "protocols queries, mixed: also correct for hubs by at most N training texts, 10,000 without N (default: off)"
 
 
 @verb(
     "evaluate a checkpoint: retrieval over candidate lists, and matching",
     WORKDIR,
-    DATA,
+    flag("--data", TABLES, nargs="+", action="extend", metavar="TABLE"),
     CANDIDATES,
     flag("--release", "prediction file of the authors' release to evaluate on (default: none)", metavar="FILE"),
     flag("--direction", DIRECTION, choices=["image_to_text", "text_to_image"]),
     PROTOCOL,
+    RELEVANT,
     QUERIES,
-    flag("--towers", "protocol full: run that embeds the products (default: the run itself)", metavar="WORKDIR"),
+    flag("--towers", TOWERS, metavar="WORKDIR"),
     flag("--rerank", RERANK, type=int, metavar="N"),
+    flag("--correct-hubs", HUBS, type=int, nargs="?", const=10_000, metavar="N"),
     STEP,
     OUT,
     examples=(
         "fbjax evaluate --workdir runs/mine --queries 100 --out metrics.json",
         "fbjax evaluate --workdir runs/mine --candidates lists.jsonl --queries 100",
         "fbjax evaluate --workdir runs/mine --protocol draws,legacy --queries 20",
+        "fbjax evaluate --workdir runs/mine --data products.csv --protocol queries --relevant queries.jsonl",
         "fbjax evaluate --workdir runs/mine --release eval.tsv",
     ),
 )
@@ -40,13 +59,13 @@ def evaluate(release, direction, out, **request) -> None:
 
 def _evaluate_release(release: str | None, direction: str | None, out: str | None, request: dict) -> None:
     from fbjax.core.console import say
-    from fbjax.evaluation.released import evaluate_release, print_figures
+    from fbjax.evaluation.released.prediction_file import evaluate_release, print_figures
 
     if not release:
         raise ValueError(f"--direction {direction} is for --release FILE")
-    for name in ("data", "candidates", "num_queries", "towers", "rerank"):
+    for name in ("data", "candidates", "relevant", "num_queries", "towers", "rerank", "correct_hubs"):
         if request[name] is not None:
-            flag = f"--{name.removeprefix('num_')}"
+            flag = f"--{name.removeprefix('num_').replace('_', '-')}"
             raise ValueError(f"{flag} does not go with --release, whose file holds the pairs: leave it out")
     figures = evaluate_release(request["workdir"], release, say, direction=direction, step=request["step"])
     show(figures, print_figures, out)
@@ -78,6 +97,7 @@ FAMILIES = (
     flag("--workdir", "ngrams: folder for the model, a run like any other (default: none, it is not kept)"),
     CANDIDATES,
     PROTOCOL,
+    RELEVANT,
     QUERIES,
     flag("--seed", "random seed of the model", type=int, default=0),
     flag("--dims", "dimensions of the embeddings", type=int, default=512),
@@ -144,7 +164,7 @@ def probe(out, **request) -> None:
     examples=("fbjax legacy scores.tsv", "fbjax legacy scores.tsv --shuffle 0 --out legacy.json"),
 )
 def legacy(scores, batch, shuffle, out) -> None:
-    from fbjax.evaluation.legacy import WARNING, legacy_figures, print_figures, read_scores
+    from fbjax.evaluation.released.legacy import WARNING, legacy_figures, print_figures, read_scores
 
     figures = legacy_figures(*read_scores(scores), batch, shuffle)
     print(WARNING)

@@ -50,7 +50,7 @@ def _table(section: type, prefix: str) -> Iterator[str]:
     for name, field in _fields(section, prefix):
         known = choices(field[0], field[1].name)
         interval = field[1].metadata["interval"]
-        allowed = ", ".join(f"`{value}`" for value in known) or INTERVALS.get(interval, interval)
+        allowed = ", ".join(f"`{value or repr(value)}`" for value in known) or INTERVALS.get(interval, interval)
         about = field[1].metadata["about"].replace("|", "\\|") + "; *may change*" * field[1].metadata["may_change"]
         yield f"| `{name}` | `{field[1].default!r}` | {allowed} | {about} |"
 

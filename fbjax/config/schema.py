@@ -164,6 +164,11 @@ class TrainConfig:
     weight_decay: float = setting(1e-4, "not of biases and LayerNorm", "[0, inf)")
     clip_norm: float = setting(1.0, "of the weighted gradient's global norm", "(0, inf)")
     seed: int = setting(0, "of weights, data order, negatives, masks and dropout", "[0, inf)")
+    half: Literal["", "first", "second"] = setting(
+        "",
+        "'': all groups of the training split; first or second: one half of them alone, by a hash of the group, for "
+        "the protocol `mixed` and for cross-fitting",
+    )
     start_from: str = setting(
         "", "another run's workdir whose weights this one begins with; '': see model.pretrained", is_path=True
     )

@@ -2,6 +2,8 @@
 
 import os
 import time
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +11,15 @@ import numpy as np
 from fbjax.config.load import absolute
 from fbjax.core.console import duration, progress, say
 from fbjax.data.batches import pipeline
+from fbjax.data.batches.halves import rows_of_half
 from fbjax.data.records.builder import Records
-from fbjax.evaluation.gallery import full_figures
+from fbjax.evaluation import mixed, queries
+from fbjax.evaluation.gallery import choose_queries, full_figures
+from fbjax.evaluation.hubness import bank_rows, hub_penalties
 from fbjax.evaluation.protocols import OVER_LISTS, list_figures, read_request
 from fbjax.inference.embed_catalogue import embed_records
 from fbjax.inference.embedder import make_embedder
+from fbjax.inference.model import Model
 from fbjax.inference.pair_scorer import make_scorer
 from fbjax.monitoring.telemetry import log_event
 from fbjax.runs.feature_cache import image_inputs, text_inputs
@@ -21,75 +27,186 @@ from fbjax.runs.loaded import LoadedRun
 from fbjax.runs.stored_evaluation import write_evaluation
 
 RERANKED = 20  # of the nearest, if the run scores pairs
+BY_VECTORS = ("full", "queries", "mixed")  # protocols that rank a gallery by vectors
 
 
 def evaluate(
     workdir: str | Path,
     *,
-    data: str | None = None,
+    data: str | Sequence[str] | None = None,
     candidates: str | None = None,
     protocols: tuple[str, ...] = OVER_LISTS,
     num_queries: int | None = None,
     step: int | None = None,
     towers: str | Path | None = None,
     rerank: int | None = None,
+    relevant: str | Path | None = None,
+    correct_hubs: int | None = None,
 ) -> dict:
     """The figures of a workdir's best checkpoint, or that of `step`, in the form of ``metrics.json``.
 
-    `data`: a table or glob (default: the run's validation split). `candidates`: lists (default: drawn from the data,
-    seed 0). Protocol "full" uses the run's towers, or those of the last checkpoint in the workdir `towers`; if the run
-    scores pairs, it re-ranks the `rerank` nearest (default: 20). The workdir stores figures and rankings over lists
+    `data`: tables or globs (default: the run's validation split). `candidates`: lists (default: drawn from the data,
+    seed 0). Protocols over galleries use the run's towers, or those of the last checkpoint in the workdir `towers`.
+    "full" re-ranks the `rerank` nearest if the run scores pairs (default: 20). `relevant`: a file of queries for
+    "queries" and "mixed". `correct_hubs`: at most so many training texts measure how much each picture is a hub; these
+    two protocols give their figures with this correction as well. The workdir stores figures and rankings over lists
     until the next evaluation over lists (`fbjax.runs.stored_evaluation`).
     """
     lists = read_request(protocols, candidates, num_queries)
-    _check_gallery(protocols, towers, rerank)
+    query_file = queries.read_request(protocols, relevant, num_queries)
+    _check_flags(protocols, data, towers, rerank, correct_hubs)
     loaded = LoadedRun.load(workdir, step)
     scores_matches = loaded.run.scores_pairs
     if rerank and not scores_matches:
         raise ValueError(f"--rerank {rerank} needs a run that learns alignment: its tasks have no tia")
-    giver = _vector_run(loaded, towers) if "full" in protocols else None
-    records = loaded.records(data)
+    giver = _vector_run(loaded, towers, protocols) if set(protocols) & set(BY_VECTORS) else None
+    if giver and "mixed" in protocols:
+        mixed.check_run(giver.run.config, giver.workdir)
+    records, vectors = loaded.records(data), giver and _Vectors(giver)
 
     score = _PairScores(loaded, records)
     figures, rankings = list_figures(records, protocols, lists, num_queries, score, scores_matches)
     figures["checkpoint_step"] = loaded.step
     if rankings:
-        sources = {name: path and absolute(path) for name, path in (("data", data), ("candidates", candidates))}
+        sources = {"data": _absolute(data), "candidates": candidates and absolute(candidates)}
         write_evaluation(workdir, sources | {"figures": figures, "rankings": rankings})
-    if giver is not None:
-        embedder = make_embedder(giver.run, giver.mesh)
-        figures["full"] = {"towers": os.path.abspath(towers or workdir), "towers_step": giver.step} | full_figures(
-            *(embed_records(giver, embedder, records, what) for what in ("text", "image")),
+    if "full" in protocols:
+        figures["full"] = vectors.about | full_figures(
+            *(vectors.of(records, what) for what in ("text", "image")),
             records.groups,
             num_queries,
             text_codes=pipeline.text_codes(records),
             size=RERANKED if rerank is None else rerank,
             score=score if scores_matches else None,
-            scale=embedder.scale(giver.variables),
+            scale=vectors.scale,
         )
+    if "queries" in protocols:
+        figures["queries"] = _query_figures(vectors, records, query_file, correct_hubs)
+    if "mixed" in protocols:
+        figures["mixed"] = _mixed_figures(vectors, records, query_file, num_queries, correct_hubs)
+    for name in {"queries", "mixed"} & set(protocols) if towers else ():
+        figures[name] |= vectors.about
     if score.num_pairs:
         figures["pairs_per_second"] = score.num_pairs / score.seconds
         log_event(workdir, "evaluation", score.seconds)
     return figures
 
 
-def _check_gallery(protocols: tuple[str, ...], towers, rerank: int | None) -> None:
-    """Raises ValueError if a flag would have no effect, or is negative."""
-    if "full" not in protocols and (towers or rerank is not None):
-        raise ValueError("--towers and --rerank are for the whole gallery: add full to --protocol")
+def _check_flags(protocols: tuple[str, ...], data, towers, rerank: int | None, correct_hubs: int | None) -> None:
+    """Raises ValueError if a flag would have no effect, or is out of range."""
+    if "full" not in protocols and rerank is not None:
+        raise ValueError("--rerank is for the whole gallery: add full to --protocol")
+    if not set(protocols) & set(BY_VECTORS) and towers:
+        raise ValueError(f"--towers is for galleries: add {' or '.join(BY_VECTORS)} to --protocol")
     if rerank is not None and rerank < 0:
         raise ValueError(f"--rerank {rerank}: take at least 0, which leaves it out")
+    if correct_hubs is not None and not set(protocols) & set(queries.READERS):
+        raise ValueError(f"--correct-hubs: add {' or '.join(queries.READERS)} to --protocol")
+    if correct_hubs is not None and correct_hubs < 1:
+        raise ValueError(f"--correct-hubs {correct_hubs}: take at least 1 text")
+    if data and "mixed" in protocols:
+        raise ValueError("protocol mixed is about the run's own splits: leave --data out")
 
 
-def _vector_run(loaded: LoadedRun, towers: str | Path | None) -> LoadedRun:
+def _absolute(data: str | Sequence[str] | None) -> str | list[str] | None:
+    """`data` with absolute paths; one table alone as a string."""
+    tables = [data] if isinstance(data, str) else data or ()
+    found = [absolute(table) for table in tables]
+    return found if len(found) > 1 else found[0] if found else None
+
+
+def _vector_run(loaded: LoadedRun, towers: str | Path | None, protocols: tuple[str, ...]) -> LoadedRun:
     """The run whose towers give vectors: the one in the workdir `towers`, or `loaded`."""
     giver = LoadedRun.newest(towers, loaded.run, loaded.mesh) if towers else loaded
     if not giver.run.has_embedder:
+        asked = " and ".join(name for name in BY_VECTORS if name in protocols)
         remedy = "its tasks have no itc" if towers else "this run's tasks have no itc: give one that has with --towers"
         start = loaded.run.config.train.start_from
         hint = f", such as the run it started from, {start}" if start and not towers else ""
-        raise ValueError(f"protocol full needs trained towers, and {remedy}{hint}")
+        raise ValueError(f"protocol {asked} needs trained towers, and {remedy}{hint}")
     return giver
+
+
+def _query_figures(vectors: "_Vectors", records: Records, file: queries.QueryFile, correct_hubs: int | None) -> dict:
+    asked = queries.choose(file, records.ids, vectors.has_words)
+    texts, images = vectors.of_strings(asked.texts), vectors.of(records, "image")
+    figures = queries.query_figures(texts, images, asked) | queries.about(asked, len(records))
+    if correct_hubs:
+        penalties = hub_penalties(images, vectors.bank(correct_hubs))
+        figures["corrected"] = queries.query_figures(texts, images, asked, penalties)
+    return figures
+
+
+def _mixed_figures(
+    vectors: "_Vectors",
+    records: Records,
+    file: queries.QueryFile | None,
+    num_queries: int | None,
+    correct_hubs: int | None,
+) -> dict:
+    """`records`: the validation split. Its texts are the queries, or those of `file`."""
+    mixed.check_table(vectors.giver.workdir, vectors.train)
+    if file:
+        asked = queries.choose(file, records.ids, vectors.has_words, set(vectors.train.ids.tolist()))
+        texts, rows, skipped = vectors.of_strings(asked.texts), asked.rows, asked.skipped
+    else:
+        own = choose_queries(len(records), num_queries)
+        texts, rows, skipped = vectors.of(records, "text", own), list(own[:, None]), {}
+    half = vectors.giver.run.config.train.half
+    chosen = mixed.choose_rows(vectors.train.groups, half)
+    pictures = mixed.Pictures(vectors.of(records, "image"), *(vectors.of(vectors.train, "image", x) for x in chosen))
+    figures = mixed.mixed_figures(texts, pictures, rows, records.groups)
+    figures |= {"half": half, "num_queries": len(texts), "gallery": pictures.sizes, "skipped": skipped}
+    if correct_hubs:
+        penalties = hub_penalties(pictures.joined(), vectors.bank(correct_hubs))
+        figures["corrected"] = mixed.mixed_figures(texts, pictures, rows, records.groups, penalties)
+    return figures
+
+
+class _Vectors:
+    """Vectors by the towers of one run; those of all images and texts of a split are computed once."""
+
+    def __init__(self, giver: LoadedRun):
+        self.giver = Model(giver.workdir, giver.run, giver.step, giver.params, giver.mesh)
+        self._embedder = make_embedder(giver.run, giver.mesh)
+        self._made: dict[tuple[str, str], np.ndarray] = {}
+
+    @property
+    def about(self) -> dict:
+        return {"towers": os.path.abspath(self.giver.workdir), "towers_step": self.giver.step}
+
+    @property
+    def scale(self) -> float:
+        return self._embedder.scale(self.giver.variables)
+
+    @cached_property
+    def train(self) -> Records:
+        """The training split of the run's own tables."""
+        return self.giver.records(split="train")
+
+    def of(self, records: Records, what: str, rows: np.ndarray | None = None) -> np.ndarray:
+        """Vectors of the texts or images (`what`) at `rows` (default: all)."""
+        if rows is not None:
+            return embed_records(self.giver, self._embedder, records, what, rows)
+        if (records.name, what) not in self._made:
+            self._made[records.name, what] = embed_records(self.giver, self._embedder, records, what)
+        return self._made[records.name, what]
+
+    def of_strings(self, texts: list[str]) -> np.ndarray:
+        """Vectors of any texts, read as those of prepared records."""
+        return self.giver.embed_text(texts)
+
+    def has_words(self, text: str) -> bool:
+        try:
+            self.giver.encode_text(text)
+        except ValueError:
+            return False
+        return True
+
+    def bank(self, size: int) -> np.ndarray:
+        """Vectors of at most `size` texts that the run was trained on."""
+        rows = bank_rows(rows_of_half(self.train.groups, self.giver.run.config.train.half), size)
+        return self.of(self.train, "text", rows)
 
 
 class _PairScores:

@@ -7,7 +7,7 @@ the rank "apart". Ties count against the model.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -32,6 +32,21 @@ class Search:
 def choose_queries(num_products: int, num_queries: int | None) -> np.ndarray:
     """Rows of the queries: all, or the first `num_queries` of a seeded shuffle."""
     return np.sort(np.random.default_rng(SEED).permutation(num_products)[:num_queries])
+
+
+def cosines_in_parts(
+    queries: np.ndarray, gallery: np.ndarray, penalties: np.ndarray | None = None
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """(part of the queries, its scores [q, N]): cosines of ``queries [Q, E], gallery [N, E]`` less `penalties` [N].
+
+    The caller may change the scores. Raises ValueError where a score is not finite.
+    """
+    at_once = max(1, COSINES_AT_ONCE // max(1, len(gallery)))
+    for start in range(0, len(queries), at_once):
+        part = slice(start, start + at_once)
+        scores = queries[part] @ gallery.T
+        metrics.check_finite(scores)
+        yield part, scores if penalties is None else scores - penalties
 
 
 def search(queries: np.ndarray, gallery: np.ndarray, own: np.ndarray, groups: np.ndarray, size: int) -> Search:

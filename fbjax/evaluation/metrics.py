@@ -1,5 +1,6 @@
 """Retrieval and matching figures from scores, in NumPy. Ties always count against the model."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -69,6 +70,32 @@ def gains(ranks: np.ndarray, before: np.ndarray) -> dict:
     return figures
 
 
+def mean_of(name: str, values: np.ndarray) -> dict:
+    """``{name: mean, "name.ci": [lo, hi]}`` of a value a query, [Q]."""
+    return {name: float(values.mean()), f"{name}.ci": list(interval(np.mean, values))}
+
+
+def mean_reciprocal(ranks: np.ndarray, depth: int) -> dict:
+    """``{"mrr@depth": .., "mrr@depth.ci": [lo, hi]}`` of ranks [Q]: the mean of 1 / rank, 0 beyond `depth`."""
+    return mean_of(f"mrr@{depth}", np.where(ranks <= depth, 1 / ranks, 0.0))
+
+
+def ratio_of(name: str, above: np.ndarray, below: np.ndarray) -> dict:
+    """``{name: .., "name.ci": [lo, hi]}``: the mean of `above` [Q] over that of `below` [Q], paired by query.
+
+    None where `below` has no hit; the interval is [None, None] where a resample has none, as with fewer than about 7.
+    """
+
+    def ratio(a, b):
+        return float(a.mean() / b.mean()) if b.any() else math.nan
+
+    value, bounds = ratio(above, below), interval(ratio, above, below)
+    return {
+        name: None if math.isnan(value) else value,
+        f"{name}.ci": [None if math.isnan(bound) else bound for bound in bounds],
+    }
+
+
 def spoken(rates: dict, ending: str = "") -> str:
     """``Rank@1 17.7% [15.4%, 20.1%]  Rank@5 ..`` of `hit_rates`."""
     return "  ".join(f"Rank@{k} {with_interval(rates, f'rank@{k}{ending}')}" for k in RANKS)
@@ -78,6 +105,12 @@ def with_interval(rates: dict, name: str) -> str:
     """``17.7% [15.4%, 20.1%]`` of the share `name` and its interval."""
     low, high = rates[f"{name}.ci"]
     return f"{rates[name]:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def spoken_mrr(figures: dict, depth: int) -> str:
+    """``MRR@10 0.327 [0.271, 0.384]`` of `mean_reciprocal`."""
+    low, high = figures[f"mrr@{depth}.ci"]
+    return f"MRR@{depth} {figures[f'mrr@{depth}']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def print_row(direction: str, cells: str, say: Callable[[str], None]) -> None:

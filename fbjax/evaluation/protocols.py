@@ -4,8 +4,10 @@
 * ``matching``: AUC of each list's positive against its first other candidate (same sub-category), and against a product
   of any category. If a score above 0 means "match", also balanced accuracy and the accuracy over whole lists, 1 to 100.
 * ``draws``: ``candidates`` over five drawings of lists, seeds 0 to 4: mean and standard deviation.
-* ``legacy``: the lists of ``candidates`` with the miscount of the authors' release, see `fbjax.evaluation.legacy`.
+* ``legacy``: the lists of ``candidates`` with the miscount of the authors' release, see `fbjax.evaluation.released`.
 * ``full``: retrieval from a whole split, see `fbjax.evaluation.gallery`.
+* ``queries``: text queries of a file over a whole catalogue, see `fbjax.evaluation.queries`.
+* ``mixed``: new products among trained ones, see `fbjax.evaluation.mixed`.
 
 docs/reference/protocols.md says when to use which. `score` maps pairs [N, 2] of rows (text, image) of the records to
 scores [N].
@@ -17,13 +19,15 @@ from collections.abc import Callable
 import numpy as np
 
 from fbjax.data.records.builder import Records
-from fbjax.evaluation import gallery, legacy, metrics
+from fbjax.evaluation import gallery, metrics, mixed, queries
 from fbjax.evaluation.candidates import DIRECTIONS, CandidateList, any_category_negatives, draw_lists, read_lists
+from fbjax.evaluation.released import legacy
 
 Score = Callable[[np.ndarray], np.ndarray]
 Lists = tuple[list[CandidateList], str]  # and their SHA-256
 OVER_LISTS = ("candidates", "matching")
-PROTOCOLS = (*OVER_LISTS, "draws", "legacy", "full")
+PROTOCOLS = (*OVER_LISTS, "draws", "legacy", "full", "queries", "mixed")
+WITHOUT_LISTS = {"draws", "full", "queries", "mixed"}
 NUM_OTHERS, DRAWN_QUERIES = 100, 1000  # of lists drawn here, as in the paper
 DRAW_SEEDS = (0, 1, 2, 3, 4)
 LEGACY_SEED = 0  # of the order of the rows in batches
@@ -36,7 +40,7 @@ def read_request(protocols: tuple[str, ...], candidates: str | None, num_queries
         raise ValueError(f"unknown protocol {', '.join(map(repr, sorted(unknown)))}; there are {', '.join(PROTOCOLS)}")
     if num_queries is not None and num_queries < 1:
         raise ValueError(f"--queries {num_queries}: take at least 1")
-    if candidates and set(protocols) <= {"draws", "full"}:
+    if candidates and set(protocols) <= WITHOUT_LISTS:
         named = ", ".join(protocols)
         raise ValueError(f"--candidates {candidates}: {named} reads no lists; add candidates to --protocol")
     return read_lists(candidates, num_queries) if candidates else None
@@ -50,7 +54,7 @@ def list_figures(
     score: Score,
     scores_matches: bool,
 ) -> tuple[dict, list[dict]]:
-    """The figures of all protocols but ``full``, and each query's ranking of ``candidates`` and ``matching``.
+    """The figures of the protocols over lists, and each query's ranking of ``candidates`` and ``matching``.
 
     ({}, []) without such a protocol. `lists` None: drawn from the records, seed 0. `scores_matches`: whether a score
     above 0 means "match". A ranking is {"direction", "query", "positive", "candidates": their number, "rank" and
@@ -200,8 +204,9 @@ def print_figures(figures: dict, say: Callable[[str], None]) -> None:
         say(legacy.WARNING)
         for direction, rates in figures["legacy"].items():
             legacy.print_figures(rates, direction.replace("_", " "), say)
-    if "full" in figures:
-        gallery.print_figures(figures["full"], say)
+    for name, by_vectors in (("full", gallery), ("queries", queries), ("mixed", mixed)):
+        if name in figures:
+            by_vectors.print_figures(figures[name], say)
     size = figures.get("candidates_per_list", NUM_OTHERS + 1)
     if size < NUM_OTHERS + 1:
         say(f"NOTE: {size:.0f} candidates a list on average, not {NUM_OTHERS + 1}: Rank@1 by chance is {1 / size:.0%}")

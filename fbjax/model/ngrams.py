@@ -94,7 +94,7 @@ def num_rows(ngrams: Ngrams) -> int:
 
 
 def bag_of_ngrams(ngrams: Ngrams, ids: jax.Array) -> Bag:
-    """The first T n-grams of framed ids [B, T] that `make_ngrams` has kept, weighted by idf, the weights of length 1."""
+    """The first T known n-grams of framed ids [B, T], weighted by idf, the weights of length 1."""
     return jax.vmap(partial(_bag, ngrams))(ids)
 
 

@@ -134,7 +134,7 @@ def _retrieval(evaluation: dict) -> dict | None:
         "candidates": figures["candidates_per_list"],
         "full": NUM_OTHERS + 1,
         "drawn": evaluation["candidates"] is None,
-        "data": evaluation["data"],
+        "data": ", ".join(data) if isinstance(data := evaluation["data"], list) else data,
         "digest": figures["candidates_sha256"][:12],
     }
 

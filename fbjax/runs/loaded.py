@@ -1,6 +1,7 @@
 """A trained run: its parts, the parameters of one checkpoint, and their mesh."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -56,8 +57,8 @@ class LoadedRun:
         """What the scorer and the embedder take: "fashionbert", "patches" and, where texts are bags, "ngrams"."""
         return {"patches": self.run.patches.params} | self.run.frozen | self.params
 
-    def records(self, data: str | None = None, split: str = "validation") -> Records:
-        """A prepared `split` of the run's own tables, or of the table or glob `data`, which is all "validation"."""
+    def records(self, data: str | Sequence[str] | None = None, split: str = "validation") -> Records:
+        """A prepared `split` of the run's own tables, or of `data`, tables or globs, which are all "validation"."""
         return self.run.splits(data)[split]
 
 

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ TEXTS_AT_ONCE = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The parts that a config describes, built. `ngrams`: those of its texts, {} where no task reads any, or not yet."""
+    """The parts that a config describes, built. `ngrams`: of its texts; {} where no task reads any, or not yet."""
 
     config: Config
     vocabulary: Vocabulary
@@ -102,8 +102,8 @@ class Run:
         """Whether the run learns vectors of texts and of images."""
         return any(task.embeds for task in self.config.tasks.values())
 
-    def splits(self, data: str | None = None) -> dict[str, Records]:
-        """The prepared records of its own tables by split, or of the table or glob `data`, all "validation".
+    def splits(self, data: str | Sequence[str] | None = None) -> dict[str, Records]:
+        """The prepared records of its own tables by split, or of `data`, tables or globs, all "validation".
 
         Made first where they do not exist yet; raises as `build_records`.
         """
@@ -117,7 +117,7 @@ class Run:
 
     @property
     def frozen(self) -> dict:
-        """What the step takes and does not train: a patch network that does not train, and the vocabulary of n-grams."""
+        """What the step takes and does not train: a patch network that does not train, and the n-grams there are."""
         return self.patches.frozen(self.config.patches.mode) | ({"ngrams": self.ngrams} if self.ngrams else {})
 
 
@@ -149,8 +149,8 @@ def create_or_resume(config: Config, workdir: str | Path, say: Callable[[str], N
     return run
 
 
-def with_ngrams(run: Run, records: Records, workdir: str | Path) -> Run:
-    """`run` with the n-grams of the texts of its training `records` where it reads any; notes them in the workdir.
+def with_ngrams(run: Run, records: Records, rows: np.ndarray, workdir: str | Path) -> Run:
+    """`run` with the n-grams of the training texts, `rows` of `records`, where it reads any; kept in the workdir.
 
     Raises ValueError where no n-gram is in two texts.
     """
@@ -159,7 +159,7 @@ def with_ngrams(run: Run, records: Records, workdir: str | Path) -> Run:
         return run
     path = paths.as_path(workdir) / NGRAMS
     if is_first() and not path.is_file():
-        parts = np.array_split(np.arange(len(records)), -(-len(records) // TEXTS_AT_ONCE))
+        parts = np.array_split(rows, -(-len(rows) // TEXTS_AT_ONCE))
         texts = (read_texts(records, rows, run.vocabulary, run.config.model.text_tokens) for rows in parts)
         _write_arrays(path, make_ngrams(texts, piece_kinds(run.vocabulary.rows, unit=task.ngrams_of)))
     barrier("n-grams counted")

@@ -93,7 +93,7 @@ class ImageTextContrast(Task):
             model.linear.image(jnp.zeros((1, model.spec.num_patches, model.spec.feature_size)))
 
     def vector(self, model, reading) -> jax.Array:
-        """A `Reading` of texts, images or products as vectors of length 1, [..., E] float32: the sum of the branches."""
+        """A `Reading` as vectors of length 1, [..., E] float32: the sum of the branches."""
         total = 0.0 if reading.linear is None else reading.linear
         if reading.mean is not None:
             total = total + model.projection(reading.mean).astype(jnp.float32)

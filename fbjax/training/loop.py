@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 
 from fbjax.config.schema import Config
 from fbjax.core.console import say
-from fbjax.data.batches.negatives import NegativeSampler
 from fbjax.data.batches.pipeline import read_images, train_batches
 from fbjax.data.batches.sampler import Sampler
 from fbjax.data.records.builder import Records, read_report
@@ -55,17 +54,17 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
         splits = run.splits()
     records, validation = splits["train"], splits["validation"]
     workdirs.check_data(workdir, records.digest)
-    run = workdirs.with_ngrams(run, records, workdir)
+    sampler = Sampler.of(records, config.train, config.model, run.objective.random_share)
+    run = workdirs.with_ngrams(run, records, sampler.rows, workdir)
+    objective, optimizer = run.objective, run.optimizer
     with telemetry.spent("patch features"):
         features = features_of(run, records)
-    describe_run(run, records, features)
+    describe_run(run, records, features, sampler)
 
-    objective, optimizer = run.objective, run.optimizer
     shape = abstract_state(objective, optimizer, config, mesh)
     frozen = jax.device_put(run.frozen, replicated(mesh))
     scorer = make_scorer(run, mesh)
     sample = ValidationSample(run, validation, scorer, config.train.evaluate_products)
-    sampler = Sampler.of(records, config.train, config.model, objective.random_share)
 
     with Checkpoints(workdir, config.train.keep_last, say) as checkpoints, contextlib.ExitStack() as stack:
         # 1. an interrupted run continues from its newest readable checkpoint
@@ -77,7 +76,7 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
             say(f"trained already: step {start}" if done else f"resuming at step {start} of {config.train.num_steps}")
         else:
             start, state = 0, init_state(objective, optimizer, config, mesh)
-            params = initial_params(state.params, run, records, mesh)
+            params = initial_params(state.params, run, records, sampler.rows, mesh)
             if config.train.start_from and run.scores_pairs:
                 params = calibrate_match_bias(params, run, records, sampler, scorer)
             state = state.replace(params=params)
@@ -132,14 +131,17 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
     return state
 
 
-def describe_run(run: workdirs.Run, records: Records, features: np.ndarray | None) -> None:
+def describe_run(run: workdirs.Run, records: Records, features: np.ndarray | None, sampler: Sampler) -> None:
     """Says what training is about to see."""
     report = read_report(records)
     splits = ", ".join(f"{count:,} {split}" for split, count in report["splits"].items())
     say(f"products: {splits}; {report['categories']['train']} categories, {report['groups']['train']:,} groups")
     if report["skipped"]:
         say("skipped: " + ", ".join(f"{count:,} {reason}" for reason, count in report["skipped"].items()))
-    lonely = NegativeSampler(records.categories, records.groups).no_in_category_negative
+    if half := run.config.train.half:
+        num_groups = len(np.unique(records.groups[sampler.rows]))
+        say(f"training on the {half} half of the groups alone: {len(sampler.rows):,} products, {num_groups:,} groups")
+    lonely = sampler.negatives.no_in_category_negative
     if lonely.any():
         say(f"{lonely.sum():,} products are the only group of their category: negatives from any category")
     limit = run.config.model.text_tokens

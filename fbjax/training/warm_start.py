@@ -39,15 +39,15 @@ def check_start(run: Run, workdir: str | Path, mesh) -> None:
         )
 
 
-def initial_params(params: dict, run: Run, records: Records, mesh) -> dict:
+def initial_params(params: dict, run: Run, records: Records, rows: np.ndarray, mesh) -> dict:
     """`params`, freshly initialised, with all that the run of `train.start_from`, else its BERT, has of them.
 
     A run that reads longer texts than the one it starts from has the positions that this lacks from BERT. A linear
-    branch has the moments of the training images' features.
+    branch has the moments of the features of the training images, `rows` of `records`.
     """
     config = run.config
     if run.model.reads_bags:
-        params = standardised(params, run, records)
+        params = standardised(params, run, records, rows)
     if config.model.pretrained and run.model.reads_encoder:
         folder = bert_weights.find(config.model.pretrained)
         imported = bert_weights.load_bert(folder, config.model, params["fashionbert"], run.vocabulary.rows)
@@ -62,9 +62,9 @@ def initial_params(params: dict, run: Run, records: Records, mesh) -> dict:
     return params
 
 
-def standardised(params: dict, run: Run, records: Records) -> dict:
-    """`params` with the linear branch's moments: of the features' roots of at most `STANDARDISED` training images."""
-    rows = np.sort(np.random.default_rng(run.config.train.seed).permutation(len(records))[:STANDARDISED])
+def standardised(params: dict, run: Run, records: Records, rows: np.ndarray) -> dict:
+    """`params` with the linear branch's moments: of the features' roots of at most `STANDARDISED` of the training images `rows`."""
+    rows = np.sort(np.random.default_rng(run.config.train.seed).permutation(rows)[:STANDARDISED])
     patches = (run.frozen | params).get("patches", {})
     roots = jax.jit(lambda patches, images: feature_roots(run.feature_input.apply(patches, images)))
     count, total, squares = 0, 0.0, 0.0

@@ -23,7 +23,8 @@ RESULTS = {  # a pattern that shows on stdout, or a file that is there afterward
     "prepare": ["prepared", r"config.data.columns.text", r"train: \d+ products"],
     "train": ["runs/mine/config.json"],
     "candidates": ["lists.jsonl.json", r"sha256: [0-9a-f]{64}", r"written: train-lists.jsonl"],
-    "evaluate": ["metrics.json", r"Rank@1 \d", r"miscounted on purpose", r"5 drawings", r"6 queries of 4 candidates"],
+    "evaluate": ["metrics.json", r"Rank@1 \d", r"miscounted on purpose", r"5 drawings", r"6 queries of 4 candidates"]
+    + [r"2 queries, 96 products"],
     "compare": ["comparison.json", r"cannot be told apart on these \d+ queries"],
     "baseline": [r"Rank@1 \d"],
     "probe": [r"category: 4 labels", r"macro f1 \d"],
@@ -47,6 +48,8 @@ def folder(tmp_path_factory, trains_on_one_device):
     (folder / "photo.jpg").write_bytes(encode(products[0]["image"], "JPEG"))
     lists = release_files.prediction_rows(num_queries=6, num_candidates=4, num_patches=16, feature_size=48)
     release.write(folder / "eval.tsv", lists, release.PREDICTION)
+    asked = [{"query": p["title"], "relevant": [p["id"]]} for p in products[:2]]
+    (folder / "queries.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in asked))
     (folder / "scores.tsv").write_text("a\t1\t0.9\na\t0\t0.1\nb\t1\t0.2\nb\t0\t0.3\n")
     (folder / "configs").mkdir()
     template = CONFIG_FILE.format(train="", validation="", prepared="prepared")

@@ -12,7 +12,7 @@ from fbjax.data.batches.pipeline import read_products
 from fbjax.evaluation import metrics
 from fbjax.evaluation.evaluate import evaluate
 from fbjax.evaluation.gallery import choose_queries, full_figures, reranked, search
-from fbjax.evaluation.protocols import PROTOCOLS, print_figures
+from fbjax.evaluation.protocols import print_figures
 from fbjax.inference.embed_catalogue import embed_records
 from fbjax.inference.embedder import make_embedder
 from fbjax.report.report import write_report
@@ -202,7 +202,7 @@ def test_towers_alone_decide_nothing_and_are_not_re_ranked(runs):
     towers, _ = runs
     with pytest.raises(ValueError, match="--rerank 4 needs a run that learns alignment"):
         evaluate(towers, protocols=("full",), rerank=4)
-    figures = evaluate(towers, protocols=PROTOCOLS, num_queries=8)
+    figures = evaluate(towers, protocols=("candidates", "matching", "draws", "legacy", "full"), num_queries=8)
     drawn, alone = figures["draws"], figures["text_to_image"]
     assert drawn["candidates_sha256"][0] == figures["candidates_sha256"] and len(set(drawn["candidates_sha256"])) == 5
     assert (

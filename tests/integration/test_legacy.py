@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fbjax.cli.main import main
-from fbjax.evaluation.legacy import legacy_figures, list_rows, read_scores
+from fbjax.evaluation.released.legacy import legacy_figures, list_rows, read_scores
 
 
 def published_rows():

@@ -1,5 +1,6 @@
 """Protocols over lists, on any scores: drawings averaged, each pair scored once, the miscount beside the right."""
 
+import json
 import statistics
 
 import numpy as np
@@ -94,3 +95,20 @@ def test_a_baseline_takes_the_same_protocols(tmp_path, capsys):
     assert main(["baseline", "cca", *asked]) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
     assert "5 drawings of 5 queries" in printed and "(correct)" in printed
+
+
+def test_a_baseline_answers_the_queries_of_a_file_and_knows_no_halves(tmp_path, capsys):
+    config, path = write_config(tmp_path), tmp_path / "log.jsonl"
+    own = [{"query": f"{p['title']} {p['caption']}", "relevant": [p["id"]]} for p in make_products(24, seed=1)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*own, {"query": " ", "relevant": ["p1-0000"]}]))
+    flags = ["baseline", "cca", "--config", str(config), "--out", str(tmp_path / "metrics.json"), "--protocol"]
+    assert main([*flags, "full,queries", "--relevant", str(path)]) == 0, capsys.readouterr().err
+    assert "24 queries, 24 products" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "metrics.json").read_text())
+    # with a product's own text for a query, recall is the strict hit rate of the whole gallery
+    assert figures["queries"]["recall@1"] == figures["full"]["text_to_image"]["rank@1.strict"]
+    assert figures["queries"]["recall@10"] == figures["full"]["text_to_image"]["rank@10.strict"] > 0
+    assert figures["queries"]["skipped"] == {"without words": 1}
+    for wrong in (["mixed"], ["full", "--config.train.half=first"]):
+        assert main([*flags, *wrong]) == 1
+        assert "use fbjax train and fbjax evaluate" in capsys.readouterr().err

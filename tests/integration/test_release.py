@@ -15,7 +15,7 @@ from fbjax.data.sources.base import Skipped, open_source
 from fbjax.data.sources.release import PREDICTION, TRAINING, Pair, Reader
 from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.evaluation import metrics
-from fbjax.evaluation.released import Scored, release_figures
+from fbjax.evaluation.released.prediction_file import Scored, release_figures
 from fbjax.inference.model import Model
 from fbjax.model.patch_features import given_features
 from fbjax.runs.feature_cache import cached_features
@@ -229,7 +229,7 @@ def trained(tmp_path_factory, trains_on_one_device):
 
 @pytest.mark.parametrize("name, direction", [("image", "image_to_text"), ("text", "text_to_image")])
 def test_a_run_trained_on_a_release_file_is_evaluated_on_another(name, direction, trained, monkeypatch, capsys):
-    monkeypatch.setattr("fbjax.evaluation.released.CHUNK", 7)  # chunks that cut through lists
+    monkeypatch.setattr("fbjax.evaluation.released.prediction_file.CHUNK", 7)  # chunks that cut through lists
     file = str(trained / f"{name}.tsv")
     out = trained / f"{name}.json"
     assert main(["evaluate", "--workdir", str(trained / "run"), "--release", file, "--out", str(out)]) == 0

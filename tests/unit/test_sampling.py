@@ -1,14 +1,16 @@
 """Order, negatives and batches against brute force, and as pure functions of the step."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fbjax.config.schema import TASKS, Config
+from fbjax.config.schema import TASKS, Config, ModelConfig, TrainConfig
 from fbjax.core.batching import padded_lengths
+from fbjax.data.batches.halves import half_of, rows_of_half
 from fbjax.data.batches.negatives import NegativeSampler
 from fbjax.data.batches.pipeline import train_batches
 from fbjax.data.batches.sampler import WINDOW, Sampler
@@ -152,6 +154,53 @@ def test_a_product_alone_in_its_category_gets_negatives_of_any_category():
         for row, negative in zip(*sampler.batch(epoch), strict=True):
             drawn[int(row)].add(int(negative))
     assert drawn == {0: {1, 2}, 1: {0, 2}, 2: {0, 1}, 3: {0, 1, 2}}
+
+
+def records_of(products):
+    """What `Sampler.of` reads of prepared records."""
+    categories, groups = np.array(products, np.int32).T
+    return SimpleNamespace(categories=categories, groups=groups, num_pieces=draw_lengths(len(products), 0) - 2)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40)), min_size=20, max_size=60), st.integers(1, 30))
+def test_each_half_is_drawn_once_an_epoch_and_the_other_never(products, batch_size):
+    records = records_of(products)
+    train, model = TrainConfig(batch_size=batch_size), ModelConfig()
+    drawn = {}
+    for half in ("first", "second"):
+        halved = dataclasses.replace(train, half=half)
+        mine = {group for group in records.groups if bool(half_of(np.array([group]))[0]) == (half == "first")}
+        if len(mine) < 2:
+            with pytest.raises(ValueError, match=f"train.half '{half}': none" if not mine else "of one group"):
+                Sampler.of(records, halved, model, lambda step: 0.5)
+            continue
+        sampler = Sampler.of(records, halved, model, lambda step: 0.5)
+        num_steps = -(-2 * len(sampler.rows) // batch_size)
+        rows, negatives = np.concatenate([sampler.batch(step) for step in range(num_steps)], axis=1)
+        for epoch in range(2):
+            once = rows[epoch * len(sampler.rows) : (epoch + 1) * len(sampler.rows)]
+            assert sorted(once) == [row for row, group in enumerate(records.groups) if group in mine]
+        assert {*records.groups[negatives]} <= mine and (records.groups[rows] != records.groups[negatives]).all()
+        lengths = {sampler.text_tokens(sampler.batch(step)[0]) for step in range(num_steps)}
+        assert sampler.text_tokens_used(num_steps) == tuple(sorted(lengths))
+        drawn[half] = {*sampler.rows}
+    if len(drawn) == 2:
+        assert drawn["first"].isdisjoint(drawn["second"])
+        assert drawn["first"] | drawn["second"] == {*rows_of_half(records.groups, "")} == {*range(len(products))}
+
+
+def test_halves_have_about_as_many_groups_and_never_change():
+    assert half_of(np.arange(10_000)).mean() == pytest.approx(0.5, abs=0.02)
+    assert np.flatnonzero(half_of(np.arange(12, dtype=np.int32))).tolist() == [
+        3,
+        4,
+        5,
+        7,
+        10,
+        11,
+    ]
+    codes = np.repeat(np.arange(50), 3)
+    assert (half_of(codes).reshape(50, 3) == half_of(np.arange(50))[:, None]).all()
 
 
 def test_negatives_are_redrawn_every_epoch_and_uniform_over_epochs():

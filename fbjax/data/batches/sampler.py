@@ -1,7 +1,7 @@
 """The products and negatives of every step, as pure functions of seed, epoch and index.
 
 A batch has texts of similar length, for little padding (the paper's variable sequence length). There is no state: the
-step is the data position, on any number of processes.
+step is the data position, on any number of processes. A sampler may draw from one half of the groups alone.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import numpy as np
 
 from fbjax.config.schema import ModelConfig, TrainConfig
 from fbjax.core.batching import padded_lengths
+from fbjax.data.batches.halves import rows_of_half
 from fbjax.data.batches.negatives import NegativeSampler
 
 WINDOW = 64  # batches whose products are sorted by length together
@@ -22,32 +23,39 @@ _ORDER, _NEGATIVE = 1, 2  # streams of random numbers
 class Sampler:
     """The products of every training step."""
 
-    negatives: NegativeSampler
+    negatives: NegativeSampler  # of the products that are drawn
     lengths: np.ndarray  # [N] int: tokens of each text with [CLS] and [SEP], padded to its bucket
     batch_size: int
     seed: int
     random_share: Callable[[int], float] = lambda step: 0.0  # step -> share of negatives from any category
+    chosen: np.ndarray | None = None  # [M]: rows of the products that are drawn; None: all N
 
     @classmethod
     def of(cls, records, train: TrainConfig, model: ModelConfig, random_share: Callable[[int], float]) -> "Sampler":
-        """The sampler of prepared `records`."""
-        negatives = NegativeSampler(records.categories, records.groups)
+        """The sampler of prepared `records`, of the groups in `train.half`. Raises ValueError where it has too few."""
+        chosen = rows_of_half(records.groups, train.half)
+        negatives = NegativeSampler(records.categories[chosen], records.groups[chosen])
         lengths = padded_lengths(records.num_pieces + 2, model.text_bucket, model.text_tokens)
-        return cls(negatives, lengths, train.batch_size, train.seed, random_share)
+        return cls(negatives, lengths, train.batch_size, train.seed, random_share, chosen)
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """The rows [M] of the products that are drawn, once an epoch each."""
+        return np.arange(len(self.lengths)) if self.chosen is None else self.chosen
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows of `step`'s global batch and their negatives' rows, int64 [B] each."""
-        num_products = len(self.lengths)
+        num_products = len(self.rows)
         places = step * self.batch_size + np.arange(self.batch_size)
         epochs, positions = np.divmod(places, num_products)
-        rows, negatives = np.empty_like(places), np.empty_like(places)
+        drawn, negatives = np.empty_like(places), np.empty_like(places)  # places in `rows`
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            rows[here] = self._order(int(epoch))[positions[here]]
-            uniform = _uniform(self.seed, int(epoch), num_products)[:, rows[here]]
+            drawn[here] = self._order(int(epoch))[positions[here]]
+            uniform = _uniform(self.seed, int(epoch), num_products)[:, drawn[here]]
             any_category = uniform[0] < self.random_share(step)
-            negatives[here] = self.negatives.draw(rows[here], uniform[1], any_category)
-        return rows, negatives
+            negatives[here] = self.negatives.draw(drawn[here], uniform[1], any_category)
+        return self.rows[drawn], self.rows[negatives]
 
     def text_tokens(self, rows: np.ndarray) -> int:
         """The padded length of a global batch of `rows`: that of the longest text."""
@@ -56,19 +64,20 @@ class Sampler:
     def text_tokens_used(self, num_steps: int) -> tuple[int, ...]:
         """All values of `text_tokens` in the first `num_steps` steps, ascending."""
         num_places = num_steps * self.batch_size
-        epochs = range(-(-num_places // len(self.lengths)))
-        lengths = np.concatenate([self.lengths[self._order(epoch)] for epoch in epochs])[:num_places]
+        epochs, drawn = range(-(-num_places // len(self.rows))), self.lengths[self.rows]
+        lengths = np.concatenate([drawn[self._order(epoch)] for epoch in epochs])[:num_places]
         return tuple(np.unique(lengths.reshape(num_steps, -1).max(axis=1)).tolist())
 
     @cached_property
     def _order(self) -> Callable[[int], np.ndarray]:
-        """The order of an epoch. Caches two, since a batch may cross an epoch's end."""
-        order = partial(_epoch_order, self.seed, lengths=self.lengths, batch_size=self.batch_size)
+        """The order of an epoch, as places in `rows`. Caches two, since a batch may cross an epoch's end."""
+        lengths = self.lengths[self.rows]
+        order = partial(_epoch_order, self.seed, lengths=lengths, batch_size=self.batch_size)
         return lru_cache(maxsize=2)(order)
 
 
 def _epoch_order(seed: int, epoch: int, *, lengths: np.ndarray, batch_size: int) -> np.ndarray:
-    """The rows of `epoch` in order, [N]: a random permutation whose batches are regrouped by length.
+    """The places of `epoch` in order, [M]: a random permutation whose batches are regrouped by length.
 
     Every WINDOW batches are sorted by length and split into batches again. Batches of different lengths have random
     order, those of one length keep theirs, so equal lengths change nothing. A batch across two epochs stays unchanged.

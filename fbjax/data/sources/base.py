@@ -7,7 +7,7 @@ package, or anywhere that is imported before `open_source`. It checks its rows a
 import abc
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -56,7 +56,7 @@ Described = tuple[int, Product | Skipped, Callable[[], Product | Skipped]]
 
 @dataclasses.dataclass(frozen=True)
 class DataSource(abc.ABC):
-    """The products of the train and validation files of `data`, or of the file or glob `table` alone.
+    """The products of the train and validation files of `data`, or of `table` alone: a file or glob, or several.
 
     Images are reduced to the resolution that `image_size` x `image_size` needs. A subclass checks, cuts and reads a
     file; it is sent to Beam's workers.
@@ -64,7 +64,7 @@ class DataSource(abc.ABC):
 
     data: DataConfig
     image_size: int
-    table: str | None = None
+    table: str | tuple[str, ...] | None = None
 
     gives_features: ClassVar[bool] = False  # patch features in place of images, of data.num_patches x data.feature_size
 
@@ -115,17 +115,21 @@ class DataSource(abc.ABC):
 
     def files(self) -> dict[str, list[Path]]:
         """The files of each split that has its own files."""
-        return {split: self.find(pattern) for split, pattern in self._patterns.items()}
+        found = {split: [file for pattern in some for file in self.find(pattern)] for split, some in self._patterns}
+        return {split: list(dict.fromkeys(files)) for split, files in found.items()}
 
     @property
-    def _patterns(self) -> dict[str, str]:
-        named = {"train": "", "validation": self.table} if self.table else dataclasses.asdict(self.data)
-        return {split: named[split] for split in ("train", "validation") if named[split]}
+    def _patterns(self) -> list[tuple[str, tuple[str, ...]]]:
+        """(split, its files and globs) of each split that has some."""
+        if self.table:
+            return [("validation", (self.table,) if isinstance(self.table, str) else self.table)]
+        named = {"train": self.data.train, "validation": self.data.validation}
+        return [(split, (pattern,)) for split, pattern in named.items() if pattern]
 
     @property
     def split_names(self) -> tuple[str, ...]:
         """All splits, also a held-out "validation", which `files` lacks."""
-        return tuple(self._patterns) + ("validation",) * bool(self.holdout)
+        return tuple(split for split, _ in self._patterns) + ("validation",) * bool(self.holdout)
 
     def rows(self, files: list[Path], vocabulary: Vocabulary, images: bool = True) -> Iterator[Described]:
         """Every row of `files` as from `described`. Skips the products whose id appeared before."""
@@ -162,8 +166,8 @@ class DataSource(abc.ABC):
         return hashlib.sha256(repr(content).encode()).hexdigest()[:12]
 
 
-def open_source(data: DataConfig, image_size: int, table: str | None = None) -> DataSource:
-    """The source `data.source`; with `table`, this file or glob alone as the split "validation".
+def open_source(data: DataConfig, image_size: int, table: str | Sequence[str] | None = None) -> DataSource:
+    """The source `data.source`; with `table`, this file or glob alone, or these, as the split "validation".
 
     Raises ValueError on an unknown source, a missing table, or a source that does not fit `data.feature_size`.
     """
@@ -176,7 +180,7 @@ def open_source(data: DataConfig, image_size: int, table: str | None = None) -> 
             f"data.source {data.source!r} gives {'patch features' if kind.gives_features else 'images'}, but "
             f"data.num_patches is {data.num_patches} and data.feature_size {data.feature_size}: {remedy}"
         )
-    return kind(data, image_size, table)
+    return kind(data, image_size, table if isinstance(table, str | None) else tuple(table))
 
 
 def file_stats(files: list[Path]) -> list[tuple]:

@@ -10,6 +10,8 @@ import numpy as np
 from fbjax.config.schema import Config
 from fbjax.core.console import say
 from fbjax.data.batches.pipeline import read_strings, text_codes
+from fbjax.data.sources.tables import clean_text
+from fbjax.evaluation import queries
 from fbjax.evaluation.baselines.cca import fit_cca
 from fbjax.evaluation.baselines.features import text_features, whole_images
 from fbjax.evaluation.baselines.vse import fit_vse
@@ -26,6 +28,7 @@ def baseline(
     config: Config,
     *,
     candidates: str | None,
+    relevant: str | None = None,
     protocols: tuple[str, ...],
     num_queries: int | None,
     seed: int,
@@ -47,20 +50,29 @@ def baseline(
         raise ValueError(f"{', '.join(flag for flag in wrong if wrong[flag])}: give a number above 0 (a seed from 0)")
     if hardest and family != "vse":
         raise ValueError(f"--hardest is for vse, not for {family}")
+    if "mixed" in protocols or config.train.half:
+        raise ValueError(
+            "protocol mixed and config.train.half are for runs, and a baseline is fitted on the whole training split: "
+            "use fbjax train and fbjax evaluate --workdir W --protocol mixed"
+        )
     lists = read_request(protocols, candidates, num_queries)
+    query_file = queries.read_request(protocols, relevant, num_queries)
     run = Run.build(config, make_vocabulary(config, say), None)
     splits = run.splits()
     train, validation = splits["train"], splits["validation"]
+    asked = query_file and queries.choose(query_file, validation.ids, lambda text: bool(clean_text(text)))
     images, own_images = whole_images(run, train), whole_images(run, validation)
     say(f"texts: TF-IDF and its {num_directions} leading directions")
-    strings = (read_strings(records, np.arange(len(records))) for records in (train, validation))
-    texts, own_texts = text_features(*strings, num_directions, seed)
+    strings, own_strings = (read_strings(records, np.arange(len(records))) for records in (train, validation))
+    own_strings += [clean_text(text) for text in asked.texts] if asked else []
+    texts, own_texts = text_features(strings, own_strings, num_directions, seed)
     say(f"fitting {family} on {len(train):,} products, text {texts.shape[1]}, image {images.shape[1]} dimensions")
     if family == "cca":
         text_map, image_map = fit_cca(texts, images, dims, ridge)
     else:
         text_map, image_map = fit_vse(texts, images, train.groups, dims, hardest, seed)
-    text_vectors, image_vectors = text_map(own_texts), image_map(own_images)
+    image_vectors = image_map(own_images)
+    text_vectors, query_vectors = np.split(text_map(own_texts), [len(validation)])
 
     def cosines(pairs: np.ndarray) -> np.ndarray:
         parts = np.array_split(pairs, -(-len(pairs) // 4096))
@@ -70,4 +82,7 @@ def baseline(
     if "full" in protocols:
         codes = text_codes(validation)
         figures["full"] = full_figures(text_vectors, image_vectors, validation.groups, num_queries, text_codes=codes)
+    if asked:
+        about = queries.about(asked, len(validation))
+        figures["queries"] = queries.query_figures(query_vectors, image_vectors, asked) | about
     return figures

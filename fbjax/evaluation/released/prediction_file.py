@@ -17,8 +17,9 @@ import numpy as np
 from fbjax.core.console import progress
 from fbjax.data.sources.base import Skipped
 from fbjax.data.sources.release import PREDICTION, Pair, Reader
-from fbjax.evaluation import legacy, metrics
+from fbjax.evaluation import metrics
 from fbjax.evaluation.candidates import DIRECTIONS
+from fbjax.evaluation.released import legacy
 from fbjax.inference.pair_scorer import make_scorer
 from fbjax.runs.loaded import LoadedRun
 from fbjax.runs.run import Run
