@@ -19,12 +19,13 @@ from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.export import card
 from fbjax.export.source_model import SourceModel
 from fbjax.model.bert_weights import bert_settings, parameter_names
+from fbjax.model.ngrams import num_rows
 from fbjax.model.patch_features import PatchNetwork
 from fbjax.runs.run import Run
 
 WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.json", "tokenizer.json"
 HUB = Path(__file__).parent / "hub"
-CODE = ("configuration_fashionbert.py", "modeling_fashionbert.py", "patches_fashionbert.py")
+CODE = ("configuration_fashionbert.py", "modeling_fashionbert.py", "linear_fashionbert.py", "patches_fashionbert.py")
 LAYOUT = 1  # of config.json's "fbjax" section and the names of arrays
 LEAVES = {"kernel": "weight", "scale": "weight", "depthwise_kernel": "weight"}
 
@@ -66,7 +67,7 @@ def describe(run: Run, step: int) -> dict:
         "model_type": "fashionbert",
         "dtype": "float32",
         **bert_settings(model, run.vocabulary.size),
-        "embedding_dim": next((task.embedding_dim for task in config.tasks.values() if task.embeds), 0),
+        **_describe_towers(run),
         "match_reads": next((task.head for task in config.tasks.values() if task.scores_pairs), "cls"),
         "cross_attention": model.cross_attention,
         "tasks": list(config.tasks),
@@ -78,6 +79,16 @@ def describe(run: Run, step: int) -> dict:
             "config": json.loads(config_to_json(config)),
         },
     }
+
+
+def _describe_towers(run: Run) -> dict:
+    """The settings of config.json that make vectors."""
+    task = next((task for task in run.config.tasks.values() if task.embeds), None)
+    found = {name: getattr(task, name) for name in ("embedding_dim", "branches", "encoder_tokens")} if task else {}
+    if run.ngrams:
+        sizes = {"codes": len(run.ngrams["codes"]), "buckets": len(run.ngrams["first"]) - 1}
+        found["ngrams"] = sizes | {"rows": num_rows(run.ngrams)}
+    return found
 
 
 def digest_of_pieces(vocabulary: Vocabulary) -> str:
@@ -148,7 +159,7 @@ def torch_name(name: str, num_layers: int) -> str:
     if part == "fashionbert" and rest.startswith("encoder/layer_"):  # the gates, which BERT lacks
         _, layer, _, leaf = rest.split("/")
         return f"bert.encoder.layer.{layer.removeprefix('layer_')}.attention.self.{leaf}"
-    *path, leaf = (name if part == "patches" else rest).split("/")
+    *path, leaf = (rest if part == "fashionbert" else name).split("/")
     return ".".join([*path, LEAVES.get(leaf, leaf)])
 
 

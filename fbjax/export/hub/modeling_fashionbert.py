@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_fashionbert import FashionBertConfig
+from .linear_fashionbert import LinearBranch, Ngrams
 from .patches_fashionbert import PatchExtractor
 
 GATE_UNIT = 10.0  # stored gates are in this unit
@@ -50,8 +51,9 @@ class FashionBertModel(PreTrainedModel):
     def __init__(self, config: FashionBertConfig):
         super().__init__(config)
         width, patches = config.hidden_size, config.patches
-        self.bert = TextBackbone(config)
-        self.image_embeddings = ImageEmbeddings(config)
+        if config.branches != "linear" or set(config.tasks) - {"itc"}:
+            self.bert = TextBackbone(config)
+            self.image_embeddings = ImageEmbeddings(config)
         if "mlm" in config.tasks:
             self.cls = nn.ModuleDict({"predictions": MlmHead(config)})
         if "mpm" in config.tasks:
@@ -59,12 +61,20 @@ class FashionBertModel(PreTrainedModel):
         if "tia" in config.tasks:
             self.tia = nn.Linear(width, 2)
         if config.embedding_dim:
-            self.projection = nn.Linear(width, config.embedding_dim, bias=False)
+            self._add_towers(config)
             self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         if patches.get("twin"):
             self.patches = PatchExtractor(patches)
             self.patches.requires_grad_(patches["mode"] == "trained")
         self.post_init()
+
+    def _add_towers(self, config: FashionBertConfig) -> None:
+        if config.branches != "linear":
+            self.projection = nn.Linear(config.hidden_size, config.embedding_dim, bias=False)
+        if config.branches != "encoder":
+            cells = config.patches["num_patches"] * config.patches["feature_size"]
+            self.ngrams = Ngrams(config.vocab_size, config.ngrams["codes"], config.ngrams["buckets"])
+            self.linear = LinearBranch(config.ngrams["rows"], cells, config.embedding_dim)
 
     def forward(
         self, input_ids, images=None, features=None, attention_mask=None, labels=None, **_
@@ -140,25 +150,32 @@ class FashionBertModel(PreTrainedModel):
             return logits
         length = mask.shape[1]
         means = _mean(hidden[:, :length], mask), hidden[:, length:].mean(dim=1)
-        text, image = map(self._projected, means)
+        text, image = (_unit(self.projection(mean)) for mean in means)
         return logits + F.pad((self.scale() * (text * image).sum(dim=-1))[:, None], (1, 0))
 
     def _vector(self, input_ids, mask, features) -> torch.Tensor:
         if not self.config.embedding_dim:
             raise ValueError("this model makes no vectors (embedding_dim 0)")
+        parts = []
+        if self.config.branches != "linear":
+            most = self.config.encoder_tokens or None
+            cut = (None, None) if input_ids is None else (input_ids[:, :most], mask[:, :most])
+            parts.append(self.projection(self._mean_alone(*cut, features)))
+        if self.config.branches != "encoder":
+            parts += [] if input_ids is None else [self.linear.text(*self.ngrams(input_ids))]
+            parts += [] if features is None else [self.linear.image(features)]
+        return _unit(sum(parts))
+
+    def _mean_alone(self, input_ids, mask, features) -> torch.Tensor:
+        """The encoder's mean [B, D] over a text, an image or a product."""
         if features is None:
-            return self._projected(_mean(self.bert.encoder(self.bert.embeddings(input_ids), mask, None), mask))
+            return _mean(self.bert.encoder(self.bert.embeddings(input_ids), mask, None), mask)
         if input_ids is None:
             image = self.image_embeddings(features)
             everywhere = torch.ones(image.shape[:2], dtype=torch.bool, device=image.device)
-            return self._projected(self.bert.encoder(image, everywhere, None).mean(dim=1))
+            return self.bert.encoder(image, everywhere, None).mean(dim=1)
         hidden = self._encode_pair(input_ids, mask, features)
-        mask = torch.cat([mask, mask.new_ones(features.shape[:2])], dim=1)
-        return self._projected(_mean(hidden, mask))
-
-    def _projected(self, mean: torch.Tensor) -> torch.Tensor:
-        projected = self.projection(mean)
-        return projected * torch.rsqrt(projected.square().sum(dim=-1, keepdim=True) + 1e-12)
+        return _mean(hidden, torch.cat([mask, mask.new_ones(features.shape[:2])], dim=1))
 
     def _init_weights(self, module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -312,6 +329,11 @@ def _softmax(logits, mask):
 def _mean(hidden, mask):
     """The mean over the positions of `mask`: ``[B, L, D], [B, L] -> [B, D]``."""
     return torch.where(mask[..., None], hidden, 0.0).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+
+def _unit(x):
+    """``x [.., E]`` of length 1."""
+    return x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True) + 1e-12)
 
 
 def _score(logits):
