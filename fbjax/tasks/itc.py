@@ -1,8 +1,8 @@
 """Image-text contrast: each text of a batch against all images, and each image against all texts.
 
 As in CLIP (Radford et al. 2021, arXiv 2103.00020) and ALBEF (Li et al. 2021, arXiv 2107.07651), with two towers that
-share their parameters as the paper's application does. Written over global arrays: on any number of devices the whole
-global batch is contrasted.
+share their parameters as the paper's application does. Written over global arrays: on any number of devices, in any
+number of micro-batches, the whole global batch is contrasted.
 """
 
 import dataclasses
@@ -28,6 +28,7 @@ class ImageTextContrast(Task):
     embedding_dim: int = setting(256, "E, of the vectors of texts, images and products (64 to 512)", "[1, inf)")
 
     owns = ("projection", "log_scale")
+    whole_batch = True
     embeds = True
     about = About(
         "Contrast of texts and images (itc)",
@@ -39,14 +40,6 @@ class ImageTextContrast(Task):
     @property
     def views(self):
         return (TEXT, IMAGE)
-
-    def check(self, config):
-        if config.train.micro_batches > 1:
-            return [
-                f"train.micro_batches {config.train.micro_batches}: 'itc' contrasts the whole batch, which cannot be "
-                "taken in parts (use 1, and model.remat to save memory)"
-            ]
-        return []
 
     def heads(self, model, spec):
         def log_scale(module: nn.Module) -> Any:

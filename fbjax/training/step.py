@@ -11,6 +11,7 @@ from fbjax.config.schema import Config
 from fbjax.data.batches.batch import Batch
 from fbjax.parallel.mesh import RULES, by_example, replicated, scatter_shards, shardings_of
 from fbjax.runs.state import TrainState
+from fbjax.training.micro_batches import split
 from fbjax.training.task_weights import weighted_gradient
 
 
@@ -31,7 +32,7 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
     def step(state: TrainState, frozen: Any, batch: Batch):
         key_masks, key_dropout = jax.random.split(jax.random.fold_in(jax.random.key(config.train.seed), state.step))
         masked = objective.draw_masks(batch, key_masks)
-        micro_batches = _split(masked, config.train.micro_batches)
+        micro_batches = split(masked, config.train.micro_batches)
         keys = jax.random.split(key_dropout, config.train.micro_batches)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(RULES):
             weighted = weighted_gradient(
@@ -44,6 +45,7 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
                 state.step,
                 state.task_weights,
                 scatter,
+                objective.losses_of(frozen, masked, key_dropout),
             )
         gradient = jax.lax.with_sharding_constraint(weighted.gradient, where.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -73,8 +75,3 @@ def compiled(step, state: TrainState, frozen: Any, batches: Iterable[Batch]) -> 
     """
     by_length = {batch.ids.shape[1]: step.lower(state, frozen, batch).compile() for batch in batches}
     return lambda state, frozen, batch: by_length[batch.ids.shape[1]](state, frozen, batch)
-
-
-def _split(examples: Any, parts: int) -> Any:
-    """[B, ...] -> [parts, B / parts, ...]: every part takes its share of each device's examples."""
-    return jax.tree.map(lambda x: x.reshape(len(x) // parts, parts, *x.shape[1:]).swapaxes(0, 1), examples)

@@ -14,7 +14,9 @@ from fbjax.model.encoder import attend
 from fbjax.parallel.mesh import make_mesh, put_batch
 from fbjax.runs.state import batch_shapes, clip_by_global_norm, make_optimizer, make_schedule
 from fbjax.tasks.mpm import patch_divergence
+from fbjax.training.micro_batches import split
 from fbjax.training.step import compiled, make_step
+from fbjax.training.task_weights import weighted_gradient
 from tests.support.objectives import (
     CONFIG,
     COSINE,
@@ -278,6 +280,62 @@ def test_what_saves_memory_does_not_change_the_step(changes):
 
     saving = [name for name in changes if name in ("train.micro_batches", "model.remat")]
     assert_same_step(stepped(changed(*changes.keys() - set(saving))), stepped(changed(*changes)))
+
+
+ONE_LAYER = dataclasses.replace(MODEL, num_layers=1)
+
+
+def with_parts(num_parts, *names, **changes):
+    """The step's config with these tasks in so many micro-batches."""
+    train, tasks = dataclasses.replace(TRAIN, micro_batches=num_parts), make_tasks(*names, itc={"embedding_dim": 8})
+    return dataclasses.replace(CONFIG, model=ONE_LAYER, tasks=tasks, train=train, **changes)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        AdaptiveConfig(method="fixed"),
+        pytest.param(AdaptiveConfig(every=2), marks=pytest.mark.slow),
+        *(pytest.param(AdaptiveConfig(method=name), marks=pytest.mark.slow) for name in ("estimate", "loss_softmax")),
+    ],
+    ids=str,
+)
+def test_micro_batches_contrast_the_whole_batch(method):
+    names = ("itc", "mlm") if method.method == "fixed" else ("itc", "mlm", "mpm", "tia")
+    assert_same_step(*(stepped(with_parts(parts, *names, adaptive=method)) for parts in (1, 4)))
+
+
+def test_micro_batches_on_eight_devices_contrast_the_whole_batch():
+    assert_same_step(stepped(with_parts(1, "itc")), stepped(with_parts(2, "itc"), mesh=MeshConfig(8, 1, 1)))
+
+
+def test_micro_batches_give_the_contrast_s_gradient_by_autodiff_with_dropout():
+    """Against the derivative of one function that keeps everything: both runs of a micro-batch drop the same units."""
+    model, tasks = (
+        dataclasses.replace(ONE_LAYER, hidden_dropout=0.3),
+        make_tasks("itc", itc={"embedding_dim": 8}),
+    )
+    objective, batch = make_objective(model, tasks), make_batch()
+    params = make_state(objective, dataclasses.replace(CONFIG, model=model, tasks=tasks)).params
+    masked = objective.draw_masks(batch, jax.random.key(1))
+    keys, losses_of = jax.random.split(jax.random.key(2), 4), partial(objective.losses_of, {"patches": {}})
+    whole = losses_of(masked, keys[0])
+
+    def micro_batched(params):
+        shares, shared = (split(masked, 4), keys), objective.shared
+        return weighted_gradient(
+            lambda share: losses_of(*share), shares, params, AdaptiveConfig(), [1.0], shared, whole=whole
+        )
+
+    def kept(params):
+        shares = [losses_of(jax.tree.map(lambda x, i=i: x[i::4], masked), keys[i]) for i in range(4)]
+        each = [[forward(params) for forward in share.passes] for share in shares]
+        outputs = jax.tree.map(lambda *parts: jnp.stack(parts, axis=1).reshape(B, *parts[0].shape[1:]), *each)
+        return whole.heads[0].loss(params, *outputs)[0]
+
+    weighted, (loss, gradient) = jax.jit(lambda p: (micro_batched(p), jax.value_and_grad(kept)(p)))(params)
+    assert float(weighted.losses[0]) == pytest.approx(float(loss), rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), weighted.gradient, gradient)
 
 
 def test_weights_are_held_in_the_state_between_two_solves():
