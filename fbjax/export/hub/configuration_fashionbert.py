@@ -7,6 +7,7 @@ class FashionBertConfig(BertConfig):
     """The content of config.json: BERT's settings and these.
 
     embedding_dim: size of the vectors of texts, images and products; 0: the model makes no vectors.
+    contrast: what their contrast was: "softmax", "sigmoid" or "hinge".
     match_reads: input of the match head: "cls", or "cls+cosine", which adds the cosine of the two modalities' means.
     cross_attention: "joint", one softmax over text and image, or "gated", a learned share of the other modality a head.
     tasks: the tasks that the model was trained for, of "mlm", "mpm", "tia" (matching) and "itc" (vectors).
@@ -19,6 +20,7 @@ class FashionBertConfig(BertConfig):
     def __init__(
         self,
         embedding_dim=0,
+        contrast="softmax",
         match_reads="cls",
         cross_attention="joint",
         tasks=("mlm", "mpm", "tia"),
@@ -26,7 +28,8 @@ class FashionBertConfig(BertConfig):
         fbjax=None,
         **bert,
     ):
-        self.embedding_dim, self.match_reads, self.cross_attention = embedding_dim, match_reads, cross_attention
+        self.embedding_dim, self.contrast = embedding_dim, contrast
+        self.match_reads, self.cross_attention = match_reads, cross_attention
         self.tasks = list(tasks)
         self.patches = patches or {"network": "features", "num_patches": 64, "feature_size": 2048}
         self.fbjax = fbjax

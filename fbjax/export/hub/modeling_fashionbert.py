@@ -61,6 +61,8 @@ class FashionBertModel(PreTrainedModel):
         if config.embedding_dim:
             self.projection = nn.Linear(width, config.embedding_dim, bias=False)
             self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+            if config.contrast == "sigmoid":
+                self.logit_bias = nn.Parameter(torch.tensor(-10.0))
         if patches.get("twin"):
             self.patches = PatchExtractor(patches)
             self.patches.requires_grad_(patches["mode"] == "trained")
