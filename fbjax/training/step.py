@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 import optax
 
 from fbjax.config.schema import Config
@@ -18,8 +19,9 @@ from fbjax.training.task_weights import weighted_gradient
 def make_step(objective, optimizer: optax.GradientTransformation, config: Config, mesh, state: TrainState):
     """``step(state, frozen, batch) -> (state, metrics)``, jitted, the state donated and placed as `state` is.
 
-    The random key is ``fold_in(train.seed, step)``. Metrics are scalars: per task loss, weight, the weight that
-    `estimate` would give, and gradient norm; and the text pieces of the batch, padding left out.
+    `frozen` is what `with_seed` gives; the random key is ``fold_in(frozen["seed"], step)``. Metrics are scalars: per
+    task loss, weight, the weight that `estimate` would give, and gradient norm; and the text pieces of the batch,
+    padding left out.
     """
 
     where = shardings_of(state)
@@ -30,7 +32,7 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
         return jax.lax.with_sharding_constraint(gradient, shards)
 
     def step(state: TrainState, frozen: Any, batch: Batch):
-        key_masks, key_dropout = jax.random.split(jax.random.fold_in(jax.random.key(config.train.seed), state.step))
+        key_masks, key_dropout = jax.random.split(jax.random.fold_in(jax.random.key(frozen["seed"]), state.step))
         masked = objective.draw_masks(batch, key_masks)
         micro_batches = split(masked, config.train.micro_batches)
         keys = jax.random.split(key_dropout, config.train.micro_batches)
@@ -66,6 +68,11 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
         in_shardings=(where, replicated(mesh), by_example(mesh)),
         out_shardings=(where, replicated(mesh)),
     )
+
+
+def with_seed(frozen: dict, config: Config) -> dict:
+    """`frozen` with train.seed as int32: data of a step, so that runs of all seeds share one compiled program."""
+    return {**frozen, "seed": np.int64(config.train.seed).astype(np.int32)}  # as jax.random.key takes an int
 
 
 def compiled(step, state: TrainState, frozen: Any, batches: Iterable[Batch]) -> Callable:

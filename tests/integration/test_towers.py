@@ -28,7 +28,7 @@ from fbjax.runs.run import Run
 from fbjax.runs.state import init_state, make_optimizer
 from fbjax.tasks.contrast import cosine_matrix, hinge_loss, hits, info_nce, sigmoid_loss, valid_negatives
 from fbjax.training.loop import train
-from fbjax.training.step import make_step
+from fbjax.training.step import make_step, with_seed
 from fbjax.training.warm_start import calibrate_match_bias, initial_params
 from tests.support.objectives import CONFIG, COSINE, MODEL, B, make_batch, make_objective, make_state, make_tasks
 from tests.support.runs import make_one_device_mesh, tiny_config
@@ -126,7 +126,7 @@ def test_a_batch_of_one_group_teaches_nothing_and_breaks_nothing():
     state = make_state(objective, config, mesh)
     step = make_step(objective, make_optimizer(config.train), config, mesh, state)
     for _ in range(2):  # the first step's learning rate is 0
-        state, metrics = step(state, {"patches": {}}, batch)
+        state, metrics = step(state, with_seed({"patches": {}}, config), batch)
     assert metrics["itc/loss"] == metrics["gradient_norm"] == metrics["itc/gradient_norm"] == 0
     assert metrics["itc/weight"] == 1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params)))

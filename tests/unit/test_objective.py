@@ -15,7 +15,7 @@ from fbjax.parallel.mesh import make_mesh, put_batch
 from fbjax.runs.state import batch_shapes, clip_by_global_norm, make_optimizer, make_schedule
 from fbjax.tasks.mpm import patch_divergence
 from fbjax.training.micro_batches import split
-from fbjax.training.step import compiled, make_step
+from fbjax.training.step import compiled, make_step, with_seed
 from fbjax.training.task_weights import weighted_gradient
 from tests.support.objectives import (
     CONFIG,
@@ -244,7 +244,7 @@ def _stepped(config, steps, mesh):
     seen = []
     with jax.set_mesh(devices):
         for i in range(steps):
-            state, metrics = step(state, {"patches": {}}, put_batch(make_batch(i), devices))
+            state, metrics = step(state, with_seed({"patches": {}}, config), put_batch(make_batch(i), devices))
             seen.append(jax.device_get((state.task_weights, metrics)))
     return jax.device_get(state.params), *zip(*seen, strict=True)
 
@@ -359,13 +359,41 @@ def test_a_compiled_step_takes_the_shapes_it_was_compiled_for_and_no_other():
     state, batch = make_state(objective), make_batch()
     step = make_step(objective, make_optimizer(TRAIN), CONFIG, mesh, state)
     shapes = [batch_shapes(CONFIG, objective.patches, length) for length in (8, T)]
-    run = compiled(step, state, {"patches": {}}, shapes)
-    state, _ = run(state, {"patches": {}}, put_batch(batch, mesh))
+    frozen = with_seed({"patches": {}}, CONFIG)
+    run = compiled(step, state, frozen, shapes)
+    state, _ = run(state, frozen, put_batch(batch, mesh))
     short = batch._replace(ids=batch.ids[:, :8], word_ids=batch.word_ids[:, :8])
-    state, _ = run(state, {"patches": {}}, put_batch(short, mesh))
+    state, _ = run(state, frozen, put_batch(short, mesh))
     assert step._cache_size() == 0 and int(state.step) == 2
     with pytest.raises(KeyError):
-        run(state, {"patches": {}}, batch._replace(ids=batch.ids[:, :12]))
+        run(state, frozen, batch._replace(ids=batch.ids[:, :12]))
+
+
+def test_seeds_share_one_program_and_differ_in_their_steps():
+    """Seeds past int32 too, which are taken as `jax.random.key` takes them."""
+    configs = [
+        dataclasses.replace(
+            CONFIG, model=ONE_LAYER, tasks=make_tasks("mlm"), train=dataclasses.replace(TRAIN, seed=seed)
+        )
+        for seed in (0, 7, 2**40 + 3)
+    ]
+    objective, optimizer, mesh = (
+        make_objective(ONE_LAYER, configs[0].tasks),
+        make_optimizer(TRAIN),
+        make_one_device_mesh(),
+    )
+    state, batch, losses = make_state(objective, configs[0]), make_batch(), []
+    frozen = [with_seed({"patches": {}}, config) for config in configs]
+    steps = [make_step(objective, optimizer, config, mesh, state) for config in configs]
+    texts = {step.lower(state, seed, batch).as_text() for step, seed in zip(steps, frozen, strict=True)}
+    assert len(texts) == 1
+    for config, seed in zip(configs, frozen, strict=True):
+        masks, dropout = jax.random.split(jax.random.fold_in(jax.random.key(config.train.seed), 0))
+        expected = objective.losses_of(seed, objective.draw_masks(batch, masks), dropout).values(state.params)[0]
+        _, metrics = steps[0](jax.tree.map(jnp.copy, state), seed, put_batch(batch, mesh))
+        losses.append(float(metrics["mlm/loss"]))
+        assert losses[-1] == pytest.approx(float(expected[0]), rel=1e-5)
+    assert len(set(losses)) == 3
 
 
 @pytest.mark.parametrize(

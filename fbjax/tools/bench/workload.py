@@ -17,7 +17,7 @@ from fbjax.model.patch_features import PatchNetwork
 from fbjax.parallel.mesh import make_mesh, put_batch, replicated
 from fbjax.runs.state import abstract_state, init_state, make_optimizer
 from fbjax.tasks.objective import Objective
-from fbjax.training.step import make_step
+from fbjax.training.step import make_step, with_seed
 
 VOCABULARY_SIZE = 30_522  # BERT's, where the config gives no number of pieces
 MASK_ID = 103
@@ -80,7 +80,7 @@ class Steps:
         self._state = init_state(workload.objective, workload.optimizer, config, workload.mesh)
         k = len(workload.objective.tasks)
         self._held = jax.device_put(np.full(k, 1 / k, np.float32), replicated(workload.mesh))
-        self._frozen = jax.device_put(workload.frozen, replicated(workload.mesh))
+        self._frozen = jax.device_put(with_seed(workload.frozen, config), replicated(workload.mesh))
         arrays = jax.tree.leaves((self._state, self._frozen))
         self.state_bytes = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
 
@@ -201,7 +201,7 @@ def train_flops(workload: Workload, batch: Batch) -> float | None:
     workload = make_workload(config, workload.network)
     state = abstract_state(workload.objective, workload.optimizer, config, workload.mesh)
     step = _jitted(workload, replace(config.adaptive, method="fixed", every=1), state)
-    return _flops(step, state, workload.frozen, batch)
+    return _flops(step, state, with_seed(workload.frozen, config), batch)
 
 
 def score_flops(workload: Workload, candidates: Candidates) -> float | None:
