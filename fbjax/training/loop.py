@@ -30,6 +30,7 @@ from fbjax.runs import run as workdirs
 from fbjax.runs.checkpoints import Checkpoints
 from fbjax.runs.feature_cache import describe, features_of
 from fbjax.runs.state import TrainState, abstract_state, batch_shapes, init_state
+from fbjax.training.memory import available_memory, check_memory
 from fbjax.training.step import compiled, make_step, with_seed
 from fbjax.training.validation import ValidationSample
 from fbjax.training.warm_start import calibrate_match_bias, check_start, initial_params
@@ -105,6 +106,7 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
             log.work = step_work(objective, shape.params, frozen, shapes)
             with telemetry.spent(COMPILE):
                 train_step = compiled(make_step(objective, optimizer, config, mesh, shape), shape, constants, shapes)
+            check_memory(train_step.programs, shape, config, mesh, available_memory(mesh))
         stopped = stack.enter_context(preemption())
         for step in range(start, config.train.num_steps + 1):
             last = step == config.train.num_steps

@@ -1,6 +1,7 @@
 """The train state and the one jitted step: patch features, transformer, task losses, Eq. 6, update."""
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -75,10 +76,19 @@ def with_seed(frozen: dict, config: Config) -> dict:
     return {**frozen, "seed": np.int64(config.train.seed).astype(np.int32)}  # as jax.random.key takes an int
 
 
-def compiled(step, state: TrainState, frozen: Any, batches: Iterable[Batch]) -> Callable:
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """``step(state, frozen, batch) -> (state, metrics)`` for the lengths of `programs`; another raises KeyError."""
+
+    programs: Mapping[int, jax.stages.Compiled]  # by text tokens
+
+    def __call__(self, state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, dict]:
+        return self.programs[batch.ids.shape[1]](state, frozen, batch)
+
+
+def compiled(step, state: TrainState, frozen: Any, batches: Iterable[Batch]) -> CompiledStep:
     """The jitted `step`, compiled for the shape of each of `batches`, and for no other: nothing compiles later on.
 
-    Arrays or their shapes will do. A batch of another shape raises KeyError.
+    Arrays or their shapes will do.
     """
-    by_length = {batch.ids.shape[1]: step.lower(state, frozen, batch).compile() for batch in batches}
-    return lambda state, frozen, batch: by_length[batch.ids.shape[1]](state, frozen, batch)
+    return CompiledStep({batch.ids.shape[1]: step.lower(state, frozen, batch).compile() for batch in batches})
