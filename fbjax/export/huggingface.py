@@ -61,6 +61,7 @@ def describe(run: Run, step: int) -> dict:
     config, model = run.config, run.config.model
     module = "modeling_fashionbert.FashionBertModel"
     features = {"network": "features"} if config.data.feature_size else {}  # the data gives features
+    form = next((task.form for task in config.tasks.values() if task.embeds), "softmax")
     return {
         "architectures": ["FashionBertModel"],
         "auto_map": {"AutoConfig": "configuration_fashionbert.FashionBertConfig", "AutoModel": module},
@@ -70,6 +71,7 @@ def describe(run: Run, step: int) -> dict:
         **_describe_towers(run),
         "match_reads": next((task.head for task in config.tasks.values() if task.scores_pairs), "cls"),
         "cross_attention": model.cross_attention,
+        **({} if form == "softmax" else {"contrast": form}),  # folders that were exported before have none
         "tasks": list(config.tasks),
         "patches": describe_patches(config.patches, run.patches) | features,
         "fbjax": {

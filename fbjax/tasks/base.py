@@ -89,6 +89,7 @@ class Task:
     owns: ClassVar[tuple[str, ...]] = ()  # parameters that this task alone reaches: its heads
     needs_negative: ClassVar[bool] = False  # whether the batch has to hold another product's image
     scores_pairs: ClassVar[bool] = False  # `match_logits` says whether a text and an image belong together
+    whole_batch: ClassVar[bool] = False  # the loss compares products: it reads those of all micro-batches together
     embeds: ClassVar[bool] = False  # `vector` of a `Reading` and `logit_scale` make vectors of texts and images
     predicts_at: ClassVar[str] = ""  # "text" or "image": `logits` predicts something at each of its positions
     reads_encoder: ClassVar[bool] = True  # whether the encoder's hidden states matter to it
@@ -137,6 +138,8 @@ class Task:
 
     def loss(self, head: Callable[..., Any], views: Views, targets: Any, batch: MaskedBatch) -> tuple[Any, Metrics]:
         """(scalar loss, {metric: scalar}): each the share of a mean over the global batch that these examples have.
+
+        With `whole_batch` these are all the examples of the global batch, else perhaps those of a micro-batch.
 
         ``head("function", *arrays)`` calls ``self.function(model, *arrays)`` with the model's parameters.
         """

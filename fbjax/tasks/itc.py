@@ -1,8 +1,9 @@
 """Image-text contrast: each text of a batch against all images, and each image against all texts.
 
 As in CLIP (Radford et al. 2021, arXiv 2103.00020) and ALBEF (Li et al. 2021, arXiv 2107.07651), with two towers that
-share their parameters as the paper's application does. Written over global arrays: on any number of devices the whole
-global batch is contrasted.
+share their parameters as the paper's application does; or as in SigLIP (Zhai et al. 2023, arXiv 2303.15343) or VSE
+(Kiros et al. 2014, arXiv 1411.2539). Written over global arrays: on any number of devices, in any number of
+micro-batches, the whole global batch is contrasted.
 """
 
 import dataclasses
@@ -16,15 +17,19 @@ import jax.numpy as jnp
 from fbjax.config.settings import setting
 from fbjax.model.encoder import dense
 from fbjax.model.linear import LinearBranch
+from fbjax.tasks import contrast
 from fbjax.tasks.base import IMAGE, TEXT, About, Task, register_task
 
-START_SCALE, MAX_SCALE = 1 / 0.07, 100.0  # of cosines (Radford et al. 2021)
+START_SCALE = {"softmax": 1 / 0.07, "sigmoid": 10.0, "hinge": 1 / 0.07}  # of cosines
+MAX_SCALE = 100.0  # Radford et al. 2021
+START_BIAS = -10.0  # Zhai et al. 2023: most pairs are mismatches
+LOSSES = {"softmax": contrast.info_nce, "sigmoid": contrast.sigmoid_loss, "hinge": contrast.hinge_loss}
 
 
 @register_task("itc")
 @dataclasses.dataclass(frozen=True)
 class ImageTextContrast(Task):
-    """InfoNCE over the batch, both directions; a product's own group and equal texts are no negatives."""
+    """A contrast over the batch, both directions; a product's own group and equal texts are no negatives."""
 
     embedding_dim: int = setting(256, "E, of the vectors of texts, images and products (64 to 512)", "[1, inf)")
     branches: Literal["encoder", "linear", "both"] = setting(
@@ -44,13 +49,20 @@ class ImageTextContrast(Task):
         "[0, 1)",
     )
 
-    owns = ("projection", "log_scale", "linear")
+    form: Literal["softmax", "sigmoid", "hinge"] = setting(
+        "softmax",
+        "softmax: InfoNCE with a learned temperature (CLIP); sigmoid: a yes or no for each pair, with a learned "
+        "temperature and bias (SigLIP); hinge: the sum over negatives within a margin of .2 (VSE)",
+    )
+
+    owns = ("projection", "log_scale", "logit_bias", "linear")
+    whole_batch = True
     embeds = True
     about = About(
         "Contrast of texts and images (itc)",
         "vectors of texts, images and products, for a search index",
-        "Cross-entropy of each text's own picture among those of its batch, and the other way round; guessing "
-        "among {batch_size:,} products would cost {log_batch:.1f}.",
+        "Each text's own picture against those of its batch, and the other way round. As a cross-entropy (form "
+        "softmax), guessing among {batch_size:,} products would cost {log_batch:.1f}.",
     )
 
     @property
@@ -65,18 +77,9 @@ class ImageTextContrast(Task):
     def reads_bags(self):
         return self.branches != "encoder"
 
-    def check(self, config):
-        if config.train.micro_batches > 1:
-            return [
-                f"train.micro_batches {config.train.micro_batches}: 'itc' contrasts the whole batch, which cannot be "
-                "taken in parts (use 1, and model.remat to save memory)"
-            ]
-        return []
-
     def heads(self, model, spec):
         def log_scale(module: nn.Module) -> Any:
-            start = nn.with_logical_partitioning(nn.initializers.constant(math.log(START_SCALE)), ())
-            return module.param("log_scale", start, ())
+            return _scalar(module, "log_scale", math.log(START_SCALE[self.form]))
 
         found = {"log_scale": log_scale}
         if self.reads_encoder:
@@ -84,6 +87,8 @@ class ImageTextContrast(Task):
         if self.reads_bags:
             num_cells = spec.num_patches * spec.feature_size
             found["linear"] = LinearBranch(spec.num_ngrams, num_cells, self.embedding_dim, self.feature_dropout)
+        if self.form == "sigmoid":
+            found["logit_bias"] = lambda module: _scalar(module, "logit_bias", START_BIAS)
         return found
 
     def initialise(self, model, text, image, means):
@@ -104,34 +109,19 @@ class ImageTextContrast(Task):
         above = jax.nn.relu(model.log_scale - math.log(MAX_SCALE))
         return jnp.exp(model.log_scale - jax.lax.stop_gradient(above))  # at the limit it can still learn its way down
 
+    def pair_logits(self, model, cosines: jax.Array) -> jax.Array:
+        """What the form's loss takes [B, B]: cosines, scaled but for the hinge, with a learned bias for the sigmoid."""
+        if self.form == "hinge":
+            return cosines
+        scaled = self.logit_scale(model) * cosines
+        return scaled + model.logit_bias if self.form == "sigmoid" else scaled
+
     def loss(self, head, views, targets, batch):
-        text, image = head("vector", views.text), head("vector", views.image)
-        negatives = valid_negatives(batch.batch.group, batch.batch.ids)
-        losses, hits = info_nce(text, image, head("logit_scale"), negatives)
-        return batch.weight @ losses, {"itc_accuracy": batch.weight @ hits}
+        cosines = contrast.cosine_matrix(head("vector", views.text), head("vector", views.image))
+        negatives = contrast.valid_negatives(batch.batch.group, batch.batch.ids)
+        losses = LOSSES[self.form](head("pair_logits", cosines), negatives)
+        return batch.weight @ losses, {"itc_accuracy": batch.weight @ contrast.hits(cosines, negatives)}
 
 
-def valid_negatives(group: jax.Array, ids: jax.Array) -> jax.Array:
-    """``group [B], ids [B, T] -> [B, B]`` bool: True where text i may serve as a negative of image j.
-
-    Not of its own product, nor of one that shares its group or its text: that would be no mistake.
-    """
-    return (group[:, None] != group) & (ids[:, None] != ids).any(axis=-1)
-
-
-def info_nce(
-    texts: jax.Array, images: jax.Array, scale: jax.Array, negatives: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy of each product's own pair among its negatives, the mean of both directions, and its hits.
-
-    ``texts, images [B, E], negatives [B, B] -> [B], [B]``. A product without a single negative in the batch has loss 0
-    and counts as a hit.
-    """
-    cosines = jnp.einsum("ie,je->ij", texts, images, precision=jax.lax.Precision.HIGHEST)
-    kept = negatives | jnp.eye(len(negatives), dtype=bool)
-    logits = jnp.where(kept, scale * cosines, -jnp.inf)
-    own = jnp.diagonal(logits)
-    losses = sum(jax.nn.logsumexp(logits, axis=axis) - own for axis in (0, 1)) / 2
-    others = jnp.where(negatives, logits, -jnp.inf)
-    hits = sum((own > others.max(axis=axis)).astype(jnp.float32) for axis in (0, 1)) / 2
-    return jnp.asarray(losses), jnp.asarray(hits)
+def _scalar(module: nn.Module, name: str, start: float) -> Any:
+    return module.param(name, nn.with_logical_partitioning(nn.initializers.constant(start), ()), ())

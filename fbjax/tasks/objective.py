@@ -24,10 +24,12 @@ class TaskHead(NamedTuple):
     """A task: ``loss(params, *outputs) -> (scalar, {metric: scalar})`` of the forward passes that it reads.
 
     Each scalar is the part of a mean over the global batch that these examples make up: over micro-batches they add up.
+    Those of a head for the `whole_batch` do not: it reads the outputs of all micro-batches together.
     """
 
     reads: tuple[int, ...]
     loss: Callable[..., tuple[jax.Array, dict]]
+    whole_batch: bool = False
 
 
 class Losses(NamedTuple):
@@ -119,7 +121,9 @@ class Objective:
 
         def head(task: Task) -> TaskHead:
             reads = [i for i, views in enumerate(names) if {*views} & {*task.views}]
-            return TaskHead(tuple(reads), partial(self._loss, task, [names[i] for i in reads], masked))
+            return TaskHead(
+                tuple(reads), partial(self._loss, task, [names[i] for i in reads], masked), task.whole_batch
+            )
 
         return Losses(tuple(passes.values()), tuple(head(task) for task in self.tasks))
 

@@ -29,7 +29,8 @@ from fbjax.runs import run as workdirs
 from fbjax.runs.checkpoints import Checkpoints
 from fbjax.runs.feature_cache import describe, features_of
 from fbjax.runs.state import TrainState, abstract_state, batch_shapes, init_state
-from fbjax.training.step import compiled, make_step
+from fbjax.training.memory import available_memory, check_memory
+from fbjax.training.step import compiled, make_step, with_seed
 from fbjax.training.validation import ValidationSample
 from fbjax.training.warm_start import calibrate_match_bias, check_start, initial_params
 
@@ -63,6 +64,7 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
 
     shape = abstract_state(objective, optimizer, config, mesh)
     frozen = jax.device_put(run.frozen, replicated(mesh))
+    constants = jax.device_put(with_seed(frozen, config), replicated(mesh))
     scorer = make_scorer(run, mesh)
     sample = ValidationSample(run, validation, scorer, config.train.evaluate_products)
 
@@ -103,7 +105,8 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
             shapes = [batch_shapes(config, run.feature_input, length) for length in used]
             log.work = step_work(objective, shape.params, frozen, shapes)
             with telemetry.spent(COMPILE):
-                train_step = compiled(make_step(objective, optimizer, config, mesh, shape), shape, frozen, shapes)
+                train_step = compiled(make_step(objective, optimizer, config, mesh, shape), shape, constants, shapes)
+            check_memory(train_step.programs, shape, config, mesh, available_memory(mesh))
         stopped = stack.enter_context(preemption())
         for step in range(start, config.train.num_steps + 1):
             last = step == config.train.num_steps
@@ -124,7 +127,7 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
                 break
             with log.waiting():
                 batch = put_batch(next(batches), mesh, share)
-            state, metrics = train_step(state, frozen, batch)
+            state, metrics = train_step(state, constants, batch)
             log.add(step + 1, metrics, batch.ids.shape[1])
     log.summary()
     say(f"trained to step {config.train.num_steps}; next: fbjax evaluate --workdir {workdir}")

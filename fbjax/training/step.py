@@ -1,24 +1,28 @@
 """The train state and the one jitted step: patch features, transformer, task losses, Eq. 6, update."""
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 import optax
 
 from fbjax.config.schema import Config
 from fbjax.data.batches.batch import Batch
 from fbjax.parallel.mesh import RULES, by_example, replicated, scatter_shards, shardings_of
 from fbjax.runs.state import TrainState
+from fbjax.training.micro_batches import split
 from fbjax.training.task_weights import weighted_gradient
 
 
 def make_step(objective, optimizer: optax.GradientTransformation, config: Config, mesh, state: TrainState):
     """``step(state, frozen, batch) -> (state, metrics)``, jitted, the state donated and placed as `state` is.
 
-    The random key is ``fold_in(train.seed, step)``. Metrics are scalars: per task loss, weight, the weight that
-    `estimate` would give, and gradient norm; and the text pieces of the batch, padding left out.
+    `frozen` is what `with_seed` gives; the random key is ``fold_in(frozen["seed"], step)``. Metrics are scalars: per
+    task loss, weight, the weight that `estimate` would give, and gradient norm; and the text pieces of the batch,
+    padding left out.
     """
 
     where = shardings_of(state)
@@ -29,9 +33,9 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
         return jax.lax.with_sharding_constraint(gradient, shards)
 
     def step(state: TrainState, frozen: Any, batch: Batch):
-        key_masks, key_dropout = jax.random.split(jax.random.fold_in(jax.random.key(config.train.seed), state.step))
+        key_masks, key_dropout = jax.random.split(jax.random.fold_in(jax.random.key(frozen["seed"]), state.step))
         masked = objective.draw_masks(batch, key_masks)
-        micro_batches = _split(masked, config.train.micro_batches)
+        micro_batches = split(masked, config.train.micro_batches)
         keys = jax.random.split(key_dropout, config.train.micro_batches)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(RULES):
             weighted = weighted_gradient(
@@ -44,6 +48,7 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
                 state.step,
                 state.task_weights,
                 scatter,
+                objective.losses_of(frozen, masked, key_dropout),
             )
         gradient = jax.lax.with_sharding_constraint(weighted.gradient, where.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -66,15 +71,24 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
     )
 
 
-def compiled(step, state: TrainState, frozen: Any, batches: Iterable[Batch]) -> Callable:
+def with_seed(frozen: dict, config: Config) -> dict:
+    """`frozen` with train.seed as int32: data of a step, so that runs of all seeds share one compiled program."""
+    return {**frozen, "seed": np.int64(config.train.seed).astype(np.int32)}  # as jax.random.key takes an int
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """``step(state, frozen, batch) -> (state, metrics)`` for the lengths of `programs`; another raises KeyError."""
+
+    programs: Mapping[int, jax.stages.Compiled]  # by text tokens
+
+    def __call__(self, state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, dict]:
+        return self.programs[batch.ids.shape[1]](state, frozen, batch)
+
+
+def compiled(step, state: TrainState, frozen: Any, batches: Iterable[Batch]) -> CompiledStep:
     """The jitted `step`, compiled for the shape of each of `batches`, and for no other: nothing compiles later on.
 
-    Arrays or their shapes will do. A batch of another shape raises KeyError.
+    Arrays or their shapes will do.
     """
-    by_length = {batch.ids.shape[1]: step.lower(state, frozen, batch).compile() for batch in batches}
-    return lambda state, frozen, batch: by_length[batch.ids.shape[1]](state, frozen, batch)
-
-
-def _split(examples: Any, parts: int) -> Any:
-    """[B, ...] -> [parts, B / parts, ...]: every part takes its share of each device's examples."""
-    return jax.tree.map(lambda x: x.reshape(len(x) // parts, parts, *x.shape[1:]).swapaxes(0, 1), examples)
+    return CompiledStep({batch.ids.shape[1]: step.lower(state, frozen, batch).compile() for batch in batches})

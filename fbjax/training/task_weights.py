@@ -1,7 +1,8 @@
 """The analytic adaptive loss (paper, section 3.5, Algorithm 1): weights for K task losses, solved inside the step.
 
-Knows only that there are K losses, each a head over what forward passes compute, not which tasks they are. One
-forward pass; the weighted gradient ``sum_i w_i grad l_i`` needs no backward pass beyond those that the weights need.
+Knows only that there are K losses, each a head over what forward passes compute, of some examples or of the whole
+batch, not which tasks they are. One forward pass; the weighted gradient ``sum_i w_i grad l_i`` needs no backward pass
+beyond those that the weights need.
 
 Sources differ, and so do the methods:
 
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 
 from fbjax.config.schema import AdaptiveConfig
 from fbjax.tasks.objective import Losses, merged
+from fbjax.training.micro_batches import micro_batches_of
 
 
 @flax.struct.dataclass
@@ -74,19 +76,32 @@ def weighted_gradient(
     step: jax.Array | int = 0,
     held: jax.Array | None = None,
     scatter: Callable[[Any], Any] = lambda gradient: gradient,
+    whole: Losses | None = None,
 ) -> Weighted:
     """Losses, weights and the weighted gradient over all micro-batches, whose leaves are [M, ...].
 
     `fixed` [K]: the weights of method "fixed", up to a factor. `shared` picks the shared part of a gradient, over which
     norms are taken (task heads excluded). `held` are the weights [K] between two solves, where ``config.every`` is
     above 1. `scatter` places each of the K gradients on the devices; the weighted one gets the same
-    sharding.
+    sharding. `whole` are the losses of the whole batch, for heads that span it; the micro-batches are then those that
+    `fbjax.training.micro_batches.split` makes of it.
     """
-    over_batch = partial(_sum_over, micro_batches=micro_batches)
     num_micro_batches = jax.tree.leaves(micro_batches)[0].shape[0]
+    micro_batches = micro_batches_of(losses_of, micro_batches, params, whole)
 
     def each() -> _Pulled:
-        return over_batch(lambda examples: _pull_each(losses_of(examples), params, scatter))
+        pulled = micro_batches.sum_over(lambda losses: _pull_each(losses, params, scatter))
+        gradients = list(pulled.gradient)
+        for k, direct in micro_batches.direct.items():
+            gradients[k] = jax.tree.map(jnp.add, gradients[k], scatter(direct))
+        return pulled._replace(gradient=tuple(gradients))
+
+    def once(derivatives: Callable[[_Pulled], jax.Array]) -> _Pulled:
+        pulled = micro_batches.sum_over(lambda losses: _pull_once(losses, params, derivatives))
+        gradient, by_loss = pulled.gradient, derivatives(pulled)
+        for k, direct in micro_batches.direct.items():
+            gradient = jax.tree.map(lambda g, d, k=k: g + by_loss[k] * d, gradient, direct)
+        return pulled._replace(gradient=gradient)
 
     def solved() -> Weighted:
         pulled = each()
@@ -102,7 +117,7 @@ def weighted_gradient(
             pulled = each()  # the whole batch's weights are not known before its last part
             gradient = _combined(weigh(pulled)[1], pulled.gradient)
         else:
-            pulled = over_batch(lambda examples: _pull_once(losses_of(examples), params, lambda p: weigh(p)[1]))
+            pulled = once(lambda pulled: weigh(pulled)[1])
             gradient = pulled.gradient
         weights, unknown = weigh(pulled)[0], jnp.full(len(pulled.losses), jnp.nan)
         return Weighted(pulled.losses, weights, _estimated(pulled, config), unknown, gradient, pulled.metrics)
@@ -129,16 +144,6 @@ def _cheap_weights(pulled: _Pulled, config: AdaptiveConfig, fixed: Sequence[floa
 def _estimated(pulled: _Pulled, config: AdaptiveConfig) -> jax.Array:
     """Eq. 6 on the shares of gradients by outputs: their size is not that of gradients by parameters."""
     return solve_weights(norm_shares(pulled.squared_outputs, config.domain))
-
-
-def _sum_over(pull: Callable[[Any], _Pulled], micro_batches: Any) -> _Pulled:
-    """`pull` of every micro-batch, one after another, added up."""
-    first, rest = (jax.tree.map(lambda x, at=at: x[at], micro_batches) for at in (0, slice(1, None)))
-    total = pull(first)
-    if not jax.tree.leaves(rest)[0].shape[0]:
-        return total
-    add = lambda total, examples: (jax.tree.map(jnp.add, total, pull(examples)), None)  # noqa: E731
-    return jax.lax.scan(add, total, rest)[0]
 
 
 def _forward(losses: Losses, params: Any):

@@ -63,7 +63,7 @@ def initial_params(params: dict, run: Run, records: Records, rows: np.ndarray, m
 
 
 def standardised(params: dict, run: Run, records: Records, rows: np.ndarray) -> dict:
-    """`params` with the linear branch's moments: of the features' roots of at most `STANDARDISED` of the images `rows`."""
+    """`params` with the linear branch's moments, from the features of at most `STANDARDISED` of the images `rows`."""
     rows = np.sort(np.random.default_rng(run.config.train.seed).permutation(rows)[:STANDARDISED])
     patches = (run.frozen | params).get("patches", {})
     roots = jax.jit(lambda patches, images: feature_roots(run.feature_input.apply(patches, images)))

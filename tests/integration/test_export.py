@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def workdir(folder):
     """All four tasks, towers, and all that departs from BERT."""
-    config = tiny("catalogue_ablation", folder, model__cross_attention="gated")
+    config = tiny("catalogue_ablation", folder, model__cross_attention="gated", tasks__itc__form="sigmoid")
     return write_untrained(config, folder / "run")
 
 

@@ -2,6 +2,7 @@
 start from others."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +26,9 @@ from fbjax.parallel.mesh import make_mesh, put_batch
 from fbjax.runs.loaded import LoadedRun
 from fbjax.runs.run import Run
 from fbjax.runs.state import init_state, make_optimizer
-from fbjax.tasks.itc import info_nce, valid_negatives
+from fbjax.tasks.contrast import cosine_matrix, hinge_loss, hits, info_nce, sigmoid_loss, valid_negatives
 from fbjax.training.loop import train
-from fbjax.training.step import make_step
+from fbjax.training.step import make_step, with_seed
 from fbjax.training.warm_start import calibrate_match_bias, initial_params
 from tests.support.objectives import CONFIG, COSINE, MODEL, B, make_batch, make_objective, make_state, make_tasks
 from tests.support.runs import make_one_device_mesh, tiny_config
@@ -42,17 +43,62 @@ def unit(rng, *shape):
     return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def contrast(texts, images, scale, apart):
-    return jax.jit(info_nce)(*map(jnp.asarray, (texts, images, scale, apart)))
+def contrast(texts, images, scale, apart, loss=info_nce):
+    """Losses and hits, [B] each."""
+    logits = scale * cosine_matrix(jnp.asarray(texts), jnp.asarray(images))
+    return loss(logits, jnp.asarray(apart)), hits(logits, jnp.asarray(apart))
 
 
 def test_the_contrast_of_two_products_by_hand():
     texts, images = np.eye(2, dtype=np.float32), np.array([[0.6, 0.8], [0.0, 1.0]], np.float32)
     # cosines [[.6, 0], [.8, 1]]: text 0 against images .6, 0; image 0 against texts .6, .8
-    losses, hits = contrast(texts, images, 10.0, ~np.eye(2, dtype=bool))
+    losses, right = contrast(texts, images, 10.0, ~np.eye(2, dtype=bool))
     expected = [np.log1p(np.exp(-6)) + np.log1p(np.exp(2)), np.log1p(np.exp(-2)) + np.log1p(np.exp(-10))]
     np.testing.assert_allclose(losses, np.array(expected) / 2, rtol=1e-5)
-    assert hits.tolist() == [0.5, 1.0]
+    assert right.tolist() == [0.5, 1.0]
+
+
+def test_the_sigmoid_and_the_hinge_of_three_products_by_hand():
+    """Products 1 and 2 share a group: no pair of theirs counts, in either form."""
+    logits = jnp.array([[2.0, -1.0, 0.5], [0.0, 1.0, 9.0], [-3.0, 9.0, 0.0]])
+    apart = jnp.array([[False, True, True], [True, False, False], [True, False, False]])
+    right = lambda x: np.log1p(np.exp(-x))  # -log sigmoid(x)  # noqa: E731
+    expected = [right(2) + right(1) + right(-0.5), right(1) + right(0), right(0) + right(3)]
+    np.testing.assert_allclose(sigmoid_loss(logits, apart), expected, rtol=1e-6)
+    cosines = jnp.array([[0.5, 0.4, 0.1], [0.2, 0.6, 0.9], [0.45, 0.9, 0.5]])
+    # rows: [.2 - .5 + .4, .2 - .5 + .1], [.2 - .6 + .2], [.2 - .5 + .45]; columns: [-.1, .15], [0], [-.2], from 0 on
+    np.testing.assert_allclose(hinge_loss(cosines, apart), [0.1 + 0.15, 0.0, 0.15], atol=1e-6)
+
+
+@pytest.mark.parametrize("form, start", [("sigmoid", (np.log(10), -10)), ("hinge", (np.log(1 / 0.07), None))])
+def test_a_form_of_the_contrast_reads_its_own_parameters(form, start):
+    """The task's loss on vectors of its own, from its start; the scale and the bias learn where they count."""
+    tasks = make_tasks("itc", itc={"embedding_dim": 8, "form": form})
+    objective, batch = make_objective(TOWERS, tasks), make_batch()._replace(negative=None)
+    config = dataclasses.replace(CONFIG, model=TOWERS, tasks=tasks)
+    params = init_state(objective, make_optimizer(config.train), config, make_one_device_mesh()).params
+    model = params["fashionbert"]
+    assert float(model["log_scale"]) == pytest.approx(start[0]) and model.get("logit_bias") == start[1]
+    loss = lambda p: objective.losses(p, {"patches": {}}, batch, jax.random.key(3))[0][0]  # noqa: E731
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+
+    apply = partial(objective.model.apply, {"params": model})
+    text, image = apply(batch.ids, method="embed_text"), objective.patches.apply({}, batch.image)
+    image = apply(image, method="embed_image")
+    means = apply(text, batch.ids != 0, None, method="encode_alone"), apply(None, None, image, method="encode_alone")
+    texts, images = (np.asarray(apply(mean, method="vector"), np.float64) for mean in means)
+    cosines, own, total = texts @ images.T, np.eye(B, dtype=bool), 0.0
+    apart = batch.group[:, None] != batch.group
+    if form == "sigmoid":
+        signs = np.where(own, 1, -1)
+        total = np.where(own | apart, np.log1p(np.exp(-signs * (10 * cosines - 10))), 0).sum()
+    else:
+        for each in (cosines, cosines.T):
+            total += np.where(apart, np.maximum(0, 0.2 - np.diagonal(cosines)[:, None] + each), 0).sum()
+    assert float(value) == pytest.approx(total / B, rel=1e-4)
+    learned = {name for name in ("log_scale", "logit_bias") if np.any(gradient["fashionbert"].get(name, 0))}
+    assert learned == ({"log_scale", "logit_bias"} if form == "sigmoid" else set())
+    assert objective.shared(gradient)["fashionbert"].keys() == {"text_embeddings", "image_embeddings", "encoder"}
 
 
 @settings(max_examples=15)
@@ -80,7 +126,7 @@ def test_a_batch_of_one_group_teaches_nothing_and_breaks_nothing():
     state = make_state(objective, config, mesh)
     step = make_step(objective, make_optimizer(config.train), config, mesh, state)
     for _ in range(2):  # the first step's learning rate is 0
-        state, metrics = step(state, {"patches": {}}, batch)
+        state, metrics = step(state, with_seed({"patches": {}}, config), batch)
     assert metrics["itc/loss"] == metrics["gradient_norm"] == metrics["itc/gradient_norm"] == 0
     assert metrics["itc/weight"] == 1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params)))

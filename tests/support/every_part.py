@@ -11,7 +11,7 @@ from fbjax.model.backbones.registry import BACKBONES
 from fbjax.model.patch_features import abstract_patch_network, build_patch_network
 from fbjax.runs.state import abstract_state, init_state
 from fbjax.tools.bench.workload import make_workload, synthetic_batch
-from fbjax.training.step import make_step
+from fbjax.training.step import make_step, with_seed
 from tests.support.untrained import tiny
 
 
@@ -40,7 +40,7 @@ def traced_losses(config: Config) -> set[str]:
     state = abstract_state(workload.objective, workload.optimizer, config, workload.mesh)
     step = make_step(workload.objective, workload.optimizer, config, workload.mesh, state)
     batch = synthetic_batch(workload, config.model.text_tokens)
-    after, metrics = jax.eval_shape(step, state, workload.frozen, batch)
+    after, metrics = jax.eval_shape(step, state, with_seed(workload.frozen, config), batch)
     assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, state)
     return {name.removesuffix("/loss") for name in metrics if name.endswith("/loss")}
 
@@ -53,7 +53,7 @@ def assert_trains(config: Config) -> None:
     batch, before = synthetic_batch(workload, config.model.text_tokens), jax.device_get(state.params)
     with jax.set_mesh(workload.mesh):
         for _ in range(2):
-            state, metrics = step(state, workload.frozen, batch)
+            state, metrics = step(state, with_seed(workload.frozen, config), batch)
     losses = [metrics[f"{name}/loss"] for name in config.tasks]
     assert all(np.isfinite(value).all() for value in jax.tree.leaves((losses, state.params)))
     moved = jax.tree.map(lambda old, new: np.abs(old - new).max() > 0, before, jax.device_get(state.params))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fbjax.config.schema import AdaptiveConfig
 from fbjax.tasks.objective import Losses, TaskHead
+from fbjax.training.micro_batches import join, split
 from fbjax.training.task_weights import loss_softmax_weights, norm_shares, solve_weights, weighted_gradient
 
 FIXED = (0.1, 0.2, 0.7)
@@ -138,6 +139,67 @@ def test_micro_batches_change_neither_weights_nor_gradient(config):
     assert_equal((whole.losses, whole.weights, whole.gradient), (split.losses, split.weights, split.gradient))
     np.testing.assert_array_equal(split.metrics["rows_0"], 6)
     assert_equal(whole.gradient_norms, split.gradient_norms)
+
+
+def contrast_beside_two_tasks(examples):
+    """A contrast of the rows of the whole batch, over a pass whose output is a tree, beside two tasks of single rows.
+
+    Each row has its own noise, as dropout does, and its own label, which only its place in the batch tells.
+    """
+    rows, noise, label = examples
+
+    def forward(params):
+        hidden = jnp.tanh(rows @ params["shared"]) * noise
+        return {"a": hidden[:, :2], "b": (hidden[:, 2:], rows @ params["shared"])}
+
+    def contrast(params, output):
+        a, (b, c) = output["a"], output["b"]
+        similar = jnp.einsum("id,jd->ij", a @ params["heads"][:, :2].T, c @ params["heads"].T) + b.sum(axis=1)
+        apart = label[:, None] != label
+        return (jax.nn.logsumexp(jnp.where(apart, similar, -9.0), axis=1) * label).mean(), {"own": label @ label}
+
+    def single(params, *outputs, i):
+        return sum((x @ params["heads"][i, : x.shape[1]]).sum() for x in jax.tree.leaves(outputs)), {}
+
+    def other(params):
+        return jnp.sin(rows @ params["shared"])
+
+    heads = TaskHead((0,), partial(single, i=0)), TaskHead((0,), contrast, True), TaskHead((0, 1), partial(single, i=1))
+    return Losses((forward, other), heads)
+
+
+@pytest.mark.parametrize("config", [*METHODS, AdaptiveConfig(method="gradient", every=2)], ids=str)
+def test_a_loss_that_spans_the_batch_is_the_same_in_micro_batches(config):
+    rng = np.random.default_rng(3)
+    rows, noise = (jnp.asarray(rng.normal(size=(6, size)), jnp.float32) for size in (4, 5))
+    examples = rows, noise, jnp.array([1.0, 2.0, 2.0, 3.0, 4.0, 1.0])
+
+    def weigh(parts, step):
+        held = {"step": step, "held": jnp.array([0.2, 0.3, 0.5])} if config.every > 1 else {}
+        return jax.jit(
+            lambda params: weighted_gradient(
+                contrast_beside_two_tasks,
+                split(examples, parts),
+                params,
+                config,
+                FIXED,
+                lambda g: g["shared"],
+                whole=contrast_beside_two_tasks(examples),
+                **held,
+            )
+        )(PARAMS)
+
+    for step in range(config.every):
+        whole = weigh(1, step)
+        for parts in (2, 6):
+            assert_equal(weigh(parts, step), whole)
+    jax.tree.map(np.testing.assert_array_equal, join(split(examples, 3)), examples)
+
+
+def test_a_loss_that_spans_the_batch_wants_the_whole_batch():
+    examples = jnp.ones((2, 3, 4)), jnp.ones((2, 3, 5)), jnp.ones((2, 3))
+    with pytest.raises(ValueError, match="give the losses of the `whole` batch"):
+        weighted_gradient(contrast_beside_two_tasks, examples, PARAMS, AdaptiveConfig(), FIXED, lambda g: g["shared"])
 
 
 def test_gradient_weights_follow_the_norms_over_the_shared_parameters_alone():

@@ -14,7 +14,9 @@ from fbjax.model.encoder import attend
 from fbjax.parallel.mesh import make_mesh, put_batch
 from fbjax.runs.state import batch_shapes, clip_by_global_norm, make_optimizer, make_schedule
 from fbjax.tasks.mpm import patch_divergence
-from fbjax.training.step import compiled, make_step
+from fbjax.training.micro_batches import split
+from fbjax.training.step import compiled, make_step, with_seed
+from fbjax.training.task_weights import weighted_gradient
 from tests.support.objectives import (
     CONFIG,
     COSINE,
@@ -242,7 +244,7 @@ def _stepped(config, steps, mesh):
     seen = []
     with jax.set_mesh(devices):
         for i in range(steps):
-            state, metrics = step(state, {"patches": {}}, put_batch(make_batch(i), devices))
+            state, metrics = step(state, with_seed({"patches": {}}, config), put_batch(make_batch(i), devices))
             seen.append(jax.device_get((state.task_weights, metrics)))
     return jax.device_get(state.params), *zip(*seen, strict=True)
 
@@ -280,6 +282,62 @@ def test_what_saves_memory_does_not_change_the_step(changes):
     assert_same_step(stepped(changed(*changes.keys() - set(saving))), stepped(changed(*changes)))
 
 
+ONE_LAYER = dataclasses.replace(MODEL, num_layers=1)
+
+
+def with_parts(num_parts, *names, **changes):
+    """The step's config with these tasks in so many micro-batches."""
+    train, tasks = dataclasses.replace(TRAIN, micro_batches=num_parts), make_tasks(*names, itc={"embedding_dim": 8})
+    return dataclasses.replace(CONFIG, model=ONE_LAYER, tasks=tasks, train=train, **changes)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        AdaptiveConfig(method="fixed"),
+        pytest.param(AdaptiveConfig(every=2), marks=pytest.mark.slow),
+        *(pytest.param(AdaptiveConfig(method=name), marks=pytest.mark.slow) for name in ("estimate", "loss_softmax")),
+    ],
+    ids=str,
+)
+def test_micro_batches_contrast_the_whole_batch(method):
+    names = ("itc", "mlm") if method.method == "fixed" else ("itc", "mlm", "mpm", "tia")
+    assert_same_step(*(stepped(with_parts(parts, *names, adaptive=method)) for parts in (1, 4)))
+
+
+def test_micro_batches_on_eight_devices_contrast_the_whole_batch():
+    assert_same_step(stepped(with_parts(1, "itc")), stepped(with_parts(2, "itc"), mesh=MeshConfig(8, 1, 1)))
+
+
+def test_micro_batches_give_the_contrast_s_gradient_by_autodiff_with_dropout():
+    """Against the derivative of one function that keeps everything: both runs of a micro-batch drop the same units."""
+    model, tasks = (
+        dataclasses.replace(ONE_LAYER, hidden_dropout=0.3),
+        make_tasks("itc", itc={"embedding_dim": 8}),
+    )
+    objective, batch = make_objective(model, tasks), make_batch()
+    params = make_state(objective, dataclasses.replace(CONFIG, model=model, tasks=tasks)).params
+    masked = objective.draw_masks(batch, jax.random.key(1))
+    keys, losses_of = jax.random.split(jax.random.key(2), 4), partial(objective.losses_of, {"patches": {}})
+    whole = losses_of(masked, keys[0])
+
+    def micro_batched(params):
+        shares, shared = (split(masked, 4), keys), objective.shared
+        return weighted_gradient(
+            lambda share: losses_of(*share), shares, params, AdaptiveConfig(), [1.0], shared, whole=whole
+        )
+
+    def kept(params):
+        shares = [losses_of(jax.tree.map(lambda x, i=i: x[i::4], masked), keys[i]) for i in range(4)]
+        each = [[forward(params) for forward in share.passes] for share in shares]
+        outputs = jax.tree.map(lambda *parts: jnp.stack(parts, axis=1).reshape(B, *parts[0].shape[1:]), *each)
+        return whole.heads[0].loss(params, *outputs)[0]
+
+    weighted, (loss, gradient) = jax.jit(lambda p: (micro_batched(p), jax.value_and_grad(kept)(p)))(params)
+    assert float(weighted.losses[0]) == pytest.approx(float(loss), rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), weighted.gradient, gradient)
+
+
 def test_weights_are_held_in_the_state_between_two_solves():
     config = dataclasses.replace(CONFIG, adaptive=AdaptiveConfig(every=2))
     _, (first, second, third), metrics = stepped(config, steps=3)
@@ -301,13 +359,41 @@ def test_a_compiled_step_takes_the_shapes_it_was_compiled_for_and_no_other():
     state, batch = make_state(objective), make_batch()
     step = make_step(objective, make_optimizer(TRAIN), CONFIG, mesh, state)
     shapes = [batch_shapes(CONFIG, objective.patches, length) for length in (8, T)]
-    run = compiled(step, state, {"patches": {}}, shapes)
-    state, _ = run(state, {"patches": {}}, put_batch(batch, mesh))
+    frozen = with_seed({"patches": {}}, CONFIG)
+    run = compiled(step, state, frozen, shapes)
+    state, _ = run(state, frozen, put_batch(batch, mesh))
     short = batch._replace(ids=batch.ids[:, :8], word_ids=batch.word_ids[:, :8])
-    state, _ = run(state, {"patches": {}}, put_batch(short, mesh))
+    state, _ = run(state, frozen, put_batch(short, mesh))
     assert step._cache_size() == 0 and int(state.step) == 2
     with pytest.raises(KeyError):
-        run(state, {"patches": {}}, batch._replace(ids=batch.ids[:, :12]))
+        run(state, frozen, batch._replace(ids=batch.ids[:, :12]))
+
+
+def test_seeds_share_one_program_and_differ_in_their_steps():
+    """Seeds past int32 too, which are taken as `jax.random.key` takes them."""
+    configs = [
+        dataclasses.replace(
+            CONFIG, model=ONE_LAYER, tasks=make_tasks("mlm"), train=dataclasses.replace(TRAIN, seed=seed)
+        )
+        for seed in (0, 7, 2**40 + 3)
+    ]
+    objective, optimizer, mesh = (
+        make_objective(ONE_LAYER, configs[0].tasks),
+        make_optimizer(TRAIN),
+        make_one_device_mesh(),
+    )
+    state, batch, losses = make_state(objective, configs[0]), make_batch(), []
+    frozen = [with_seed({"patches": {}}, config) for config in configs]
+    steps = [make_step(objective, optimizer, config, mesh, state) for config in configs]
+    texts = {step.lower(state, seed, batch).as_text() for step, seed in zip(steps, frozen, strict=True)}
+    assert len(texts) == 1
+    for config, seed in zip(configs, frozen, strict=True):
+        masks, dropout = jax.random.split(jax.random.fold_in(jax.random.key(config.train.seed), 0))
+        expected = objective.losses_of(seed, objective.draw_masks(batch, masks), dropout).values(state.params)[0]
+        _, metrics = steps[0](jax.tree.map(jnp.copy, state), seed, put_batch(batch, mesh))
+        losses.append(float(metrics["mlm/loss"]))
+        assert losses[-1] == pytest.approx(float(expected[0]), rel=1e-5)
+    assert len(set(losses)) == 3
 
 
 @pytest.mark.parametrize(

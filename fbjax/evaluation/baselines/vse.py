@@ -7,8 +7,9 @@ import optax
 
 from fbjax.core.console import say
 from fbjax.evaluation.baselines.features import Map
+from fbjax.tasks.contrast import hinge_loss
 
-MARGIN, BATCH, EPOCHS, LEARNING_RATE = 0.2, 128, 30, 1e-3  # of VSE
+BATCH, EPOCHS, LEARNING_RATE = 128, 30, 1e-3  # of VSE
 
 
 def fit_vse(
@@ -37,7 +38,7 @@ def fit_vse(
         sides = zip((text, image), means, deviations, matrices, strict=True)
         projected = ((x - m) / d @ w for x, m, d, w in sides)
         text, image = (x * jax.lax.rsqrt(jnp.square(x).sum(axis=-1, keepdims=True) + 1e-12) for x in projected)
-        return hinge_loss(text @ image.T, group[:, None] != group, hardest)
+        return hinge_loss(text @ image.T, group[:, None] != group, hardest).mean()
 
     @jax.jit
     def fit(matrices, texts, images, groups, order):
@@ -53,16 +54,3 @@ def fit_vse(
     matrices, values = fit(matrices, texts, images, jnp.asarray(groups), jnp.asarray(order))
     say(f"loss of the first and the last epoch: {values[:per_epoch].mean():.2f}, {values[-per_epoch:].mean():.2f}")
     return tuple(Map(m, np.asarray(w) / d[:, None]) for m, w, d in zip(means, matrices, deviations, strict=True))
-
-
-def hinge_loss(cosines: jax.Array, apart: jax.Array, hardest: bool) -> jax.Array:
-    """``mean_i sum or max_j [margin - s_ii + s_ij]_+``, both ways: ``cosines [B, B], apart [B, B] -> []``.
-
-    j runs over the products with `apart` [i, j].
-    """
-    own = jnp.diagonal(cosines)
-    total = 0.0
-    for axis, mine in ((1, own[:, None]), (0, own[None])):
-        cost = jnp.where(apart, jnp.maximum(MARGIN - mine + cosines, 0.0), 0.0)
-        total += (cost.max(axis=axis) if hardest else cost.sum(axis=axis)).mean()
-    return total

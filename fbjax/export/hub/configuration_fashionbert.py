@@ -7,11 +7,12 @@ class FashionBertConfig(BertConfig):
     """The content of config.json: BERT's settings and these.
 
     embedding_dim: size of the vectors of texts, images and products; 0: the model makes no vectors.
+    contrast: what their contrast was: "softmax", "sigmoid" or "hinge".
     match_reads: input of the match head: "cls", or "cls+cosine", which adds the cosine of the two modalities' means.
     cross_attention: "joint", one softmax over text and image, or "gated", a learned share of the other modality a head.
     branches: what makes a vector: "encoder", "linear" (n-grams and patch features side by side), or "both".
     encoder_tokens: tokens of a text that the encoder reads beside a linear branch; 0: all.
-    ngrams: numbers of n-grams ("codes"), of rows of their table ("rows") and of "buckets"; None without a linear branch.
+    ngrams: numbers of n-grams ("codes"), rows of their table ("rows") and "buckets"; None without a linear branch.
     tasks: the tasks that the model was trained for, of "mlm", "mpm", "tia" (matching) and "itc" (vectors).
     patches: the network that makes an image's features, the image's geometry, and the features' number and size.
     fbjax: the run that this was exported from, for `fbjax import`.
@@ -22,6 +23,7 @@ class FashionBertConfig(BertConfig):
     def __init__(
         self,
         embedding_dim=0,
+        contrast="softmax",
         match_reads="cls",
         cross_attention="joint",
         branches="encoder",
@@ -32,7 +34,8 @@ class FashionBertConfig(BertConfig):
         fbjax=None,
         **bert,
     ):
-        self.embedding_dim, self.match_reads, self.cross_attention = embedding_dim, match_reads, cross_attention
+        self.embedding_dim, self.contrast = embedding_dim, contrast
+        self.match_reads, self.cross_attention = match_reads, cross_attention
         self.branches, self.encoder_tokens, self.ngrams = branches, encoder_tokens, ngrams
         self.tasks = list(tasks)
         self.patches = patches or {"network": "features", "num_patches": 64, "feature_size": 2048}

@@ -63,6 +63,8 @@ class FashionBertModel(PreTrainedModel):
         if config.embedding_dim:
             self._add_towers(config)
             self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+            if config.contrast == "sigmoid":
+                self.logit_bias = nn.Parameter(torch.tensor(-10.0))
         if patches.get("twin"):
             self.patches = PatchExtractor(patches)
             self.patches.requires_grad_(patches["mode"] == "trained")

@@ -1,6 +1,5 @@
 """The workload that a config describes, to be timed: model, compiled steps, synthetic batches, FLOPs."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,8 @@ from fbjax.model.patch_features import PatchNetwork
 from fbjax.parallel.mesh import make_mesh, put_batch, replicated
 from fbjax.runs.state import abstract_state, init_state, make_optimizer
 from fbjax.tasks.objective import Objective
-from fbjax.training.step import make_step
+from fbjax.training.memory import bytes_of, peak_bytes
+from fbjax.training.step import make_step, with_seed
 
 VOCABULARY_SIZE = 30_522  # BERT's, where the config gives no number of pieces
 MASK_ID = 103
@@ -80,18 +80,15 @@ class Steps:
         self._state = init_state(workload.objective, workload.optimizer, config, workload.mesh)
         k = len(workload.objective.tasks)
         self._held = jax.device_put(np.full(k, 1 / k, np.float32), replicated(workload.mesh))
-        self._frozen = jax.device_put(workload.frozen, replicated(workload.mesh))
-        arrays = jax.tree.leaves((self._state, self._frozen))
-        self.state_bytes = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
+        self._frozen = jax.device_put(with_seed(workload.frozen, config), replicated(workload.mesh))
+        self.state_bytes = bytes_of((self._state, self._frozen))
 
     def compile(self, name: str, adaptive: AdaptiveConfig, batch: Batch) -> int:
         """Compiles the step for `adaptive` and the shapes of `batch`; returns a device's bytes without the state."""
         state = self._state.replace(task_weights=self._held if adaptive.every > 1 else None)
         compiled = _jitted(self._workload, adaptive, state).lower(state, self._frozen, batch).compile()
         self._compiled[name] = (compiled, adaptive.every > 1)
-        plan = compiled.memory_analysis()  # arrays updated in place count once
-        peak = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
-        return peak - plan.alias_size_in_bytes - self.state_bytes
+        return peak_bytes(compiled) - self.state_bytes
 
     def candidate(self, name: str, batch: Batch, at: int = 0) -> Callable[[], None]:
         """A function that runs one step, as step number `at`, to its end."""
@@ -201,7 +198,7 @@ def train_flops(workload: Workload, batch: Batch) -> float | None:
     workload = make_workload(config, workload.network)
     state = abstract_state(workload.objective, workload.optimizer, config, workload.mesh)
     step = _jitted(workload, replace(config.adaptive, method="fixed", every=1), state)
-    return _flops(step, state, workload.frozen, batch)
+    return _flops(step, state, with_seed(workload.frozen, config), batch)
 
 
 def score_flops(workload: Workload, candidates: Candidates) -> float | None:

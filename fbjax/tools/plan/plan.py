@@ -31,7 +31,7 @@ from fbjax.tools.bench.workload import Workload, make_workload
 from fbjax.tools.plan.cost import Span, step_time
 from fbjax.tools.plan.program import Collective, Program
 from fbjax.tools.plan.topology import LOCAL, Topology, find, nothing_kept
-from fbjax.training.step import make_step
+from fbjax.training.step import make_step, with_seed
 
 XLA_COUNTS = {"flops": "flops", "traffic": "bytes accessed"}
 
@@ -96,7 +96,7 @@ class Step:
         config = workload.config
         self._topology = topology
         state = abstract_state(workload.objective, workload.optimizer, config, workload.mesh)
-        frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), workload.frozen)
+        frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), with_seed(workload.frozen, config))
         batch = batch_shapes(config, workload.patches, config.model.text_tokens)
         step = make_step(workload.objective, workload.optimizer, config, workload.mesh, state)
         self._traced = step.trace(state, frozen, batch)
