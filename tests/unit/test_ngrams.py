@@ -1,0 +1,72 @@
+"""Bags of n-grams: against scikit-learn's TF-IDF on the same words, and by properties."""
+
+import jax
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from fbjax.data.text.stop_words import STOP_WORDS
+from fbjax.data.text.wordpiece import Vocabulary
+from fbjax.model.ngrams import FEWEST_TEXTS, bag_of_ngrams, make_ngrams, num_rows, piece_kinds
+
+WORDS = ["red", "dress", "cotton", "longsleeve", "the", "with", "shirt", "blue", "v-neck", "denim"]
+TEXTS = [" ".join(np.random.default_rng(i).choice(WORDS, 3 + i % 5)) + ("." if i % 2 else "") for i in range(40)]
+VOCABULARY = Vocabulary.train(TEXTS, 60)  # too few pieces for whole words: most are of several
+T = 64
+
+
+def ngrams_of(texts, unit="words"):
+    return make_ngrams([VOCABULARY.encode(texts, T)], piece_kinds(VOCABULARY.rows, unit=unit))
+
+
+def test_weights_are_those_of_scikit_learn():
+    tfidf = TfidfVectorizer(
+        ngram_range=(1, 2), min_df=FEWEST_TEXTS, stop_words=sorted(STOP_WORDS), token_pattern=r"[^\W_]+"
+    )
+    expected = tfidf.fit_transform(TEXTS).toarray()
+    ngrams = ngrams_of(TEXTS)
+    bag = jax.jit(bag_of_ngrams)(ngrams, VOCABULARY.encode(TEXTS, T))
+    found = np.zeros((len(TEXTS), len(ngrams["codes"])))
+    for text in range(len(TEXTS)):
+        np.add.at(found[text], np.asarray(bag.rows[text]), np.asarray(bag.weights[text]))
+    assert found.shape == expected.shape  # as many words and pairs in two texts or more
+    # repeated words count each time, and the length is that of the list, not of the counts
+    counts = np.count_nonzero(np.asarray(bag.weights), axis=1)
+    once = [text for text in range(len(TEXTS)) if counts[text] == np.count_nonzero(found[text])]
+    assert len(once) > 5
+    np.testing.assert_allclose(np.sort(found[once], axis=1), np.sort(expected[once], axis=1), atol=1e-6)
+    assert np.linalg.matrix_rank(found) == np.linalg.matrix_rank(expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from(WORDS + ["unseen", "."]), min_size=1, max_size=12), st.integers(24, T))
+def test_padding_changes_nothing_and_unknown_words_weigh_nothing(words, length):
+    ids = VOCABULARY.encode([" ".join(words)], T)
+    used = int((ids != 0).sum())
+    length = max(length, used)
+    long, short = bag_of_ngrams(NGRAMS, ids), bag_of_ngrams(NGRAMS, ids[:, :length])
+    filled = np.asarray(long.weights)[0] > 0
+    assert not np.asarray(long.weights)[0, length:].any()
+    np.testing.assert_array_equal(long.rows[:, :length], short.rows)
+    np.testing.assert_allclose(long.weights[:, :length], short.weights, rtol=1e-6)
+    if filled.any():
+        np.testing.assert_allclose(np.square(long.weights).sum(), 1, rtol=1e-5)
+
+
+def test_pieces_serve_where_words_are_not_spaced():
+    spaceless = ["赤いドレス", "青いドレス", "赤いシャツ"]
+    vocabulary = Vocabulary.train(spaceless, 40)
+    kinds = piece_kinds(vocabulary.rows, unit="pieces")
+    ngrams = make_ngrams([vocabulary.encode(spaceless, 16)], kinds)
+    bags = bag_of_ngrams(ngrams, vocabulary.encode(spaceless, 16))
+    rows = [set(np.asarray(r)[np.asarray(w) > 0].tolist()) for r, w in zip(bags.rows, bags.weights, strict=True)]
+    assert rows[0] & rows[1] and rows[0] & rows[2] and len(rows[0] & rows[1]) > len(rows[1] & rows[2])
+
+
+def test_a_table_of_ngrams_divides_among_devices():
+    assert num_rows({}) == 0
+    assert num_rows(NGRAMS) >= len(NGRAMS["codes"]) and num_rows(NGRAMS) % 128 == 0
+
+
+NGRAMS = ngrams_of(TEXTS)
