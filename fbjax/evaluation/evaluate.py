@@ -8,8 +8,7 @@ import numpy as np
 
 from fbjax.config.load import absolute
 from fbjax.core.console import duration, progress, say
-from fbjax.data.batches import pipeline
-from fbjax.data.records.builder import Records
+from fbjax.data.batches.split import Split
 from fbjax.evaluation.gallery import full_figures
 from fbjax.evaluation.protocols import OVER_LISTS, list_figures, read_request
 from fbjax.inference.embed_catalogue import embed_records
@@ -62,7 +61,7 @@ def evaluate(
             *(embed_records(giver, embedder, records, what) for what in ("text", "image")),
             records.groups,
             num_queries,
-            text_codes=pipeline.text_codes(records),
+            text_codes=records.text_codes(),
             size=RERANKED if rerank is None else rerank,
             score=score if scores_matches else None,
             scale=embedder.scale(giver.variables),
@@ -95,7 +94,7 @@ def _vector_run(loaded: LoadedRun, towers: str | Path | None) -> LoadedRun:
 class _PairScores:
     """Match scores of pairs [N, 2] of rows (text, image) of `records`. Counts pairs and seconds."""
 
-    def __init__(self, loaded: LoadedRun, records: Records):
+    def __init__(self, loaded: LoadedRun, records: Split):
         self._run, self._variables, self._records = loaded.run, loaded.variables, records
         self._scorer = make_scorer(loaded.run, loaded.mesh)
         self.num_pairs, self.seconds = 0, 0.0  # embeddings included

@@ -14,15 +14,14 @@ import optax
 from fbjax.config.load import config_from_json, config_to_json, difference
 from fbjax.config.schema import Config
 from fbjax.core import paths
-from fbjax.core.console import progress
-from fbjax.data.records.builder import Records, build_records
-from fbjax.data.sources.base import open_source
+from fbjax.data.batches.split import Split
 from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.model import bert_weights
 from fbjax.model.fashionbert import FashionBert, build_model
 from fbjax.model.patch_features import PatchNetwork, build_patch_network, given_features
 from fbjax.model.weights.files import write_npz
 from fbjax.parallel.distributed import barrier, is_first
+from fbjax.runs.splits import open_splits
 from fbjax.runs.state import make_optimizer
 from fbjax.runs.vocabulary import make_vocabulary
 from fbjax.tasks.objective import Objective
@@ -91,13 +90,9 @@ class Run:
         """Whether the run learns vectors of texts and of images."""
         return any(task.embeds for task in self.config.tasks.values())
 
-    def splits(self, data: str | None = None) -> dict[str, Records]:
-        """The prepared records of its own tables by split, or of the table or glob `data`, all "validation".
-
-        Made first where they do not exist yet; raises as `build_records`.
-        """
-        source = open_source(self.config.data, self.config.patches.image_size, data)
-        return build_records(source, self.vocabulary, self.config.data.prepared, progress)
+    def splits(self, data: str | None = None) -> dict[str, Split]:
+        """Its own prepared splits, or the table or glob `data`, all "validation": `fbjax.runs.splits.open_splits`."""
+        return open_splits(self.config, self.vocabulary, data)
 
     @property
     def feature_input(self) -> PatchNetwork:

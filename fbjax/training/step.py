@@ -29,6 +29,7 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
         return jax.lax.with_sharding_constraint(gradient, shards)
 
     def step(state: TrainState, frozen: Any, batch: Batch):
+        batch = _with_images(batch, mesh)
         key_masks, key_dropout = jax.random.split(jax.random.fold_in(jax.random.key(config.train.seed), state.step))
         masked = objective.draw_masks(batch, key_masks)
         micro_batches = _split(masked, config.train.micro_batches)
@@ -73,6 +74,13 @@ def compiled(step, state: TrainState, frozen: Any, batches: Iterable[Batch]) -> 
     """
     by_length = {batch.ids.shape[1]: step.lower(state, frozen, batch).compile() for batch in batches}
     return lambda state, frozen, batch: by_length[batch.ids.shape[1]](state, frozen, batch)
+
+
+def _with_images(batch: Batch, mesh) -> Batch:
+    """`batch` with images, where it has their rows."""
+    if batch.pictures is None:
+        return batch
+    return jax.lax.with_sharding_constraint(batch.looked_up(), by_example(mesh))
 
 
 def _split(examples: Any, parts: int) -> Any:

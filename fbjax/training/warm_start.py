@@ -12,7 +12,7 @@ import scipy.special
 from fbjax.core.console import say
 from fbjax.core.paths import as_path
 from fbjax.data.batches.sampler import Sampler
-from fbjax.data.records.builder import Records
+from fbjax.data.batches.split import Split
 from fbjax.inference.pair_scorer import PairScorer
 from fbjax.model import bert_weights
 from fbjax.runs.feature_cache import image_inputs, text_inputs
@@ -56,7 +56,7 @@ def initial_params(params: dict, run: Run, mesh) -> dict:
     return params
 
 
-def calibrate_match_bias(params: dict, run: Run, records: Records, sampler: Sampler, scorer: PairScorer) -> dict:
+def calibrate_match_bias(params: dict, run: Run, records: Split, sampler: Sampler, scorer: PairScorer) -> dict:
     """`params` with the bias of the match head moved to where it splits true from negative pairs of the first batches.
 
     A contrast teaches which of two pairs fits better, not from which cosine on a pair matches. A wrong bias would

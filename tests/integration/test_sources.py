@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from fbjax.config.schema import DataConfig
-from fbjax.data.batches.pipeline import read_images, read_products
-from fbjax.data.records.builder import build_records, read_report
+from fbjax.data.records.builder import build_records
 from fbjax.data.sources.base import SOURCES, DataSource, Part, Product, Skipped, open_source
 from fbjax.data.text.wordpiece import Vocabulary
 
@@ -51,9 +50,9 @@ def test_records_are_made_of_a_source_that_is_registered_elsewhere(data, tmp_pat
     vocabulary = Vocabulary.train(source.texts(), 60)
     records = build_records(source, vocabulary, tmp_path / "prepared", lambda rows, total, label: rows)["train"]
     assert records.ids.tolist() == ["a", "c", "d"]
-    assert read_report(records)["skipped"] == {"no text": 1, "duplicate id": 1}
-    assert [product.text for product in read_products(records, range(3))] == ["red dress", "blue shirt", "green hat"]
-    (features,) = read_images(records, np.arange(3), 32, 3)
+    assert records.report()["skipped"] == {"no text": 1, "duplicate id": 1}
+    assert [product.text for product in records.products(range(3))] == ["red dress", "blue shirt", "green hat"]
+    (features,) = records.images(np.arange(3), 32, 3)
     np.testing.assert_array_equal(features, np.broadcast_to([[[1]], [[3]], [[5]]], (3, P, C)))
     skipped = [json.loads(line) for line in (records.home / "skipped.jsonl").read_text().splitlines()]
     assert [row["where"] for row in skipped] == ["lines.txt line 2", "lines.txt line 4"]

@@ -9,7 +9,6 @@ import numpy as np
 
 from fbjax.config.schema import Config
 from fbjax.core.console import say
-from fbjax.data.batches.pipeline import read_strings, text_codes
 from fbjax.evaluation.baselines.cca import fit_cca
 from fbjax.evaluation.baselines.features import text_features, whole_images
 from fbjax.evaluation.baselines.vse import fit_vse
@@ -47,7 +46,7 @@ def baseline(
     train, validation = splits["train"], splits["validation"]
     images, own_images = whole_images(run, train), whole_images(run, validation)
     say(f"texts: TF-IDF and its {num_directions} leading directions")
-    strings = (read_strings(records, np.arange(len(records))) for records in (train, validation))
+    strings = (records.strings(np.arange(len(records))) for records in (train, validation))
     texts, own_texts = text_features(*strings, num_directions, seed)
     say(f"fitting {family} on {len(train):,} products, text {texts.shape[1]}, image {images.shape[1]} dimensions")
     if family == "cca":
@@ -62,6 +61,6 @@ def baseline(
 
     figures, _ = list_figures(validation, protocols, lists, num_queries, cosines, scores_matches=False)
     if "full" in protocols:
-        codes = text_codes(validation)
+        codes = validation.text_codes()
         figures["full"] = full_figures(text_vectors, image_vectors, validation.groups, num_queries, text_codes=codes)
     return figures
