@@ -50,6 +50,8 @@ def prepare(config, check, arrays, beam, beam_options) -> None:
         raise ValueError("prepare needs --config FILE, or --check TABLE")
     if beam_options is not None and not beam:
         raise ValueError(f"--beam-options {beam_options} needs --beam")
+    if check and arrays:
+        raise ValueError(f"--arrays {arrays} does not go with --check, which writes nothing: leave one of them out")
     if check:
         from fbjax.data.inspection.check import check as check_table
 

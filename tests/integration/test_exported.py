@@ -275,6 +275,16 @@ def test_pixels_without_tensorflow_are_those_of_the_pipeline(size, fit):
                 assert apart.max() <= most and apart.mean() <= mean
 
 
+def test_an_export_reads_pictures_by_the_fit_of_its_run(copied):
+    wide = encode_array(np.random.default_rng(0).integers(0, 256, (20, 44, 3)).astype(np.uint8))
+    content = json.loads((copied / "manifest.json").read_text())
+    assert content["image_fit"] == "squash"
+    (copied / "manifest.json").write_text(json.dumps(content | {"image_fit": "pad"}))
+    found, squashed = (fbjax.load_exported(copied).extract([x]) for x in (wide, read_pixels(wide, 32)))
+    np.testing.assert_array_equal(found, fbjax.load_exported(copied).extract([read_pixels(wide, 32, "pad")]))
+    assert not np.array_equal(found, squashed)
+
+
 @pytest.mark.parametrize("width, height", [(30, 60), (60, 30), (45, 45), (59, 60), (1, 400)])
 @pytest.mark.parametrize("read", [read_pixels, lambda encoded, size, fit: decode_image(encoded, size, fit)])
 def test_a_padded_picture_keeps_its_proportions_on_white(width, height, read):

@@ -49,10 +49,11 @@ def settings_of(config: Config) -> dict:
 
 
 def tables_of(config: Config) -> dict[str, list]:
-    """{split: [[name, bytes], ..]} of the product tables that a config names and that are here."""
+    """{split: [[name, bytes], ..]} of the local product tables that a config names and that are here."""
     found = {}
     for split in ("train", "validation"):
-        if config.data.train and (pattern := getattr(config.data, split)):
+        pattern = getattr(config.data, split)
+        if config.data.train and pattern and not is_remote(pattern):  # a store's client may need TensorFlow
             with contextlib.suppress(FileNotFoundError):
                 files = open_source(config.data, config.patches.image_size).find(pattern)
                 found[split] = [[name, size] for name, size, _ in file_stats(files)]

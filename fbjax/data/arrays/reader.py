@@ -49,9 +49,9 @@ def open_arrays(config: Config, vocabulary: Vocabulary) -> dict[str, Split]:
             "vocabulary, or begin another run (another --workdir)"
         )
     splits: dict[str, Split] = {}
-    for name, about in content["splits"].items():
+    for name, split in content["splits"].items():
         with np.load(folder / name / manifest.INDEX) as index:
-            splits[name] = ArraySplit(**index, name=about["name"], folder=folder / name, manifest=content)
+            splits[name] = ArraySplit(**index, name=split["name"], folder=folder / name, about=content)
     return splits
 
 
@@ -60,14 +60,14 @@ class ArraySplit(Split):
     """One split as arrays in `folder`."""
 
     folder: Path
-    manifest: dict
+    about: dict  # the manifest
 
     @property
     def home(self) -> Path:
         return self.folder.parent
 
     def report(self) -> dict:
-        return self.manifest["report"]
+        return self.about["report"]
 
     @property
     def holds_features(self) -> bool:
@@ -152,7 +152,7 @@ class ArraySplit(Split):
 
     def _check_images(self, size: int, fit: str) -> None:
         """Raises ValueError where the pictures have another size or fit."""
-        settings = self.manifest["settings"]
+        settings = self.about["settings"]
         theirs = settings["patches.image_size"], settings["patches.fit"]
         if not self.holds_features and theirs != (size, fit):
             raise ValueError(f"{self.folder} holds pictures of {theirs[0]} pixels by {theirs[1]}, not {size} by {fit}")
