@@ -37,7 +37,7 @@ def random_weights(name: str, path: Path) -> Path:
 
 def read_images(pattern: str, count: int) -> np.ndarray:
     """uint8 [count, 256, 256, 3], spread over a table's rows."""
-    from fbjax.data.batches.pipeline import decode_image
+    from fbjax.data.records.pipeline import decode_image
 
     files = Tables(DataConfig(), IMAGE_SIZE).find(pattern)
     rows = sample_rows(files, {"image"}, count, count_rows(files))

@@ -18,7 +18,6 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from fbjax.data.batches.pipeline import train_batches
 from fbjax.data.batches.sampler import Sampler
 from fbjax.parallel.mesh import put_batch
 from fbjax.runs.feature_cache import features_of
@@ -59,8 +58,7 @@ def weights_at(workdir: str, step: int, num_batches: int) -> tuple[np.ndarray, .
         return weighted.weights, weighted.gradient_norms**2, weighted.estimated, scaled / (k * exact.domain)
 
     weights = []
-    batches = train_batches(
-        records,
+    batches = records.train_batches(
         sampler,
         run.vocabulary,
         num_steps=config.train.num_steps,

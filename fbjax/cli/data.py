@@ -1,9 +1,11 @@
 """Verbs that make data: a synthetic catalogue, prepared records, and fixed candidate lists."""
 
+import dataclasses
 import functools
 
 from fbjax.cli.common import CONFIG, CONFIG_HELP, MOST_QUERIES, SPLITS, flag, out_file, verb
 
+ARRAYS = "folder for decoded pictures and texts, which config.data.arrays then names (default: none)"
 SMALL = "categories with too few groups: exclude their queries, fill their lists from others, or keep their lists short"
 
 
@@ -30,27 +32,34 @@ def draw(out, format, products, seed) -> None:
     "convert product tables to records, or check a table first",
     flag("--config", f"{CONFIG_HELP} (default: none; required without --check)"),
     flag("--check", "table to inspect; prints its contents and a column mapping (default: none)", metavar="TABLE"),
+    flag(
+        "--arrays", "also decode all pictures into this folder, which data.arrays names (default: none)", metavar="DIR"
+    ),
     flag("--beam", "prepare with Apache Beam's workers, for very large catalogues", action="store_true"),
     flag("--beam-options", "Beam's own flags, as --beam-options='--runner=..' (default: Beam's local runner)"),
     examples=(
         "fbjax prepare --check products.csv",
         "fbjax prepare --config configs/my_catalogue.py --config.data.train=products.csv",
+        "fbjax prepare --config configs/my_catalogue.py --config.data.train=products.csv --arrays arrays",
         "fbjax prepare --config configs/my_catalogue.py --config.data.train=products.csv "
         "--beam --beam-options='--direct_num_workers=2'",
     ),
 )
-def prepare(config, check, beam, beam_options) -> None:
+def prepare(config, check, arrays, beam, beam_options) -> None:
     if not config and not check:
         raise ValueError("prepare needs --config FILE, or --check TABLE")
     if beam_options is not None and not beam:
         raise ValueError(f"--beam-options {beam_options} needs --beam")
+    if check and arrays:
+        raise ValueError(f"--arrays {arrays} does not go with --check, which writes nothing: leave one of them out")
     if check:
         from fbjax.data.inspection.check import check as check_table
 
         return check_table(check, config, print)
 
     from fbjax.core.console import progress, say
-    from fbjax.data.records.builder import build_records, is_prepared, read_report
+    from fbjax.data.arrays.writer import check_folder, write_arrays
+    from fbjax.data.records.builder import build_records, is_prepared
     from fbjax.data.sources.base import open_source
     from fbjax.runs.vocabulary import make_vocabulary
 
@@ -59,17 +68,23 @@ def prepare(config, check, beam, beam_options) -> None:
         from fbjax.data.records.beam import BeamBuilder, parse_options
 
         builder = functools.partial(BeamBuilder, options=parse_options(beam_options or ""))
+    if arrays:
+        check_folder(arrays)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, arrays=""))  # records are made of tables
     source = open_source(config.data, config.patches.image_size)
     vocabulary = make_vocabulary(config, say)
     status = "reusing" if is_prepared(source, vocabulary, config.data.prepared) else "prepared"
-    train = build_records(source, vocabulary, config.data.prepared, progress, builder)["train"]
-    report = read_report(train)
+    splits = build_records(source, vocabulary, config.data.prepared, progress, builder)
+    report = splits["train"].report()
     for split, count in report["splits"].items():
         groups, categories = report["groups"][split], report["categories"][split]
         print(f"{split}: {count:,} products, {groups:,} groups, {categories} categories")
     for reason, count in report["skipped"].items():
         print(f"skipped: {count:,} {reason}")
-    print(f"{status}: {train.home}")
+    print(f"{status}: {splits['train'].home}")
+    if arrays:
+        status = "written" if write_arrays(config, splits, vocabulary, arrays, progress) else "reusing"
+        print(f"{status}: {arrays}; use it with --config.data.arrays={arrays}")
 
 
 @verb(

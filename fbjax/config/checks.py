@@ -39,6 +39,10 @@ def _data(config: Config) -> list[tuple]:
             f"data.feature_size {data.feature_size} needs patches.mode 'cached' and patches.whole_image false: there "
             "is no image",
         ),
+        (
+            data.on_device and not data.arrays and patches.mode != "cached",
+            "data.on_device true needs data.arrays, or patches.mode 'cached': pictures in records are encoded",
+        ),
     ]
 
 

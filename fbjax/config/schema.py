@@ -55,6 +55,19 @@ class DataConfig:
     prepared: str = setting(
         "prepared", "folder for records, may be gs://.., and cached features, may not", is_path=True, may_change=True
     )
+    arrays: str = setting(
+        "",
+        "folder that fbjax prepare --arrays has written: training and evaluation read it in place of records, and "
+        "import no TensorFlow; '': records",
+        is_path=True,
+        may_change=True,
+    )
+    on_device: bool = setting(
+        False,
+        "pictures of data.arrays, or cached features, are put on the devices once, sharded by row over the devices "
+        "that share a batch; a batch is then a list of rows",
+        may_change=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +86,11 @@ class PatchConfig:
         "per_patch", "per_patch: each patch alone (the paper); feature_map: cells of one pass over the whole image"
     )
     image_size: int = setting(256, "pixels; every image is resized to image_size x image_size", "[1, inf)")
+    fit: Literal["squash", "pad"] = setting(
+        "squash",
+        "squash: an image's sides are both resized to image_size (the paper); pad: it keeps its proportions, its "
+        "longer side is resized to image_size, and the rest is filled with white",
+    )
     patch_size: int = setting(
         32, "pixels; P = (image_size / patch_size)^2; feature_map averages the cells that a patch touches", "[1, inf)"
     )

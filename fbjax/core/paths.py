@@ -79,6 +79,23 @@ def atomic_write(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def reserve(path: Path, what: str) -> None:
+    """Claims the space of a local file at once: on a full disk a write to mapped memory kills the process.
+
+    Raises OSError, with `what` the file was to hold, where there is no room; the file is then deleted.
+    """
+    size = path.stat().st_size
+    try:
+        if hasattr(os, "posix_fallocate"):
+            with open(path, "r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, size)
+    except OSError as error:
+        path.unlink()
+        raise OSError(
+            error.errno, f"no room for {size / 2**30:.2f} GiB of {what} in {path.parent}: {error.strerror}"
+        ) from None
+
+
 @contextlib.contextmanager
 def local_copy(path: Path) -> Iterator[Path]:
     """`path` as a local file: itself, or a copy that exists until the end of the block."""

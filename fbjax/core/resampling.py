@@ -1,6 +1,17 @@
 """Bilinear resizing as a matrix: what `tf.image.resize` and `jax.image.resize` compute, in NumPy alone."""
 
+from collections.abc import Callable
+
 import numpy as np
+
+
+def fitted(height, width, size: int, largest: Callable = max) -> tuple:
+    """The height and width at which a picture keeps its proportions and its longer side is `size`.
+
+    Whole numbers, or integer tensors with their own `largest` of two; halves are rounded up.
+    """
+    longest = largest(height, width)
+    return tuple(largest(1, (2 * side * size + longest) // (2 * longest)) for side in (height, width))
 
 
 def weights(size: int, new_size: int) -> np.ndarray:

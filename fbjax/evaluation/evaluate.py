@@ -10,9 +10,8 @@ import numpy as np
 
 from fbjax.config.load import absolute
 from fbjax.core.console import duration, progress, say
-from fbjax.data.batches import pipeline
 from fbjax.data.batches.halves import rows_of_half
-from fbjax.data.records.builder import Records
+from fbjax.data.batches.split import Split
 from fbjax.evaluation import mixed, queries
 from fbjax.evaluation.gallery import choose_queries, full_figures
 from fbjax.evaluation.hubness import bank_rows, hub_penalties
@@ -75,7 +74,7 @@ def evaluate(
             *(vectors.of(records, what) for what in ("text", "image")),
             records.groups,
             num_queries,
-            text_codes=pipeline.text_codes(records),
+            text_codes=records.text_codes(),
             size=RERANKED if rerank is None else rerank,
             score=score if scores_matches else None,
             scale=vectors.scale,
@@ -127,7 +126,7 @@ def _vector_run(loaded: LoadedRun, towers: str | Path | None, protocols: tuple[s
     return giver
 
 
-def _query_figures(vectors: "_Vectors", records: Records, file: queries.QueryFile, correct_hubs: int | None) -> dict:
+def _query_figures(vectors: "_Vectors", records: Split, file: queries.QueryFile, correct_hubs: int | None) -> dict:
     asked = queries.choose(file, records.ids, vectors.has_words)
     texts, images = vectors.of_strings(asked.texts), vectors.of(records, "image")
     figures = queries.query_figures(texts, images, asked) | queries.about(asked, len(records))
@@ -139,7 +138,7 @@ def _query_figures(vectors: "_Vectors", records: Records, file: queries.QueryFil
 
 def _mixed_figures(
     vectors: "_Vectors",
-    records: Records,
+    records: Split,
     file: queries.QueryFile | None,
     num_queries: int | None,
     correct_hubs: int | None,
@@ -180,11 +179,11 @@ class _Vectors:
         return self._embedder.scale(self.giver.variables)
 
     @cached_property
-    def train(self) -> Records:
+    def train(self) -> Split:
         """The training split of the run's own tables."""
         return self.giver.records(split="train")
 
-    def of(self, records: Records, what: str, rows: np.ndarray | None = None) -> np.ndarray:
+    def of(self, records: Split, what: str, rows: np.ndarray | None = None) -> np.ndarray:
         """Vectors of the texts or images (`what`) at `rows` (default: all)."""
         if rows is not None:
             return embed_records(self.giver, self._embedder, records, what, rows)
@@ -212,7 +211,7 @@ class _Vectors:
 class _PairScores:
     """Match scores of pairs [N, 2] of rows (text, image) of `records`. Counts pairs and seconds."""
 
-    def __init__(self, loaded: LoadedRun, records: Records):
+    def __init__(self, loaded: LoadedRun, records: Split):
         self._run, self._variables, self._records = loaded.run, loaded.variables, records
         self._scorer = make_scorer(loaded.run, loaded.mesh)
         self.num_pairs, self.seconds = 0, 0.0  # embeddings included

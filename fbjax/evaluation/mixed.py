@@ -18,7 +18,7 @@ from fbjax.config.schema import Config
 from fbjax.core.console import say
 from fbjax.core.paths import as_path
 from fbjax.data.batches.halves import HALVES, rows_of_half
-from fbjax.data.records.builder import Records
+from fbjax.data.batches.split import Split
 from fbjax.evaluation import metrics
 from fbjax.evaluation.gallery import cosines_in_parts
 from fbjax.evaluation.queries import print_skipped
@@ -68,7 +68,7 @@ def check_run(config: Config, workdir: str | Path) -> None:
             )
 
 
-def check_table(workdir: str | Path, train: Records) -> None:
+def check_table(workdir: str | Path, train: Split) -> None:
     """Raises ValueError where `train` is not what the run in `workdir` was trained on, and so has other halves."""
     noted = as_path(workdir) / DATA
     if noted.is_file() and noted.read_text() != train.digest:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fbjax.data.records.builder import Records
+from fbjax.data.batches.split import Split
 from fbjax.evaluation import gallery, metrics, mixed, queries
 from fbjax.evaluation.candidates import DIRECTIONS, CandidateList, any_category_negatives, draw_lists, read_lists
 from fbjax.evaluation.released import legacy
@@ -47,7 +47,7 @@ def read_request(protocols: tuple[str, ...], candidates: str | None, num_queries
 
 
 def list_figures(
-    records: Records,
+    records: Split,
     protocols: tuple[str, ...],
     lists: Lists | None,
     num_queries: int | None,
@@ -158,7 +158,7 @@ def _rankings(lists: list[CandidateList], positive: np.ndarray, other: np.ndarra
 class _Pairs:
     """The distinct (text, image) pairs of all lists, each scored once."""
 
-    def __init__(self, records: Records):
+    def __init__(self, records: Split):
         self._records = records
         self._rows = {identity: row for row, identity in enumerate(records.ids)}
         self._places: dict[tuple[int, int], int] = {}

@@ -10,7 +10,11 @@ from fbjax.runs.run import Run
 from fbjax.runs.stored_evaluation import read_evaluation
 
 SHOWN = ("num_layers", "width", "num_heads", "mlp_dim", "text_tokens")
-SHOWN += ("network", "geometry", "image_size", "patch_size")
+SHOWN += ("network", "geometry", "image_size", "fit", "patch_size")
+FITTED = {
+    "squash": "without keeping its aspect ratio",
+    "pad": "so that its longer side is that long, in the middle of a white square",
+}
 HIDDEN = ("pretrained", "vocabulary", "weights", "attention", "remat", "text_bucket", "mode")
 
 
@@ -57,7 +61,7 @@ def _use(source_model: SourceModel) -> str:
         "tokenizer = AutoTokenizer.from_pretrained(DIR, trust_remote_code=True)",
         'ids = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").input_ids',
     ]
-    pixels = f"images: uint8 [B, {size}, {size}, 3], RGB, each resized without keeping its aspect ratio"
+    pixels = f"images: uint8 [B, {size}, {size}, 3], RGB, each resized {FITTED[run.config.patches.fit]}"
     source = "images" if "features" in source_model.functions else "features"
     if source == "features":
         pixels = f"features: float32 [B, {run.patches.num_patches}, {run.patches.feature_size}], made elsewhere"

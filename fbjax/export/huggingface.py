@@ -100,7 +100,7 @@ def digest_of_pieces(vocabulary: Vocabulary) -> str:
 
 def describe_patches(config: PatchConfig, network: PatchNetwork) -> dict:
     """The section "patches" of config.json: how an image becomes features."""
-    names = ("network", "geometry", "image_size", "patch_size", "patch_input_size", "whole_image", "mode")
+    names = ("network", "geometry", "image_size", "patch_size", "patch_input_size", "whole_image", "mode", "fit")
     sizes = {"num_patches": network.num_patches, "feature_size": network.feature_size, "twin": network.twin}
     return {name: getattr(config, name) for name in names} | sizes
 

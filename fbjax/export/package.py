@@ -63,6 +63,7 @@ def describe(source_model: SourceModel, form: str) -> dict:
         "tokenizer": VOCABULARY,
         "text_tokens": config.model.text_tokens,
         "image_size": config.patches.image_size if "features" in source_model.functions else None,
+        "image_fit": config.patches.fit if "features" in source_model.functions else None,
         "functions": {
             name: {"inputs": [dataclasses.asdict(given) for given in function.inputs], "outputs": function.outputs}
             for name, function in source_model.functions.items()

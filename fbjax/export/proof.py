@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from fbjax.data.batches.pipeline import read_images
 from fbjax.export.functions import BATCH, LENGTH, Function
 from fbjax.export.source_model import SourceModel
 from fbjax.runs.feature_cache import text_inputs
@@ -107,13 +106,14 @@ def real_inputs(source_model: SourceModel, data: str | None) -> Batches | str:
             raise
         return str(error).splitlines()[0]
     run, rows = source_model.run, np.arange(min(PAIRS, len(records)))
+    patches = run.config.patches
 
     @functools.cache
     def read(name: str, start: int) -> np.ndarray:
         part = rows[start : start + BATCH_SIZE]
         if name == "ids":
             return text_inputs(run, records, part)
-        images = next(read_images(records, part, run.config.patches.image_size, BATCH_SIZE))
+        images = next(records.images(part, patches.image_size, BATCH_SIZE, patches.fit))
         if name == "features" and not run.config.data.feature_size:  # else the records hold features
             images = source_model.call("features", images=images)["features"]
         return images if name == "images" else images.astype(np.float32)

@@ -62,7 +62,7 @@ class Exported(TextImageModel):
     def extract(self, images: Sequence) -> np.ndarray:
         """Patch features [N, P, C] of images; a repeated image is read once."""
         if self._read is None:
-            self._read = _image_reader(self.manifest["image_size"])
+            self._read = _image_reader(self.manifest["image_size"], self.manifest.get("image_fit") or "squash")
         images, places = distinct(listed(images, "images"))
         batches = (np.stack([self._read(image) for image in images[part]]) for part in _parts(len(images), ROWS))
         found = [self._batch("features", images=pixels) for pixels in batches]
@@ -173,12 +173,12 @@ def _text_encoder(file: Path, num_tokens: int) -> Callable[[str], np.ndarray]:
     return encode
 
 
-def _image_reader(size: int | None) -> Callable[..., np.ndarray]:
-    """``image -> pixels [S, S, 3]`` uint8."""
+def _image_reader(size: int | None, fit: str) -> Callable[..., np.ndarray]:
+    """``image -> pixels [S, S, 3]`` uint8; "squash" was the only fit of older exports."""
     if size is None:
         raise ValueError("this export reads ready-made features, not pictures (pass features to call)")
     try:
         from fbjax.data.sources.images import read_pixels
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"pictures need {error.name}: install Pillow, or pass pixels to call") from None
-    return lambda image: read_pixels(image, size)
+    return lambda image: read_pixels(image, size, fit)

@@ -8,7 +8,7 @@ import numpy as np
 
 from fbjax.core.console import duration, progress, say
 from fbjax.core.paths import atomic_write
-from fbjax.data.records.builder import Records, read_report
+from fbjax.data.batches.split import Split
 from fbjax.inference.embedder import Embedder, make_embedder
 from fbjax.runs.feature_cache import image_inputs, text_inputs
 from fbjax.runs.loaded import LoadedRun
@@ -45,7 +45,7 @@ def embed(
     seconds = time.perf_counter() - begin
     with atomic_write(out) as file:
         np.savez(file, ids=np.asarray(records.ids, str), vectors=vectors, checkpoint_step=loaded.step, what=what)
-    if skipped := read_report(records)["skipped"]:
+    if skipped := records.report()["skipped"]:
         say("skipped when prepared: " + ", ".join(f"{count:,} {reason}" for reason, count in skipped.items()))
     (number, size), mib = vectors.shape, vectors.nbytes / 2**20
     speed = f"{duration(seconds)} ({number / seconds:,.0f}/s)"
@@ -54,7 +54,7 @@ def embed(
 
 
 def embed_records(
-    loaded: LoadedRun, embedder: Embedder, records: Records, what: str, rows: np.ndarray | None = None
+    loaded: LoadedRun, embedder: Embedder, records: Split, what: str, rows: np.ndarray | None = None
 ) -> np.ndarray:
     """Vectors [N, E] of the texts, images or products (`what`, of `KINDS`) at `rows` (default: all)."""
     rows = np.arange(len(records)) if rows is None else rows

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from fbjax.core.interface import TextImageModel, distinct, listed
-from fbjax.data.batches.pipeline import decode_image
-from fbjax.data.sources.images import encoded, is_image, normalise_image
+from fbjax.data.sources.images import encoded, is_image, normalise_image, read_pixels
 from fbjax.data.sources.tables import clean_text
 from fbjax.data.text.wordpiece import PAD_ID
 from fbjax.inference.embedder import Embedder, make_embedder
@@ -86,11 +85,18 @@ class Model(LoadedRun, TextImageModel):
         return ids
 
     def read_image(self, image) -> np.ndarray:
-        """uint8 [S, S, 3], computed as in prepared records."""
-        size = self.run.config.patches.image_size
+        """uint8 [S, S, 3], computed as in prepared records.
+
+        A run that reads data.arrays needs no TensorFlow here either: its pictures are decoded by `read_pixels`.
+        """
+        size, fit = self.run.config.patches.image_size, self.run.config.patches.fit
         if self.run.config.data.feature_size:
             raise ValueError("this run reads ready-made features (data.feature_size), not pictures")
+        if self.run.config.data.arrays:
+            return read_pixels(image, size, fit)
+        from fbjax.data.records.pipeline import decode_image
+
         try:
-            return decode_image(normalise_image(encoded(image), size), size)
+            return decode_image(normalise_image(encoded(image), size), size, fit)
         except ValueError as error:
             raise ValueError(f"{image if isinstance(image, str | Path) else 'image'}: {error}") from None

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from fbjax.core.console import duration, progress, say
-from fbjax.data.batches.pipeline import read_products
-from fbjax.data.records.builder import Records
+from fbjax.data.batches.split import Split
 from fbjax.data.sources.base import Product
 from fbjax.data.sources.images import encoded
 from fbjax.inference.model import Model
@@ -67,7 +66,7 @@ def rank(
         say(f"{len(rows):,} candidates: about {duration(expected)}")
     scores = scorer.score(model.variables, ids, images, pairs, progress)
     best = np.argsort(-scores, kind="stable")[:top]
-    query, products = text if text is not None else encoded(image), read_products(records, rows[best].tolist())
+    query, products = text if text is not None else encoded(image), records.products(rows[best].tolist())
     return Ranking(query, len(rows), products, scores[best].tolist(), model.run.scores_pairs)
 
 
@@ -83,7 +82,7 @@ def format_table(ranking: Ranking, width: int) -> list[str]:
     return lines + [f"best {len(ranking.products)} of {ranking.num_candidates:,} products{meaning}"]
 
 
-def _of_category(records: Records, category: str | None) -> np.ndarray:
+def _of_category(records: Split, category: str | None) -> np.ndarray:
     if category is None:
         return np.arange(len(records))
     known = [str(name) for name in records.category_names]

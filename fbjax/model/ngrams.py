@@ -48,7 +48,7 @@ def piece_kinds(pieces: Iterable[str], *, unit: str) -> Ngrams:
 
 def ngram_codes(kinds: Ngrams, ids: jax.Array) -> jax.Array:
     """``ids [B, T] -> codes [B, 2 T]`` int32: the words in their order, then the pairs of neighbours; 0: none."""
-    return jax.vmap(partial(_codes, kinds))(ids)
+    return jax.vmap(partial(_codes, jax.tree.map(jnp.asarray, kinds)))(ids)
 
 
 def _codes(kinds: Ngrams, ids: jax.Array) -> jax.Array:
@@ -95,7 +95,7 @@ def num_rows(ngrams: Ngrams) -> int:
 
 def bag_of_ngrams(ngrams: Ngrams, ids: jax.Array) -> Bag:
     """The first T known n-grams of framed ids [B, T], weighted by idf, the weights of length 1."""
-    return jax.vmap(partial(_bag, ngrams))(ids)
+    return jax.vmap(partial(_bag, jax.tree.map(jnp.asarray, ngrams)))(ids)
 
 
 def _bag(ngrams: Ngrams, ids: jax.Array) -> Bag:

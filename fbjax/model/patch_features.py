@@ -121,7 +121,7 @@ def build_patch_network(config, weights_path: str | Path | None = None) -> Patch
         cell = config.patch_size if config.geometry == "feature_map" else config.patch_input_size
         network, weights = backbone.build({}, cell), {}
     geometry = (config.network, config.geometry, config.image_size, config.patch_size, config.patch_input_size)
-    geometry += ("whole image",) * config.whole_image
+    geometry += ("whole image",) * config.whole_image + ("pad",) * (config.fit == "pad")
     digest = hashlib.sha256(repr(geometry).encode())
     for name in sorted(weights):
         digest.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())

@@ -133,6 +133,23 @@ def put_batch(batch, mesh: Mesh, share: HostShard | None = None):
     return jax.tree.map(put, batch) if share or jax.process_count() > 1 else jax.device_put(batch, sharding)
 
 
+def put_rows(array: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Host rows [N, ..] on the mesh, sharded as a batch is; zeros follow up to a multiple of the shards."""
+    size, shape = rows_per_device(len(array), mesh), array.shape[1:]
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        found = np.ascontiguousarray(array[index[0]])
+        return np.concatenate([found, np.zeros((size - len(found), *shape), array.dtype)])
+
+    num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    return jax.make_array_from_callback((size * num_shards, *shape), by_example(mesh), shard)
+
+
+def rows_per_device(num_rows: int, mesh: Mesh) -> int:
+    """How many of `num_rows` a device holds."""
+    return -(-num_rows // (mesh.shape["data"] * mesh.shape["fsdp"]))
+
+
 def pad_rows(rows: np.ndarray, size: int) -> np.ndarray:
     """`rows`, padded to `size` with copies of the first; drop their results."""
     return rows if len(rows) == size else np.concatenate([rows, np.repeat(rows[:1], size - len(rows), axis=0)])

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fbjax.data.batches.pipeline import read_products
-from fbjax.data.records.builder import Records
+from fbjax.data.batches.split import Split
 from fbjax.data.sources.base import Product
 from fbjax.inference.explain import Explanation
 from fbjax.report.page import card, picture
@@ -37,10 +36,10 @@ def choose(rankings: list[dict]) -> dict[str, list[dict]]:
     return {kind: some for kind, some in chosen.items() if some}
 
 
-def look_up(records: Records, rankings: Sequence[dict]) -> dict[str, Product]:
+def look_up(records: Split, rankings: Sequence[dict]) -> dict[str, Product]:
     """The products of `rankings` by id."""
     ids = list(dict.fromkeys(i for r in rankings for i in (r["query"], r["positive"], *(j for j, _ in r["top"]))))
-    return dict(zip(ids, read_products(records, records.rows(ids)), strict=True)) if ids else {}
+    return dict(zip(ids, records.products(records.rows(ids)), strict=True)) if ids else {}
 
 
 def view(ranking: dict, products: dict[str, Product]) -> dict:

@@ -12,7 +12,7 @@ from fbjax.config.load import flat
 from fbjax.config.schema import Config, DataConfig, ParameterGroup
 from fbjax.core.console import say
 from fbjax.core.paths import as_path
-from fbjax.data.records.builder import SKIPPED, Records, read_report
+from fbjax.data.batches.split import SKIPPED, Split
 from fbjax.evaluation.candidates import DIRECTIONS
 from fbjax.evaluation.evaluate import evaluate
 from fbjax.evaluation.protocols import NUM_OTHERS
@@ -50,7 +50,7 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
 
     splits = run.splits()
     records = model.records(evaluation["data"]) if evaluation["data"] else splits["validation"]
-    prepared = read_report(splits["train"])
+    prepared = splits["train"].report()
 
     curves = read_curves(workdir)
     chosen = {d: examples.choose([r for r in rankings if r["direction"] == d]) for d in DIRECTIONS}
@@ -139,8 +139,8 @@ def _retrieval(evaluation: dict) -> dict | None:
     }
 
 
-def _data(splits: dict[str, Records], config: DataConfig) -> dict:
-    report = read_report(splits["train"])
+def _data(splits: dict[str, Split], config: DataConfig) -> dict:
+    report = splits["train"].report()
     return {
         "num_products": sum(report["splits"].values()),
         "splits": report["splits"],

@@ -5,7 +5,6 @@ The file is named by network, weights, geometry and records, so that none can be
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +14,8 @@ import numpy as np
 from filelock import FileLock
 
 from fbjax.core.console import progress, say
-from fbjax.core.paths import is_remote
-from fbjax.data.batches.pipeline import read_images, read_texts
-from fbjax.data.records.builder import Records
+from fbjax.core.paths import is_remote, reserve
+from fbjax.data.batches.split import Split
 from fbjax.model.patch_features import PatchNetwork, count_live_dimensions
 from fbjax.parallel.mesh import pad_rows
 from fbjax.runs.run import Run
@@ -27,12 +25,13 @@ FLUSH_SECONDS = 20  # at most so much, or one batch, is done again after a kill
 
 
 def cached_features(
-    records: Records,
+    records: Split,
     network: PatchNetwork,
     image_size: int,
     folder: str | Path,
     progress: Callable,
     batch_size: int = 32,
+    fit: str = "squash",
 ) -> np.ndarray:
     """Features of every record, float16 [N, P, C], read-only and memory-mapped; computed where there are none yet.
 
@@ -48,18 +47,19 @@ def cached_features(
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):  # two runs may want it at once: the second finds it made
             if not path.is_file():
-                _make(path, shape, records, network, image_size, progress, batch_size)
+                _make(path, shape, records, network, image_size, progress, batch_size, fit)
     return _checked(path, shape, records.ids)
 
 
 def _make(
     path: Path,
     shape: tuple[int, int, int],
-    records: Records,
+    records: Split,
     network: PatchNetwork,
     image_size: int,
     progress: Callable,
     batch_size: int,
+    fit: str,
 ) -> None:
     """Computes the features into `path`, from where an interrupted run left them."""
     partial, done_file = path.with_suffix(".partial"), path.with_suffix(".done")
@@ -68,9 +68,10 @@ def _make(
     say(f"patch features to cache: {weight} in {path.parent}")
     features = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.float16, None if done else shape)
     if not done:
-        _reserve(partial)
+        reserve(partial, "patch features")
     apply, batch_size = jax.jit(network.apply), max(1, min(batch_size, len(records) - done))
-    with contextlib.closing(read_images(records, np.arange(done, len(records)), image_size, batch_size)) as batches:
+    images_left = records.images(np.arange(done, len(records)), image_size, batch_size, fit)
+    with contextlib.closing(images_left) as batches:
         num_batches, flushed = -(-(len(records) - done) // batch_size), time.monotonic()
         for images in progress(batches, num_batches, f"patch features, batches of {batch_size}"):
             whole = pad_rows(images, batch_size)
@@ -123,42 +124,29 @@ def _write_count(path: Path, count: int) -> None:
     path.with_suffix(".count").rename(path)
 
 
-def _reserve(path: Path) -> None:
-    """Claims the file's space at once: on a full disk a write to mapped memory kills the process, this raises."""
-    size = path.stat().st_size
-    try:
-        if hasattr(os, "posix_fallocate"):
-            with open(path, "r+b") as stream:
-                os.posix_fallocate(stream.fileno(), 0, size)
-    except OSError as error:
-        path.unlink()
-        raise OSError(
-            error.errno, f"no room for {size / 2**30:.2f} GiB of patch features in {path.parent}: {error.strerror}"
-        ) from None
-
-
-def features_of(run: Run, records: Records) -> np.ndarray | None:
+def features_of(run: Run, records: Split) -> np.ndarray | None:
     """Cached features of every record where the run's config has them cached."""
-    if run.config.patches.mode != "cached":
+    patches, folder = run.config.patches, run.config.data.prepared
+    if patches.mode != "cached":
         return None
-    return cached_features(records, run.patches, run.config.patches.image_size, run.config.data.prepared, progress)
+    if records.holds_features and records.stored is not None:
+        return records.stored
+    return cached_features(records, run.patches, patches.image_size, folder, progress, fit=patches.fit)
 
 
-def text_inputs(run: Run, records: Records, rows: np.ndarray) -> np.ndarray:
+def text_inputs(run: Run, records: Split, rows: np.ndarray) -> np.ndarray:
     """What the run's model takes for the texts of `rows`: framed piece ids, int32 [len(rows), T]."""
-    return read_texts(records, rows, run.vocabulary, run.config.model.text_tokens)
+    return records.framed_texts(rows, run.vocabulary, run.config.model.text_tokens)
 
 
-def image_inputs(
-    run: Run, records: Records, rows: np.ndarray, batch_size: int, label: str = ""
-) -> Iterator[np.ndarray]:
+def image_inputs(run: Run, records: Split, rows: np.ndarray, batch_size: int, label: str = "") -> Iterator[np.ndarray]:
     """What the step's patch network takes for `rows`, in batches: images, or their cached features.
 
     A `label` shows a progress bar.
     """
-    features, starts = features_of(run, records), range(0, len(rows), batch_size)
+    features, starts, patches = features_of(run, records), range(0, len(rows), batch_size), run.config.patches
     if features is None:
-        batches = read_images(records, rows, run.config.patches.image_size, batch_size)
+        batches = records.images(rows, patches.image_size, batch_size, patches.fit)
     else:
         batches = (features[rows[start : start + batch_size]] for start in starts)
     return progress(batches, len(starts), label) if label else batches

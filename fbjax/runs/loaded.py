@@ -8,7 +8,7 @@ from typing import Self
 from jax.sharding import Mesh
 
 from fbjax.core.paths import as_path
-from fbjax.data.records.builder import Records
+from fbjax.data.batches.split import Split
 from fbjax.parallel.mesh import make_mesh
 from fbjax.runs.checkpoints import Checkpoints
 from fbjax.runs.run import Run
@@ -57,7 +57,7 @@ class LoadedRun:
         """What the scorer and the embedder take: "fashionbert", "patches" and, where texts are bags, "ngrams"."""
         return {"patches": self.run.patches.params} | self.run.frozen | self.params
 
-    def records(self, data: str | Sequence[str] | None = None, split: str = "validation") -> Records:
+    def records(self, data: str | Sequence[str] | None = None, split: str = "validation") -> Split:
         """A prepared `split` of the run's own tables, or of `data`, tables or globs, which are all "validation"."""
         return self.run.splits(data)[split]
 

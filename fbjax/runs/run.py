@@ -16,10 +16,7 @@ import optax
 from fbjax.config.load import config_from_json, config_to_json, difference
 from fbjax.config.schema import Config
 from fbjax.core import paths
-from fbjax.core.console import progress
-from fbjax.data.batches.pipeline import read_texts
-from fbjax.data.records.builder import Records, build_records
-from fbjax.data.sources.base import open_source
+from fbjax.data.batches.split import Split
 from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.model import bert_weights
 from fbjax.model.fashionbert import FashionBert, build_model
@@ -27,6 +24,7 @@ from fbjax.model.ngrams import Ngrams, make_ngrams, num_rows, piece_kinds
 from fbjax.model.patch_features import PatchNetwork, build_patch_network, given_features
 from fbjax.model.weights.files import write_npz
 from fbjax.parallel.distributed import barrier, is_first
+from fbjax.runs.splits import open_splits
 from fbjax.runs.state import make_optimizer
 from fbjax.runs.vocabulary import make_vocabulary
 from fbjax.tasks.objective import Objective
@@ -102,13 +100,9 @@ class Run:
         """Whether the run learns vectors of texts and of images."""
         return any(task.embeds for task in self.config.tasks.values())
 
-    def splits(self, data: str | Sequence[str] | None = None) -> dict[str, Records]:
-        """The prepared records of its own tables by split, or of `data`, tables or globs, all "validation".
-
-        Made first where they do not exist yet; raises as `build_records`.
-        """
-        source = open_source(self.config.data, self.config.patches.image_size, data)
-        return build_records(source, self.vocabulary, self.config.data.prepared, progress)
+    def splits(self, data: str | Sequence[str] | None = None) -> dict[str, Split]:
+        """Its own prepared splits, or `data`, tables or globs, all "validation": `fbjax.runs.splits.open_splits`."""
+        return open_splits(self.config, self.vocabulary, data)
 
     @property
     def feature_input(self) -> PatchNetwork:
@@ -149,7 +143,7 @@ def create_or_resume(config: Config, workdir: str | Path, say: Callable[[str], N
     return run
 
 
-def with_ngrams(run: Run, records: Records, rows: np.ndarray, workdir: str | Path) -> Run:
+def with_ngrams(run: Run, records: Split, rows: np.ndarray, workdir: str | Path) -> Run:
     """`run` with the n-grams of the training texts, `rows` of `records`, where it reads any; kept in the workdir.
 
     Raises ValueError where no n-gram is in two texts.
@@ -160,7 +154,7 @@ def with_ngrams(run: Run, records: Records, rows: np.ndarray, workdir: str | Pat
     path = paths.as_path(workdir) / NGRAMS
     if is_first() and not path.is_file():
         parts = np.array_split(rows, -(-len(rows) // TEXTS_AT_ONCE))
-        texts = (read_texts(records, rows, run.vocabulary, run.config.model.text_tokens) for rows in parts)
+        texts = (records.framed_texts(rows, run.vocabulary, run.config.model.text_tokens) for rows in parts)
         _write_arrays(path, make_ngrams(texts, piece_kinds(run.vocabulary.rows, unit=task.ngrams_of)))
     barrier("n-grams counted")
     return Run.open(workdir, run.config)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from fbjax.config.schema import Config
 from fbjax.core import paths
+from fbjax.data.arrays.reader import read_vocabulary
 from fbjax.data.sources.base import DataSource, file_stats, open_source
 from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.model import bert_weights
@@ -13,8 +14,10 @@ from fbjax.model import bert_weights
 
 def make_vocabulary(config: Config, say: Callable[[str], None]) -> Vocabulary:
     """The vocabulary a config names: its BERT's, what the catalogue uses of that ("used"), one trained on the catalogue
-    ("train:8000"), or a file's."""
+    ("train:8000"), or a file's. Arrays of a catalogue have brought its vocabulary along."""
     name = config.model.vocabulary
+    if config.data.arrays and (name == "used" or name.startswith("train:")):
+        return read_vocabulary(config)
     if name.startswith("train:"):
         size = name.removeprefix("train:")
         if not size.isdigit():

@@ -15,9 +15,8 @@ from jax.sharding import Mesh
 
 from fbjax.config.schema import Config
 from fbjax.core.console import say
-from fbjax.data.batches.pipeline import read_images, train_batches
 from fbjax.data.batches.sampler import Sampler
-from fbjax.data.records.builder import Records, read_report
+from fbjax.data.batches.split import Split
 from fbjax.inference.pair_scorer import make_scorer
 from fbjax.monitoring.flops import step_work
 from fbjax.monitoring.goodput import CHECKPOINT, COMPILE
@@ -29,6 +28,7 @@ from fbjax.runs import run as workdirs
 from fbjax.runs.checkpoints import Checkpoints
 from fbjax.runs.feature_cache import describe, features_of
 from fbjax.runs.state import TrainState, abstract_state, batch_shapes, init_state
+from fbjax.training.device_images import put_images, with_rows
 from fbjax.training.memory import available_memory, check_memory
 from fbjax.training.step import compiled, make_step, with_seed
 from fbjax.training.validation import ValidationSample
@@ -61,6 +61,7 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
     with telemetry.spent("patch features"):
         features = features_of(run, records)
     describe_run(run, records, features, sampler)
+    images = put_images(config, records.stored if features is None else features, mesh)
 
     shape = abstract_state(objective, optimizer, config, mesh)
     frozen = jax.device_put(run.frozen, replicated(mesh))
@@ -85,16 +86,17 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
 
         # the data position is the step: nothing else has to be restored
         share = HostShard.of(mesh, config.train.batch_size)
-        batches = train_batches(
-            records,
+        batches = records.train_batches(
             sampler,
             run.vocabulary,
             num_steps=config.train.num_steps,
             image_size=config.patches.image_size,
+            fit=config.patches.fit,
             with_negatives=config.needs_negative,
             start=start,
             features=features,
             share=share.rows,
+            only_rows=images is not None,
         )
         stack.enter_context(contextlib.closing(batches))
         log = stack.enter_context(contextlib.closing(Log(workdir, config, start, telemetry)))
@@ -105,6 +107,7 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
             shapes = [batch_shapes(config, run.feature_input, length) for length in used]
             log.work = step_work(objective, shape.params, frozen, shapes)
             with telemetry.spent(COMPILE):
+                shapes = [with_rows(batch, images) for batch in shapes]
                 train_step = compiled(make_step(objective, optimizer, config, mesh, shape), shape, constants, shapes)
             check_memory(train_step.programs, shape, config, mesh, available_memory(mesh))
         stopped = stack.enter_context(preemption())
@@ -126,7 +129,7 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
             if last:
                 break
             with log.waiting():
-                batch = put_batch(next(batches), mesh, share)
+                batch = put_batch(next(batches), mesh, share)._replace(pictures=images)
             state, metrics = train_step(state, constants, batch)
             log.add(step + 1, metrics, batch.ids.shape[1])
     log.summary()
@@ -134,9 +137,9 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
     return state
 
 
-def describe_run(run: workdirs.Run, records: Records, features: np.ndarray | None, sampler: Sampler) -> None:
+def describe_run(run: workdirs.Run, records: Split, features: np.ndarray | None, sampler: Sampler) -> None:
     """Says what training is about to see."""
-    report = read_report(records)
+    report = records.report()
     splits = ", ".join(f"{count:,} {split}" for split, count in report["splits"].items())
     say(f"products: {splits}; {report['categories']['train']} categories, {report['groups']['train']:,} groups")
     if report["skipped"]:
@@ -152,6 +155,7 @@ def describe_run(run: workdirs.Run, records: Records, features: np.ndarray | Non
     say(f"text: a vocabulary of {run.vocabulary.size:,}; {cut:.0%} of the texts exceed {limit} tokens and are cut")
     if features is None:
         rows = np.linspace(0, len(records) - 1, min(len(records), 32)).astype(int)
-        images = next(read_images(records, rows, run.config.patches.image_size, len(rows)))
+        patches = run.config.patches
+        images = next(records.images(rows, patches.image_size, len(rows), patches.fit))
         features = np.asarray(jax.jit(run.patches.apply)(run.patches.params, images))
     say(describe(features))

@@ -33,6 +33,7 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
         return jax.lax.with_sharding_constraint(gradient, shards)
 
     def step(state: TrainState, frozen: Any, batch: Batch):
+        batch = _with_images(batch, mesh)
         key_masks, key_dropout = jax.random.split(jax.random.fold_in(jax.random.key(frozen["seed"]), state.step))
         masked = objective.draw_masks(batch, key_masks)
         micro_batches = split(masked, config.train.micro_batches)
@@ -92,3 +93,10 @@ def compiled(step, state: TrainState, frozen: Any, batches: Iterable[Batch]) -> 
     Arrays or their shapes will do.
     """
     return CompiledStep({batch.ids.shape[1]: step.lower(state, frozen, batch).compile() for batch in batches})
+
+
+def _with_images(batch: Batch, mesh) -> Batch:
+    """`batch` with images, where it has their rows."""
+    if batch.pictures is None:
+        return batch
+    return jax.lax.with_sharding_constraint(batch.looked_up(), by_example(mesh))

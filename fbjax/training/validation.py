@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from fbjax.data.batches.negatives import NegativeSampler
-from fbjax.data.records.builder import Records
+from fbjax.data.batches.split import Split
 from fbjax.evaluation import metrics
 from fbjax.inference.embedder import Embedder
 from fbjax.inference.pair_scorer import PairScorer
@@ -16,7 +16,7 @@ from fbjax.runs.run import Run
 class ValidationSample:
     """A fixed sample of the validation split, scored during training: AUC of true against same-category pairs."""
 
-    def __init__(self, run: Run, records: Records, scorer: PairScorer | Embedder, num_products: int):
+    def __init__(self, run: Run, records: Split, scorer: PairScorer | Embedder, num_products: int):
         rng = np.random.default_rng(run.config.train.seed)
         rows = np.sort(rng.permutation(len(records))[:num_products])
         negatives = NegativeSampler(records.categories, records.groups)

@@ -12,7 +12,7 @@ import scipy.special
 from fbjax.core.console import say
 from fbjax.core.paths import as_path
 from fbjax.data.batches.sampler import Sampler
-from fbjax.data.records.builder import Records
+from fbjax.data.batches.split import Split
 from fbjax.inference.pair_scorer import PairScorer
 from fbjax.model import bert_weights
 from fbjax.model.linear import feature_roots
@@ -39,7 +39,7 @@ def check_start(run: Run, workdir: str | Path, mesh) -> None:
         )
 
 
-def initial_params(params: dict, run: Run, records: Records, rows: np.ndarray, mesh) -> dict:
+def initial_params(params: dict, run: Run, records: Split, rows: np.ndarray, mesh) -> dict:
     """`params`, freshly initialised, with all that the run of `train.start_from`, else its BERT, has of them.
 
     A run that reads longer texts than the one it starts from has the positions that this lacks from BERT. A linear
@@ -62,7 +62,7 @@ def initial_params(params: dict, run: Run, records: Records, rows: np.ndarray, m
     return params
 
 
-def standardised(params: dict, run: Run, records: Records, rows: np.ndarray) -> dict:
+def standardised(params: dict, run: Run, records: Split, rows: np.ndarray) -> dict:
     """`params` with the linear branch's moments, from the features of at most `STANDARDISED` of the images `rows`."""
     rows = np.sort(np.random.default_rng(run.config.train.seed).permutation(rows)[:STANDARDISED])
     patches = (run.frozen | params).get("patches", {})
@@ -79,7 +79,7 @@ def standardised(params: dict, run: Run, records: Records, rows: np.ndarray) -> 
     return params | {"fashionbert": params["fashionbert"] | {"linear": linear}}
 
 
-def calibrate_match_bias(params: dict, run: Run, records: Records, sampler: Sampler, scorer: PairScorer) -> dict:
+def calibrate_match_bias(params: dict, run: Run, records: Split, sampler: Sampler, scorer: PairScorer) -> dict:
     """`params` with the bias of the match head moved to where it splits true from negative pairs of the first batches.
 
     A contrast teaches which of two pairs fits better, not from which cosine on a pair matches. A wrong bias would

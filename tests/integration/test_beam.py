@@ -14,7 +14,7 @@ from fbjax.cli.main import main
 from fbjax.config.schema import Columns, DataConfig
 from fbjax.data.records import beam
 from fbjax.data.records.beam import BeamBuilder, parse_options
-from fbjax.data.records.builder import build_records, is_prepared, read_report
+from fbjax.data.records.builder import build_records, is_prepared
 from fbjax.data.sources import fashiongen, release
 from fbjax.data.sources import tables as table_source
 from fbjax.data.sources.base import open_source
@@ -103,7 +103,7 @@ def content(splits):
     for split in splits:
         with np.load(home / f"index-{split}.npz") as index:
             left[f"{split} index"] = {name: (index[name].dtype, index[name].tolist()) for name in index.files}
-    report = read_report(splits["train"]) | {"seconds": None}
+    report = splits["train"].report() | {"seconds": None}
     return left | {"report": list(report.items()), "skipped": (home / "skipped.jsonl").read_text()}
 
 
@@ -131,7 +131,7 @@ def test_workers_make_what_one_process_makes(tmp_path, small_pieces, write):
     by_one = prepare_with(source, vocabulary, tmp_path / "one")
     by_workers = prepare_with(source, vocabulary, tmp_path / "workers", "")
     assert content(by_workers) == content(by_one)
-    assert len(by_workers["train"].files) > 1 and len(read_report(by_one["train"])["skipped"]) > 1
+    assert len(by_workers["train"].files) > 1 and len(by_one["train"].report()["skipped"]) > 1
     there = {path.name for path in Path(by_workers["train"].files[0]).parent.iterdir()}
     assert there - {Path(file).name for records in by_workers.values() for file in records.files} == {
         path.name for path in Path(by_one["train"].files[0]).parent.iterdir() if ".array_record" not in path.name

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fbjax.config.schema import Columns, Config, DataConfig
-from fbjax.data.batches.pipeline import read_images, read_texts
-from fbjax.data.records.builder import build_records, read_report
+from fbjax.data.records.builder import build_records
 from fbjax.data.sources.base import open_source
 from fbjax.data.sources.images import normalise_image
 from fbjax.data.sources.tables import Tables
@@ -143,12 +142,12 @@ def test_images_and_texts_are_read_in_the_order_asked_for(tmp_path, prepare_tabl
     sized = [{**p, "image": p["image"].resize((SIZE, SIZE)), "format": "PNG"} for p in PRODUCTS]
     records = prepare_table(train=write_parquet(tmp_path / "table.parquet", sized))["train"]
     rows = np.array([3, 0, 7, 3, 5])
-    batches = list(read_images(records, rows, SIZE, 2))
+    batches = list(records.images(rows, SIZE, 2))
     assert [len(batch) for batch in batches] == [2, 2, 1]
     np.testing.assert_array_equal(np.concatenate(batches), [np.asarray(sized[row]["image"]) for row in rows])
     texts = [pieces_by_hand(f"{sized[row]['title']} {sized[row]['caption']}")[0] for row in rows]
     expected = [[2, *pieces[:6], 3] for pieces in texts]  # eight tokens: cut, [CLS] and [SEP] included
-    np.testing.assert_array_equal(read_texts(records, rows, vocabulary, 8), expected)
+    np.testing.assert_array_equal(records.framed_texts(rows, vocabulary, 8), expected)
 
 
 def files_and_times(folder):
@@ -233,7 +232,7 @@ def test_rows_that_cannot_be_used_are_skipped_each_with_its_row_and_reason(tmp_p
         if reason
     ]
     assert sorted(skipped_rows(records)) == sorted(expected)
-    report = read_report(records)
+    report = records.report()
     assert report["splits"] == {"train": 2}
     assert report["skipped"] == collections.Counter(reason for _, reason in rows if reason)
 
@@ -243,11 +242,11 @@ def test_missing_values_of_a_parquet_table_are_skipped(tmp_path, prepare_table):
     rows = [broken(0), *(broken(i, image=image) for i, image in enumerate(nothing, start=1)), broken(4, id=None)]
     records = prepare_table(train=write_parquet(tmp_path / "table.parquet", rows))["train"]
     assert records.ids.tolist() == [PRODUCTS[0]["id"]]
-    assert read_report(records)["skipped"] == {"missing image": 3, "missing id": 1}
+    assert records.report()["skipped"] == {"missing image": 3, "missing id": 1}
     numbers = [broken(i, category=float("nan") if i % 2 else 7.0) for i in range(8)]
     records = prepare_table(train=write_parquet(tmp_path / "numbers.parquet", numbers))["train"]
     assert [record["category"] for record in read_back(records)] == ["7.0"] * 4
-    assert read_report(records)["skipped"] == {"missing category": 4}
+    assert records.report()["skipped"] == {"missing category": 4}
 
 
 def test_csv_rows_of_too_many_or_too_few_cells_are_skipped(tmp_path, prepare_table):
@@ -356,7 +355,7 @@ def test_holding_out_divides_the_groups(tmp_path, prepare_table):
     assert sorted([*ids["train"], *ids["validation"]]) == sorted(p["id"] for p in products)
     assert not groups["train"] & groups["validation"]
     assert len(groups["validation"]) / len({p["group"] for p in products}) == pytest.approx(0.25, abs=0.1)
-    assert read_report(split["train"])["skipped"] == {"undecodable image": 8, "empty text": 8}  # once, read for either
+    assert split["train"].report()["skipped"] == {"undecodable image": 8, "empty text": 8}  # once, read for either
 
 
 def test_a_group_stays_in_its_split_when_the_table_grows(tmp_path, prepare_table):
@@ -377,7 +376,7 @@ def test_a_validation_product_of_a_training_group_is_skipped(tmp_path, prepare_t
     assert split["validation"].ids.tolist() == [PRODUCTS[4]["id"], PRODUCTS[6]["id"]]
     ((where, identity, reason),) = skipped_rows(split["validation"])
     assert (where, identity) == ("validation.csv row 2", PRODUCTS[5]["id"])
-    assert "split" in reason and read_report(split["validation"])["skipped"] == {reason: 1}
+    assert "split" in reason and split["validation"].report()["skipped"] == {reason: 1}
 
 
 def test_the_rows_of_ids_are_found_and_unknown_ids_are_named(tmp_path, prepare_table):

@@ -9,7 +9,7 @@ from PIL import Image
 
 import fbjax
 from fbjax.cli.main import main
-from fbjax.data.batches import pipeline
+from fbjax.data.records import pipeline
 from fbjax.evaluation.evaluate import evaluate
 from fbjax.inference.pair_scorer import PairScorer
 from fbjax.training.loop import train

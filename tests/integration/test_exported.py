@@ -15,8 +15,8 @@ import pytest
 
 import fbjax
 from fbjax.config.load import packaged_configs
-from fbjax.data.batches.pipeline import decode_image
-from fbjax.data.sources.images import normalise_image, read_pixels
+from fbjax.data.records.pipeline import decode_image
+from fbjax.data.sources.images import encode_array, normalise_image, read_pixels
 from fbjax.export import onnx as onnx_format
 from fbjax.export import stablehlo
 from fbjax.export.functions import functions
@@ -263,15 +263,40 @@ def test_what_a_function_does_not_take_is_named(loaded):
         loaded.embed_text([" "])
 
 
+@pytest.mark.parametrize("fit", ["squash", "pad"])
 @pytest.mark.parametrize("size", [16, 64, 224])
-def test_pixels_without_tensorflow_are_those_of_the_pipeline(size):
+def test_pixels_without_tensorflow_are_those_of_the_pipeline(size, fit):
     for product in PRODUCTS:
         for form, most, mean in (("PNG", 1, 0.02), ("JPEG", 24, 3)):  # a half may be rounded the other way
             encoded = encode(product["image"], form)
-            expected = decode_image(normalise_image(encoded, size), size).astype(int)
-            apart = np.abs(read_pixels(encoded, size) - expected)
+            expected = decode_image(normalise_image(encoded, size), size, fit).astype(int)
+            apart = np.abs(read_pixels(encoded, size, fit) - expected)
             if form == "PNG" or size > min(product["image"].size):  # a JPEG made smaller is encoded again, coarsely
                 assert apart.max() <= most and apart.mean() <= mean
+
+
+def test_an_export_reads_pictures_by_the_fit_of_its_run(copied):
+    wide = encode_array(np.random.default_rng(0).integers(0, 256, (20, 44, 3)).astype(np.uint8))
+    content = json.loads((copied / "manifest.json").read_text())
+    assert content["image_fit"] == "squash"
+    (copied / "manifest.json").write_text(json.dumps(content | {"image_fit": "pad"}))
+    found, squashed = (fbjax.load_exported(copied).extract([x]) for x in (wide, read_pixels(wide, 32)))
+    np.testing.assert_array_equal(found, fbjax.load_exported(copied).extract([read_pixels(wide, 32, "pad")]))
+    assert not np.array_equal(found, squashed)
+
+
+@pytest.mark.parametrize("width, height", [(30, 60), (60, 30), (45, 45), (59, 60), (1, 400)])
+@pytest.mark.parametrize("read", [read_pixels, lambda encoded, size, fit: decode_image(encoded, size, fit)])
+def test_a_padded_picture_keeps_its_proportions_on_white(width, height, read):
+    size, grey = 24, 100
+    pixels = read(encode_array(np.full((height, width, 3), grey, np.uint8)), size, "pad")
+    inside = (pixels == grey).all(axis=2)
+    assert (pixels[~inside] == 255).all()
+    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+    assert inside.sum() == len(rows) * len(columns) and max(len(rows), len(columns)) == size
+    for side, found in ((height, rows), (width, columns)):
+        assert abs(len(found) - max(1, side * size / max(width, height))) <= 0.5
+        assert abs((found[0] - 0) - (size - 1 - found[-1])) <= 1  # in the middle
 
 
 def test_every_kind_of_image_is_the_same_image(live, tmp_path):

@@ -11,8 +11,8 @@ from PIL import Image
 
 from fbjax.cli.main import main
 from fbjax.config.load import load_config
-from fbjax.data.batches.pipeline import decode_image, read_products
-from fbjax.data.records.builder import build_records, read_report
+from fbjax.data.records.builder import build_records
+from fbjax.data.records.pipeline import decode_image
 from fbjax.data.sources import fashiongen
 from fbjax.data.sources.base import open_source
 from fbjax.data.sources.images import encode_array
@@ -57,7 +57,7 @@ def prepared(folder, *overrides):
 def test_every_photo_becomes_a_record_with_its_products_description_and_its_very_pixels(folder):
     _, splits = prepared(folder)
     assert {split: len(records) for split, records in splits.items()} == {"train": 18, "validation": 12}
-    products = read_products(splits["train"], range(18))
+    products = splits["train"].products(range(18))
     for product, row in zip(products, make_rows(6), strict=True):
         assert product.id == f"{row['input_productID']}_{row['input_pose']}"
         assert (product.group, product.category) == (str(row["input_productID"]), row["input_subcategory"])
@@ -83,7 +83,7 @@ def test_corrupt_rows_are_skipped_and_counted_and_a_black_photo_is_none(folder):
     write(folder / "manual" / "fashiongen" / fashiongen.FILES["train"], rows)
     _, splits = prepared(folder)
     assert len(splits["train"]) == 15
-    assert read_report(splits["train"])["skipped"] == {"empty text": 1, "missing category": 1, "duplicate id": 1}
+    assert splits["train"].report()["skipped"] == {"empty text": 1, "missing category": 1, "duplicate id": 1}
 
 
 def test_images_are_read_only_where_they_are_asked_for_and_only_some_at_a_time(folder, monkeypatch):
@@ -195,7 +195,7 @@ def test_drawn_garments_in_this_form_are_products_of_several_photos_and_one_desc
     write_hdf5(home, 100, 0, lambda rows, total, label: rows)
     _, splits = prepared(tmp_path, "patches.image_size=256")
     assert sum(map(len, splits.values())) == 100
-    photos = read_products(splits["train"], range(len(splits["train"])))
+    photos = splits["train"].products(range(len(splits["train"])))
     told = {photo.group: photo.text for photo in photos}
     assert len(told) < len(photos) and all(told[photo.group] == photo.text for photo in photos)
     written = write_hdf5(home, 100, 0, None)["train"].stat()  # what is there stays

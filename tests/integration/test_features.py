@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from fbjax.data.batches.pipeline import read_images
 from fbjax.data.records.builder import build_records
 from fbjax.data.sources.base import open_source
 from fbjax.data.text.wordpiece import Vocabulary
@@ -49,7 +48,7 @@ def test_interrupted_extraction_goes_on_and_gives_the_networks_features(
         run(records, network, tmp_path, stop_after=7)
     features, seen = run(records, network, tmp_path)
     assert sum(seen) == 48 - 7 * 5
-    images = next(read_images(records, np.arange(48), SIZE, 48))
+    images = next(records.images(np.arange(48), SIZE, 48))
     np.testing.assert_allclose(features, np.asarray(network.apply({}, images)), atol=1e-3)
     said = "48 images x 16 x 48 x 2 bytes = 0.00 GiB"
     assert capsys.readouterr().err.count(said) == 2  # before each of the two passes, and not where all lies ready

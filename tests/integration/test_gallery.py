@@ -8,7 +8,6 @@ from hypothesis.extra.numpy import arrays
 
 import fbjax
 from fbjax.cli.main import main
-from fbjax.data.batches.pipeline import read_products
 from fbjax.evaluation import metrics
 from fbjax.evaluation.evaluate import evaluate
 from fbjax.evaluation.gallery import choose_queries, full_figures, reranked, search
@@ -172,7 +171,7 @@ def vectors_and_scores(towers, matcher):
     loaded, model = LoadedRun.load(towers), fbjax.load(matcher)
     records, embedder = loaded.records(), make_embedder(loaded.run, loaded.mesh)
     texts, images = (embed_records(loaded, embedder, records, what) for what in ("text", "image"))
-    products = read_products(records, range(24))
+    products = records.products(range(24))
     pairs = [(text, image) for text in products for image in products]
     scores = model.score([text.text for text, _ in pairs], [image.image for _, image in pairs])
     scale = float(np.exp(loaded.params["fashionbert"]["log_scale"]))

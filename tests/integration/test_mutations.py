@@ -15,10 +15,9 @@ import pytest
 from PIL import Image
 
 from fbjax.config.schema import Columns, DataConfig
-from fbjax.data.batches.pipeline import read_images
 from fbjax.data.inspection.check import render
 from fbjax.data.inspection.understand import understand
-from fbjax.data.records.builder import build_records, read_report
+from fbjax.data.records.builder import build_records
 from fbjax.data.sources.base import open_source
 from fbjax.data.text.wordpiece import SPECIAL, Vocabulary
 from tests.support.tables import COLUMNS, encode, make_products
@@ -76,10 +75,10 @@ def outcome(path, vocabulary, decode=False):
     skipped = [json.loads(line) for line in lines]
     assert all(row["where"].startswith(path.name) and row["reason"] for row in skipped)
     assert len(records) + len(skipped) == num_rows
-    assert sum(read_report(records)["skipped"].values()) == len(skipped)
+    assert sum(records.report()["skipped"].values()) == len(skipped)
     assert len(set(records.ids.tolist())) == len(records) == len(records.rows(records.ids.tolist()))
     if decode:
-        images = np.concatenate([*read_images(records, np.arange(len(records)), SIZE, 8)])
+        images = np.concatenate([*records.images(np.arange(len(records)), SIZE, 8)])
         assert images.shape == (len(records), SIZE, SIZE, 3)
 
 

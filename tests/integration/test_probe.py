@@ -10,7 +10,6 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 import fbjax
 from fbjax.cli.main import main
-from fbjax.data.batches.pipeline import read_products
 from fbjax.evaluation.baselines.probe import classification, fit, label_figures, pooled_pairs, probe
 from tests.support.runs import train_towers_and_matcher
 
@@ -103,7 +102,7 @@ def test_pooled_vectors_are_those_of_each_pair_alone(runs):
     records = model.records()
     rows = np.array([5, 17, 2])
     vectors = pooled_pairs(model, records, rows)
-    products = read_products(records, rows)
+    products = records.products(rows)
     head = model.variables["fashionbert"]["tia"]
     logits = vectors @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
     scores = model.score([p.text for p in products], [p.image for p in products])

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from fbjax.cli.main import main
-from fbjax.data.batches.pipeline import text_codes
 from fbjax.data.records.builder import build_records
 from fbjax.data.sources.base import open_source
 from fbjax.evaluation.candidates import draw_lists
@@ -83,7 +82,7 @@ def test_lists_that_no_protocol_reads_are_an_error(tmp_path):
 
 
 def test_the_same_text_has_the_same_number_however_long_it_is(records):
-    codes = text_codes(records)
+    codes = records.text_codes()
     assert len(set(codes[:4])) == 1 and codes[0] not in codes[4:]
     products = [f"{p['title']} {p['caption']}" for p in make_products(40, seed=1)][4:]
     same = [[a == b for b in products] for a in products]

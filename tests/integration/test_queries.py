@@ -11,7 +11,6 @@ from hypothesis.extra.numpy import arrays
 import fbjax
 from fbjax.cli.main import main
 from fbjax.data.batches.halves import half_of
-from fbjax.data.batches.pipeline import read_products
 from fbjax.evaluation import metrics, mixed, queries
 from fbjax.evaluation.evaluate import evaluate
 from fbjax.evaluation.hubness import bank_rows, hub_penalties
@@ -207,7 +206,7 @@ def runs(tmp_path_factory, trains_on_one_device):
 def cosines_by_hand(workdir, texts, records):
     """Of `texts` with the pictures of `records`, each [N, E] by the public methods of the model."""
     model = fbjax.load(workdir)
-    images = [product.image for product in read_products(records, range(len(records)))]
+    images = [product.image for product in records.products(range(len(records)))]
     return model.embed_text(texts), model.embed_image(images)
 
 
@@ -232,7 +231,7 @@ def test_queries_are_asked_of_several_tables_together(runs, tmp_path, capsys):
     rows = [[records.ids.tolist().index(identity) for identity in line["relevant"]] for line in log[:2]]
     training = LoadedRun.load(runs / "whole").records(split="train")
     bank = fbjax.load(runs / "whole").embed_text(
-        [product.text for product in read_products(training, bank_rows(np.arange(48), 20))]
+        [product.text for product in training.products(bank_rows(np.arange(48), 20))]
     )
     penalties = np.sort(images @ bank.T, axis=1)[:, -10:].mean(axis=1)
     for found, scores in ((figures, texts @ images.T), (figures["corrected"], texts @ images.T - penalties)):
@@ -251,14 +250,14 @@ def test_new_products_among_trained_ones_as_by_brute_force(runs, tmp_path, capsy
     figures = evaluate(runs / "half", protocols=("mixed",), correct_hubs=100)["mixed"]
     loaded = LoadedRun.load(runs / "half")
     validation, training = loaded.records(), loaded.records(split="train")
-    texts, images = cosines_by_hand(runs / "half", [p.text for p in read_products(validation, range(24))], validation)
+    texts, images = cosines_by_hand(runs / "half", [p.text for p in validation.products(range(24))], validation)
     first = half_of(training.groups)
     _, pictures = cosines_by_hand(runs / "half", ["none"], training)
     chosen = mixed.choose_rows(training.groups, "first")
     assert first[chosen[0]].all() and not first[chosen[1]].any()
     size = min(first.sum(), (~first).sum())
     assert figures["gallery"] == {"alone": 24, "trained": 24 + size, "unseen": 24 + size}
-    words = [p.text for p in read_products(training, np.flatnonzero(first))]  # those of its half alone
+    words = [p.text for p in training.products(np.flatnonzero(first))]  # those of its half alone
     bank = fbjax.load(runs / "half").embed_text(words)
     penalty = lambda x: np.sort(x @ bank.T, axis=1)[:, -10:].mean(axis=1)  # noqa: E731
     for found, correct in ((figures, 0), (figures["corrected"], 1)):

@@ -5,7 +5,6 @@ import pytest
 
 import fbjax
 from fbjax.core.console import progress
-from fbjax.data.batches.pipeline import read_products
 from fbjax.data.records.builder import build_records
 from fbjax.data.sources.base import open_source
 from fbjax.data.sources.images import normalise_image
@@ -84,6 +83,6 @@ def test_products_are_read_back_as_they_stood_in_the_table(run):
         open_source(config.data, config.patches.image_size), vocabulary, config.data.prepared, progress
     )["validation"]
     products = make_products(24, seed=1)
-    for read, product in zip(read_products(records, [0, 7]), (products[0], products[7]), strict=True):
+    for read, product in zip(records.products([0, 7]), (products[0], products[7]), strict=True):
         assert (read.id, read.text, read.category) == (product["id"], text_of(product), product["category"])
         assert read.image == normalise_image(encode(product["image"], product["format"]), 32)

@@ -8,8 +8,7 @@ import pytest
 
 from fbjax.cli.main import main
 from fbjax.config.load import load_config
-from fbjax.data.batches.pipeline import read_products
-from fbjax.data.records.builder import build_records, read_report
+from fbjax.data.records.builder import build_records
 from fbjax.data.sources import release
 from fbjax.data.sources.base import Skipped, open_source
 from fbjax.data.sources.release import PREDICTION, TRAINING, Pair, Reader
@@ -159,13 +158,13 @@ def test_true_rows_become_products_and_their_features_the_cache(tmp_path):
     splits = build_records(
         open_source(config.data, config.patches.image_size), vocabulary, tmp_path, lambda rows, total, label: rows
     )
-    report = read_report(splits["train"])
+    report = splits["train"].report()
     assert report["skipped"] == {release.MISMATCHED: 20, "image_feature has nan at patch 2, feature 5": 1}
     assert sum(report["splits"].values()) == 20 and report["groups"]["train"] + report["groups"]["validation"] == 19
     network = given_features(config.data)
     for records in splits.values():
         features = cached_features(records, network, 64, tmp_path, lambda rows, total, label: rows, batch_size=3)
-        products = read_products(records, range(len(records)))
+        products = records.products(range(len(records)))
         for product, feature in zip(products, features, strict=True):
             line = int(product.id.removeprefix("train.tsv line "))
             row = rows[line - 1]

@@ -12,7 +12,6 @@ from fbjax.config.schema import TASKS, Config, ModelConfig, TrainConfig
 from fbjax.core.batching import padded_lengths
 from fbjax.data.batches.halves import half_of, rows_of_half
 from fbjax.data.batches.negatives import NegativeSampler
-from fbjax.data.batches.pipeline import train_batches
 from fbjax.data.batches.sampler import WINDOW, Sampler
 from fbjax.data.records.builder import build_records
 from fbjax.data.sources.base import open_source
@@ -266,7 +265,7 @@ def catalogue(tmp_path_factory):
 
     def stream(start=0, share=None, features=None):
         read = {"num_steps": NUM_STEPS, "image_size": SIDE, "with_negatives": True}
-        return list(train_batches(records, sampler, vocabulary, **read, start=start, share=share, features=features))
+        return list(records.train_batches(sampler, vocabulary, **read, start=start, share=share, features=features))
 
     return sampler, vocabulary, products, pixels, stream
 

@@ -6,17 +6,22 @@ Array = Any  # NumPy's on the host, JAX's on the device
 
 
 class Batch(NamedTuple):
-    """B products. Images are pixels [B, S, S, 3] uint8 or cached features [B, P, C] float16.
-
-    That is pixels [B, S, S, 3] uint8, or cached features [B, P, C] float16.
-    """
+    """B products. Images are pixels [B, S, S, 3] uint8, cached features [B, P, C] float16, or rows of `pictures`."""
 
     index: Array  # [B] int32: the product's record, which keys its masks
     group: Array  # [B] int32: products of one group are never told apart
     ids: Array  # [B, T] int32: [CLS] w1 .. wn [SEP] [PAD] ..
     word_ids: Array  # [B, T] int32: which word a piece belongs to; -1 on [CLS], [SEP], [PAD]
-    image: Array
+    image: Array  # or [B] int32 with `pictures`
     negative: Array | None  # the image of another product; None where no task reads negative pairs
+    pictures: Array | None = None  # [N, ..]: the images of all products, on the devices
+
+    def looked_up(self) -> "Batch":
+        """The batch with images in place of their rows."""
+        if self.pictures is None:
+            return self
+        negative = None if self.negative is None else self.pictures[self.negative]
+        return self._replace(image=self.pictures[self.image], negative=negative, pictures=None)
 
     @property
     def text_mask(self) -> Array:

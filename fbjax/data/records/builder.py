@@ -8,71 +8,22 @@ row) and a report of the skipped rows.
 import collections
 import contextlib
 import dataclasses
-import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from fbjax.core.paths import as_path, atomic_write, lock, remove_tree
+from fbjax.data.batches.split import REPORT, SKIPPED
+from fbjax.data.records.pipeline import Records
 from fbjax.data.records.schema import INDEXED, RecordWriter, encode_rows, index_entry, record_features
 from fbjax.data.sources.base import OTHER_SPLIT, DataSource, Skipped
 from fbjax.data.text.wordpiece import Vocabulary
-
-REPORT, SKIPPED = "report.json", "skipped.jsonl"
-
-
-@dataclasses.dataclass(frozen=True)
-class Records:
-    """One prepared split. Rows have the table's order, without the skipped ones."""
-
-    ids: np.ndarray  # [N] str
-    groups: np.ndarray  # [N] int32 codes
-    categories: np.ndarray  # [N] int32 codes, rows of:
-    category_names: np.ndarray  # [number of categories] str
-    num_pieces: np.ndarray  # [N] int32, [CLS] and [SEP] not counted
-    name: str  # folder-safe, unique to split and content
-    features: tfds.features.FeaturesDict
-    files: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def digest(self) -> str:
-        """A hash of everything that determines the data order and the lengths of the texts."""
-        content = (self.ids.tolist(), self.groups.tolist(), self.categories.tolist(), self.num_pieces.tolist())
-        return hashlib.sha256(repr(content).encode()).hexdigest()
-
-    @property
-    def home(self) -> Path:
-        """The folder of records, index and report."""
-        return as_path(self.files[0]).parent
-
-    def open(self) -> Callable[[Sequence[int]], list[bytes]]:
-        """A reader of serialized records by row."""
-        if self.files[0].startswith("s3://"):
-            raise ValueError(f"{self.home}: ArrayRecord reads no s3://; copy the folder here, or mount it")
-        source = ArrayRecordDataSource(self.files)
-        return lambda rows: source.__getitems__([int(row) for row in rows])
-
-    def rows(self, ids: Sequence[str]) -> np.ndarray:
-        """The rows of `ids`. Raises one ValueError with all unknown ids."""
-        place = {identity: row for row, identity in enumerate(self.ids)}
-        unknown = [identity for identity in dict.fromkeys(ids) if identity not in place]
-        if unknown:
-            shown = ", ".join(unknown[:5]) + (", .." if len(unknown) > 5 else "")
-            raise ValueError(
-                f"{len(unknown)} products are not in the data ({len(self)} products): {shown}; "
-                "is this the table that the lists were made for?"
-            )
-        return np.array([place[identity] for identity in ids], np.int64)
 
 
 def build_records(
@@ -111,11 +62,6 @@ def is_prepared(source: DataSource, vocabulary: Vocabulary, folder: str | Path) 
 
 def _name(source: DataSource, vocabulary: Vocabulary) -> str:
     return f"v{source.fingerprint(vocabulary)}"
-
-
-def read_report(records: Records) -> dict:
-    """The report of the preparation of `records`: {"splits": {split: count}, "skipped": {reason: count}, ...}."""
-    return json.loads((records.home / REPORT).read_text())
 
 
 class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):

@@ -21,6 +21,7 @@ from fbjax.data.text.wordpiece import Vocabulary
 SOURCES: Registry[type["DataSource"]] = Registry("data source", "fbjax.data.sources")
 OTHER_SPLIT, DUPLICATE = "group is in another split", "duplicate id"
 LOCATIONS = ("train", "validation", "manual_dir", "prepared")  # settings of the data that are paths
+READING = ("arrays", "on_device")  # settings of how prepared data is read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +163,7 @@ class DataSource(abc.ABC):
         """
         stats = [(split, *file_stats(files)) for split, files in self.files().items()]
         settings = dataclasses.asdict(self.data) | {"holdout": self.holdout} | dict.fromkeys(LOCATIONS)
+        settings = {name: value for name, value in settings.items() if name not in READING}
         content = (stats, settings, self.image_size, vocabulary.fingerprint)
         return hashlib.sha256(repr(content).encode()).hexdigest()[:12]
 

@@ -86,11 +86,12 @@ def encoded(image) -> bytes:
     raise TypeError(f"an image is a path, encoded bytes, a PIL image or an array of pixels, not {type(image).__name__}")
 
 
-def read_pixels(image, size: int) -> np.ndarray:
+def read_pixels(image, size: int, fit: str = "squash") -> np.ndarray:
     """uint8 [S, S, 3] of an argument of `encoded`, decoded and resized as in the pipelines, without TensorFlow.
 
-    The values are the same except for rounding halves. JPEGs differ by up to 4, since TensorFlow uses libjpeg's fast
-    integer DCT and Pillow the accurate one.
+    `fit`: "squash" resizes both sides to S; "pad" keeps the proportions and fills the rest with white. The values are
+    the same except for rounding halves. JPEGs differ by up to 4, since TensorFlow uses libjpeg's fast integer DCT and
+    Pillow the accurate one.
     """
     try:
         plain = normalise_image(encoded(image), size)
@@ -98,10 +99,17 @@ def read_pixels(image, size: int) -> np.ndarray:
         raise ValueError(f"{image if isinstance(image, str | Path) else 'image'}: {error}") from None
     with Image.open(io.BytesIO(plain)) as opened:
         pixels = np.asarray(opened.convert("RGB"), np.float32)
-    if pixels.shape[:2] != (size, size):
-        rows, columns = (resampling.weights(old, size) for old in pixels.shape[:2])
+    old = pixels.shape[:2]
+    new = resampling.fitted(*old, size) if fit == "pad" else (size, size)
+    if old != new:
+        rows, columns = map(resampling.weights, old, new)
         pixels = np.einsum("rh,cw,hwk->rck", rows, columns, pixels, optimize=True)
-    return pixels.round().clip(0, 255).astype(np.uint8)
+    pixels = pixels.round().clip(0, 255).astype(np.uint8)
+    if new == (size, size):
+        return pixels
+    padded, (top, left) = np.full((size, size, 3), 255, np.uint8), ((size - side) // 2 for side in new)
+    padded[top : top + new[0], left : left + new[1]] = pixels
+    return padded
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from fbjax.data.records.builder import Records
+from fbjax.data.batches.split import Split
 from fbjax.runs.feature_cache import image_inputs
 from fbjax.runs.run import Run
 
@@ -27,7 +27,7 @@ class Map:
         return projected / np.maximum(np.linalg.norm(projected, axis=1, keepdims=True), 1e-12)
 
 
-def whole_images(run: Run, records: Records) -> np.ndarray:
+def whole_images(run: Run, records: Split) -> np.ndarray:
     """Feature vectors, float32 [N, C]: signed square roots of the whole-image token, or of the mean over patches."""
     patches, vectors = run.feature_input, []
     apply = jax.jit(patches.apply)

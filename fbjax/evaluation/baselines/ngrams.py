@@ -8,9 +8,9 @@ import dataclasses
 
 from fbjax.config.load import build
 from fbjax.config.schema import Config
-from fbjax.core.console import progress, say
-from fbjax.data.records.builder import build_records
-from fbjax.data.sources.base import open_source
+from fbjax.core.console import say
+from fbjax.data.batches.halves import rows_of_half
+from fbjax.runs.splits import open_splits
 from fbjax.runs.vocabulary import make_vocabulary
 
 TEXT_TOKENS = 128
@@ -19,15 +19,15 @@ SAVES = 3
 
 
 def ngrams_config(config: Config, seed: int, dims: int) -> Config:
-    """The run of the linear model on the tables and patch features of `config`; prepares its records to count them.
+    """The run of the linear model on the tables and patch features of `config`.
 
-    Raises ValueError on a negative seed or dimension.
+    Prepares the records, to count them. Raises ValueError on a negative seed or dimension.
     """
     if dims < 1 or seed < 0:
         raise ValueError(f"--dims {dims}, --seed {seed}: give at least 1 dimension, and a seed from 0")
-    source = open_source(config.data, config.patches.image_size)
-    records = build_records(source, make_vocabulary(config, say), config.data.prepared, progress)
-    num_products = len(records["train"])
+    products = open_splits(config, make_vocabulary(config, say))["train"]
+    chosen = rows_of_half(products.groups, config.train.half)
+    num_products = len(products if chosen is None else chosen)
     values = dataclasses.asdict(config)
     values["tasks"] = {"itc": {"branches": "linear", "embedding_dim": dims}}
     values["groups"], values["adaptive"] = {}, {"method": "fixed"}

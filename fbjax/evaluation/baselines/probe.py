@@ -19,8 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from fbjax.core.batching import mixed_batches
 from fbjax.core.console import progress, say
-from fbjax.data.batches.pipeline import read_strings
-from fbjax.data.records.builder import Records
+from fbjax.data.batches.split import Split
 from fbjax.data.sources.base import open_source
 from fbjax.data.sources.tables import read_labels
 from fbjax.data.text.wordpiece import PAD_ID
@@ -63,7 +62,7 @@ def probe(
     represent = pooled_pairs if run.scores_pairs else product_vectors
     ours = [represent(loaded, *side) for side in sides]
     say(f"texts: TF-IDF and its {ours[0].shape[1]} leading directions")
-    texts = text_features(*(read_strings(*side) for side in sides), ours[0].shape[1], SEED)
+    texts = text_features(*(split.strings(rows) for split, rows in sides), ours[0].shape[1], SEED)
     figures = {
         "representation": "pooled [CLS]" if represent is pooled_pairs else "product vector",
         "size": ours[0].shape[1],
@@ -167,12 +166,12 @@ def _counts(truth: np.ndarray, told: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(np.bincount(labels, minlength=size) for labels in (truth[truth == told], truth, told))
 
 
-def product_vectors(loaded: LoadedRun, records: Records, rows: np.ndarray) -> np.ndarray:
+def product_vectors(loaded: LoadedRun, records: Split, rows: np.ndarray) -> np.ndarray:
     """The towers' vectors of the products `rows`, [N, E]."""
     return embed_records(loaded, make_embedder(loaded.run, loaded.mesh), records, "product", rows)
 
 
-def pooled_pairs(loaded: LoadedRun, records: Records, rows: np.ndarray) -> np.ndarray:
+def pooled_pairs(loaded: LoadedRun, records: Split, rows: np.ndarray) -> np.ndarray:
     """FashionBERT's pooled [CLS] of each of the products `rows`, text and own image together: [N, D]."""
     run, mesh, variables = loaded.run, loaded.mesh, loaded.variables
     model, patches = run.model, run.feature_input

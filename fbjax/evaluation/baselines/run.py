@@ -9,7 +9,6 @@ import numpy as np
 
 from fbjax.config.schema import Config
 from fbjax.core.console import say
-from fbjax.data.batches.pipeline import read_strings, text_codes
 from fbjax.data.sources.tables import clean_text
 from fbjax.evaluation import queries
 from fbjax.evaluation.baselines.cca import fit_cca
@@ -63,7 +62,7 @@ def baseline(
     asked = query_file and queries.choose(query_file, validation.ids, lambda text: bool(clean_text(text)))
     images, own_images = whole_images(run, train), whole_images(run, validation)
     say(f"texts: TF-IDF and its {num_directions} leading directions")
-    strings, own_strings = (read_strings(records, np.arange(len(records))) for records in (train, validation))
+    strings, own_strings = (records.strings(np.arange(len(records))) for records in (train, validation))
     own_strings += [clean_text(text) for text in asked.texts] if asked else []
     texts, own_texts = text_features(strings, own_strings, num_directions, seed)
     say(f"fitting {family} on {len(train):,} products, text {texts.shape[1]}, image {images.shape[1]} dimensions")
@@ -80,7 +79,7 @@ def baseline(
 
     figures, _ = list_figures(validation, protocols, lists, num_queries, cosines, scores_matches=False)
     if "full" in protocols:
-        codes = text_codes(validation)
+        codes = validation.text_codes()
         figures["full"] = full_figures(text_vectors, image_vectors, validation.groups, num_queries, text_codes=codes)
     if asked:
         about = queries.about(asked, len(validation))

@@ -1,0 +1,195 @@
+"""tf.data from prepared records to batches of host arrays: parallel reading, decoding, batching, prefetching.
+
+A split's order comes from `fbjax.data.batches.sampler`. The step is the data position: the stream from step s is the
+tail of the stream from 0.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import logging
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+from fbjax.core.paths import as_path
+from fbjax.core.resampling import fitted
+from fbjax.data.batches.batch import Batch
+from fbjax.data.batches.sampler import Sampler
+from fbjax.data.batches.split import REPORT, Split
+from fbjax.data.sources.base import Product
+from fbjax.data.text.wordpiece import NO_WORD, Vocabulary
+
+tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
+logging.set_verbosity(logging.ERROR)  # TFDS warns about its own calls
+PREFETCH = 4
+RECORDS_AT_ONCE = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class Records(Split):
+    """One split as ArrayRecord files."""
+
+    features: tfds.features.FeaturesDict
+    files: tuple[str, ...]
+
+    @property
+    def home(self) -> Path:
+        return as_path(self.files[0]).parent
+
+    def report(self) -> dict:
+        return json.loads((self.home / REPORT).read_text())
+
+    @property
+    def stored(self) -> None:
+        return None
+
+    @property
+    def holds_features(self) -> bool:
+        return "features" in self.features
+
+    def open(self) -> Callable[[Sequence[int]], list[bytes]]:
+        """A reader of serialized records by row."""
+        if self.files[0].startswith("s3://"):
+            raise ValueError(f"{self.home}: ArrayRecord reads no s3://; copy the folder here, or mount it")
+        source = ArrayRecordDataSource(self.files)
+        return lambda rows: source.__getitems__([int(row) for row in rows])
+
+    def train_batches(
+        self,
+        sampler: Sampler,
+        vocabulary: Vocabulary,
+        *,
+        num_steps: int,
+        image_size: int,
+        with_negatives: bool,
+        fit: str = "squash",
+        start: int = 0,
+        features: np.ndarray | None = None,
+        share: np.ndarray | None = None,
+        only_rows: bool = False,
+    ) -> Iterator[Batch]:
+        read = self.open()
+        share = np.arange(sampler.batch_size) if share is None else share
+        decodes = features is None and not only_rows
+
+        def look_up(step):
+            rows, negatives = sampler.batch(int(step))
+            num_tokens = sampler.text_tokens(rows)
+            rows, negatives = rows[share], negatives[share]
+            return (
+                np.full(len(share), num_tokens, np.int32),
+                rows,
+                negatives,
+                np.array(read(rows), object),
+                np.array(read(negatives) if with_negatives and decodes else [b""] * len(share), object),
+            )
+
+        def fetch(step):
+            types = [tf.int32, tf.int64, tf.int64, tf.string, tf.string]
+            return tuple(tf.ensure_shape(x, [len(share)]) for x in tf.numpy_function(look_up, [step], types))
+
+        def parse(num_tokens, row, negative, own, other):
+            example = self._deserialize(own)
+            ids, word_ids = _frame(example["pieces"], example["word_ids"], vocabulary, num_tokens)
+            if not decodes:
+                return row, ids, word_ids, *(row, negative)[: 1 + with_negatives]
+            images = (example["image"], self._deserialize(other)["image"]) if with_negatives else (example["image"],)
+            return row, ids, word_ids, *(_decode(image, image_size, fit) for image in images)
+
+        def add_features(row, ids, word_ids, *rows_of_images):
+            return row, ids, word_ids, *(_gather(features, rows) for rows in rows_of_images)
+
+        dataset = tf.data.Dataset.range(start, num_steps).map(fetch, num_parallel_calls=2).unbatch()
+        dataset = dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE).batch(len(share), drop_remainder=True)
+        if features is not None and not only_rows:
+            dataset = dataset.map(add_features, num_parallel_calls=2)
+        for row, ids, word_ids, *images in dataset.prefetch(PREFETCH).as_numpy_iterator():
+            images = [image.astype(np.int32) for image in images] if only_rows else images
+            yield Batch(row.astype(np.int32), self.groups[row], ids, word_ids, *(images + [None])[:2])
+
+    def pieces(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return self._fields(rows, ("pieces", "word_ids"))
+
+    def strings(self, rows: np.ndarray) -> list[str]:
+        return [text.decode() for (text,) in self._fields(rows, ("text",))]
+
+    def _fields(self, rows: np.ndarray, names: tuple[str, ...]) -> Iterator[tuple]:
+        """Some fields of `rows` in order. Reads some records at a time, since they contain images."""
+        read = self.open()
+        for start in range(0, len(rows), RECORDS_AT_ONCE):
+            serialized = np.array(read(rows[start : start + RECORDS_AT_ONCE]), object)
+
+            def parse(record):
+                example = self._deserialize(record)
+                return tuple(example[name] for name in names)
+
+            dataset = tf.data.Dataset.from_tensor_slices(serialized).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+            yield from dataset.as_numpy_iterator()
+
+    def products(self, rows: Sequence[int]) -> list[Product]:
+        found = []
+        for serialized in self.open()(rows):
+            example = {name: value.numpy() for name, value in self._deserialize(serialized).items()}
+            texts = (example[name].decode() for name in ("id", "text", "category", "group"))
+            found.append(Product(*texts, example.get("image", b""), where=""))
+        return found
+
+    def images(self, rows: np.ndarray, size: int, batch_size: int, fit: str = "squash") -> Iterator[np.ndarray]:
+        read = self.open()
+
+        def fetch(start):
+            serialized = lambda s: np.array(read(rows[s : s + batch_size]), object)  # noqa: E731
+            return tf.numpy_function(serialized, [start], tf.string, stateful=False)
+
+        def parse(serialized):
+            example = self._deserialize(tf.ensure_shape(serialized, []))
+            return _decode(example["image"], size, fit) if "image" in example else example["features"]
+
+        dataset = tf.data.Dataset.range(0, len(rows), batch_size).map(fetch, num_parallel_calls=2).unbatch()
+        dataset = dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+        yield from dataset.batch(batch_size).prefetch(PREFETCH).as_numpy_iterator()
+
+    def _deserialize(self, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+        encoded = {"image": tfds.decode.SkipDecoding()} if "image" in self.features else None
+        return self.features.deserialize_example(serialized, decoders=encoded)
+
+
+def decode_image(encoded: bytes, size: int, fit: str = "squash") -> np.ndarray:
+    """One JPEG or PNG as uint8 [S, S, 3], exactly as the pipelines decode it."""
+    return _decode(tf.constant(encoded), size, fit).numpy()
+
+
+def _decode(encoded: tf.Tensor, size: int, fit: str) -> tf.Tensor:
+    """Decodes to S x S, bilinear with antialiasing; "squash" changes the aspect ratio, as the paper does."""
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    image.set_shape([None, None, 3])
+    new = [size, size]
+    if fit == "pad":
+        height, width = tf.shape(image)[0], tf.shape(image)[1]
+        new = fitted(height, width, size, tf.maximum)
+    image = tf.image.resize(image, new, antialias=True)
+    image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+    if fit == "pad":
+        top, left = (size - new[0]) // 2, (size - new[1]) // 2
+        margins = [[top, size - new[0] - top], [left, size - new[1] - left], [0, 0]]
+        image = tf.ensure_shape(tf.pad(image, margins, constant_values=255), [size, size, 3])
+    return image
+
+
+def _frame(pieces: tf.Tensor, word_ids: tf.Tensor, vocabulary: Vocabulary, num_tokens: tf.Tensor):
+    """``[CLS] pieces [SEP] [PAD] ..`` and word numbers, [T] each: `Vocabulary.frame` in tf.data."""
+    pieces, word_ids = pieces[: num_tokens - 2], word_ids[: num_tokens - 2]
+    ids = tf.concat([[vocabulary.cls_id], pieces, [vocabulary.sep_id]], axis=0)
+    ids = tf.pad(ids, [[0, num_tokens - tf.shape(ids)[0]]])
+    word_ids = tf.concat([[NO_WORD], word_ids], axis=0)
+    word_ids = tf.pad(word_ids, [[0, num_tokens - tf.shape(word_ids)[0]]], constant_values=NO_WORD)
+    return ids, word_ids
+
+
+def _gather(features: np.ndarray, rows: tf.Tensor) -> tf.Tensor:
+    gathered = tf.numpy_function(lambda r: np.asarray(features[r]), [rows], tf.as_dtype(features.dtype))
+    return tf.ensure_shape(gathered, [rows.shape[0], *features.shape[1:]])
