@@ -24,7 +24,7 @@ LAYERS = {
     "data.batches": ("jax", "flax", "torch"),
     "data.inspection": ("jax", "flax", "tensorflow", "torch"),
     "data.synthetic": ("jax", "flax", "tensorflow", "torch"),
-    "model.weights": ("tensorflow",),
+    "model.weights": ("tensorflow", "torch"),
     "model.backbones": ("tensorflow",),
     "model": ("tensorflow",),
     "tasks": ("tensorflow",),
@@ -62,7 +62,7 @@ ONLY_IN = {
     "onnx": ("export.onnx",),
     "onnxruntime": ("export.onnx",),
     "sklearn": ("evaluation.baselines",),
-    "torch": ("model.weights.files", "tools.bench", "export.hub", "export.huggingface"),
+    "torch": ("tools.bench", "export.hub", "export.huggingface"),
 }
 
 
