@@ -4,10 +4,11 @@
         --weights ../shared/weights/mobilenet_v1_0.75_224.npz --images '../shared/data/catalogue/validation-*.parquet'
     python launch/patch_sizes.py resnet50 --count 1
 
-Images of 256 pixels are cut into 64 patches of 32, as in the paper. GFLOP are XLA's count for one patch, a product
-and a sum counted apart; CPU seconds are of all threads together, which other work beside it changes less than the
-clock. Without --weights they are random, without --images noise: good for the cost alone. `live`: dimensions that vary
-at all between the patches (`count_live_dimensions`); `zeros`: the share of features that are 0.
+Images of 256 pixels are cut into 64 patches of 32, as in the paper. Sizes that a network cannot take are left out.
+GFLOP are XLA's count for one patch, a product and a sum counted apart; CPU seconds are of all threads together, which
+other work beside it changes less than the clock. Without --weights they are random, without --images noise: good for
+the cost alone. `live`: dimensions that vary at all between the patches (`count_live_dimensions`); `zeros`: the share of
+features that are 0.
 """
 
 import argparse
@@ -74,7 +75,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         weights = args.weights or random_weights(args.network, Path(folder) / "random.npz")
         for size in args.sizes:
-            if size < BACKBONES[args.network].smallest:
+            if size < BACKBONES[args.network].smallest or size % BACKBONES[args.network].multiple:
                 continue
             config = PatchConfig(str(weights), args.network, "per_patch", IMAGE_SIZE, PATCH_SIZE, patch_input_size=size)
             print(f"{args.network} at {size}: {measured(build_patch_network(config), images)}", flush=True)

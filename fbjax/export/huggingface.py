@@ -21,11 +21,13 @@ from fbjax.export.source_model import SourceModel
 from fbjax.model.bert_weights import bert_settings, parameter_names
 from fbjax.model.ngrams import num_rows
 from fbjax.model.patch_features import PatchNetwork
+from fbjax.model.weights.name_maps import torch_axes
 from fbjax.runs.run import Run
 
 WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.json", "tokenizer.json"
 HUB = Path(__file__).parent / "hub"
-CODE = ("configuration_fashionbert.py", "modeling_fashionbert.py", "linear_fashionbert.py", "patches_fashionbert.py")
+PARTS = ("configuration", "modeling", "linear", "patches", "networks", "vit")
+CODE = tuple(f"{part}_fashionbert.py" for part in PARTS)
 LAYOUT = 1  # of config.json's "fbjax" section and the names of arrays
 LEAVES = {"kernel": "weight", "scale": "weight", "depthwise_kernel": "weight"}
 
@@ -123,7 +125,7 @@ def to_torch(params: dict, num_layers: int) -> dict[str, np.ndarray]:
     """A run's parameters, "fashionbert" and "patches", with PyTorch's names and order of axes."""
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     return {
-        torch_name(name, num_layers): np.transpose(array, _axes(name, array.ndim)).copy()
+        torch_name(name, num_layers): np.transpose(array, torch_axes(name, array.ndim)).copy()
         for name, array in flat.items()
     }
 
@@ -135,7 +137,7 @@ def from_torch(arrays: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]
     """
     found, problems, names = {}, [], {name: torch_name(name, num_layers) for name in shapes}
     for name, theirs in names.items():
-        array, expected = arrays.get(theirs), tuple(shapes[name][axis] for axis in _axes(name, len(shapes[name])))
+        array, expected = arrays.get(theirs), tuple(shapes[name][axis] for axis in torch_axes(name, len(shapes[name])))
         if array is None:
             problems.append(f"missing {theirs}")
         elif array.shape != expected:
@@ -165,19 +167,9 @@ def torch_name(name: str, num_layers: int) -> str:
     return ".".join([*path, LEAVES.get(leaf, leaf)])
 
 
-def _axes(name: str, ndim: int) -> tuple[int, ...]:
-    """PyTorch's order of a parameter's axes: kernels [in, out] as [out, in], HWIO as OIHW, depthwise HWC1 as C1HW."""
-    leaf = name.split("/")[-1]
-    if leaf == "depthwise_kernel":
-        return (2, 3, 0, 1)
-    if leaf == "kernel":
-        return {2: (1, 0), 4: (3, 2, 0, 1)}[ndim]
-    return tuple(range(ndim))
-
-
 def from_torch_axes(name: str, array: np.ndarray) -> np.ndarray:
     """A parameter in our order of axes; `name` is ours."""
-    return np.transpose(array, np.argsort(_axes(name, array.ndim))).copy()
+    return np.transpose(array, np.argsort(torch_axes(name, array.ndim))).copy()
 
 
 def load(folder: str | Path) -> "TorchModel":

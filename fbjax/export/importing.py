@@ -62,8 +62,10 @@ def patch_parameters(arrays: dict[str, np.ndarray]) -> dict:
     for theirs, array in arrays.items():
         if theirs.startswith("patches.network."):
             *path, leaf = theirs.removeprefix("patches.network.").split(".")
-            if leaf == "weight":
-                leaf = "depthwise_kernel" if path[-1].startswith("conv_dw_") else "kernel"
+            if leaf == "weight" and array.ndim == 1:
+                leaf = "scale"
+            elif leaf == "weight":
+                leaf = "depthwise_kernel" if array.ndim == 4 and array.shape[1] == 1 else "kernel"
             found["/".join([*path, leaf])] = huggingface.from_torch_axes(leaf, array)
     return flax.traverse_util.unflatten_dict(found, sep="/")
 

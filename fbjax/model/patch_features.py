@@ -1,7 +1,8 @@
 """Patch networks: an image becomes P patch features of size C, the "words" of the image (paper, section 3.2).
 
-A *backbone* is a linen module ``images [N, H, W, 3] in 0..255 -> feature map [N, h, w, C]``; each registers itself in a
-file of `fbjax.model.backbones`. `PatchNetwork` cuts images for it in one of two geometries.
+A *backbone* is a linen module ``images [N, H, W, 3] in 0..255 -> feature map [N, h, w, C]``, with or without features
+[N, C] of the whole image beside it; each registers itself in a file of `fbjax.model.backbones`. `PatchNetwork` cuts
+images for it in one of two geometries.
 
 Axis legend, here and everywhere: B examples, T text tokens, P patches, L = T + P, D width, N heads, H = D/N, F MLP
 width, V vocabulary, C patch feature size, K tasks, Q queries, G gallery.
@@ -25,7 +26,8 @@ from fbjax.model.backbones.registry import BACKBONES, Backbone, load_network, sh
 from fbjax.model.weights.files import FORMATS
 
 PIXELS_AT_ONCE = 2**22  # of enlarged patches; a network needs some 200 bytes a pixel
-Network = Callable[[jax.Array, jax.Array | None], jax.Array]  # (images, PRNG key or None) -> feature map
+Output = jax.Array | tuple[jax.Array, jax.Array]  # feature map, or (feature map, features of the whole image)
+Network = Callable[[jax.Array, jax.Array | None], Output]  # (images, PRNG key or None) -> ..
 
 
 def extract(network: Network, config, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
@@ -34,18 +36,25 @@ def extract(network: Network, config, images: jax.Array, key: jax.Array | None =
     `per_patch` (the paper): the network reads each patch alone, enlarged to `patch_input_size` pixels, and its map is
     averaged. `feature_map`: the network reads the whole image, and each patch is the mean of the cells that it touches.
     Departs from the paper: a cell also depends on its surroundings.
-    `whole_image`: the mean of the whole image's feature map comes first. Departs from the paper: one more token.
+    `whole_image`: the network's features of the whole image, or else the mean of its feature map, come first. Departs
+    from the paper: one more token.
     """
     images = images.astype(jnp.float32)
     side = images.shape[1] // config.patch_size
-    feature_map = network(images, key) if config.geometry == "feature_map" or config.whole_image else None
+    if _reads_image(config):
+        feature_map, whole = map_and_whole(network(images, key))
     if config.geometry == "feature_map":
         patches = average_cells(feature_map, side).reshape(images.shape[0], side * side, -1)
     else:
         patches = per_patch_features(network, images, config.patch_size, config.patch_input_size, key)
     if not config.whole_image:
         return patches
-    return jnp.concatenate([feature_map.mean(axis=(1, 2))[:, None], patches], axis=1)
+    return jnp.concatenate([whole[:, None], patches], axis=1)
+
+
+def map_and_whole(output: Output) -> tuple[jax.Array, jax.Array]:
+    """A network's feature map [N, h, w, C] and its features of the whole image [N, C], by default the map's mean."""
+    return output if isinstance(output, tuple) else (output, output.mean(axis=(1, 2)))
 
 
 def per_patch_features(
@@ -64,7 +73,7 @@ def per_patch_features(
         patches = patches.reshape(b * at_once, patch_size, patch_size, 3)
         if patch_input_size != patch_size:
             patches = jnp.einsum("rh,cw,bhwk->brck", weights, weights, patches, precision="highest")
-        return network(patches, key).mean(axis=(1, 2)).reshape(b, at_once, -1)
+        return map_and_whole(network(patches, key))[0].mean(axis=(1, 2)).reshape(b, at_once, -1)
 
     only = len(turns[0]) == 1
     found = features(jax.tree.map(lambda x: x[0], turns))[None] if only else jax.lax.map(features, turns)
@@ -163,7 +172,8 @@ def _patch_network(config, network: nn.Module, arrays: dict[str, Any], digest: s
 
     size = config.image_size if config.geometry == "feature_map" else config.patch_input_size
     seen = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    _, cells, _, feature_size = jax.eval_shape(network.apply, {"params": tree}, seen).shape
+    feature_map, _ = jax.eval_shape(lambda *given: map_and_whole(network.apply(*given)), {"params": tree}, seen)
+    _, cells, _, feature_size = feature_map.shape
     side = config.image_size // config.patch_size
     if config.geometry == "feature_map" and side > cells:
         coarser = min(size // n for n in _divisors(size) if n <= cells)
@@ -196,20 +206,34 @@ def count_live_dimensions(features: np.ndarray) -> int:
 
 
 def _backbone(config) -> Backbone:
-    """The backbone that a config names. Raises ValueError for an unknown name, or for inputs too small for it."""
+    """The backbone that a config names. Raises ValueError for an unknown name, or for sizes that it cannot take."""
     backbone = BACKBONES[config.network]
-    smallest = backbone.smallest
+    smallest, multiple = backbone.smallest, backbone.multiple
     if config.geometry == "per_patch" and config.patch_input_size < smallest:
+        step = multiple if multiple > 1 else 32
         raise ValueError(
             f"patch_input_size {config.patch_input_size} is too small for {config.network}, which takes {smallest} "
-            f"pixels or more (set patches.patch_input_size={-(-smallest // 32) * 32} or more)"
+            f"pixels or more (set patches.patch_input_size={-(-smallest // step) * step} or more)"
         )
-    if (config.geometry == "feature_map" or config.whole_image) and config.image_size < smallest:
+    if _reads_image(config) and config.image_size < smallest:
         raise ValueError(
             f"image_size {config.image_size} is too small for {config.network}, which takes {smallest} pixels or more "
             "(raise patches.image_size)"
         )
+    sizes = {"image_size": _reads_image(config), "patch_input_size": config.geometry == "per_patch"}
+    for name, seen in sizes.items():
+        if seen and (size := getattr(config, name)) % multiple:
+            below, above = size // multiple * multiple, -(-size // multiple) * multiple
+            raise ValueError(
+                f"{name} {size} is an image size that {config.network} cannot take: it takes multiples of {multiple} "
+                f"pixels (set patches.{name}={below} or {above})"
+            )
     return backbone
+
+
+def _reads_image(config) -> bool:
+    """Whether the network reads whole images."""
+    return config.geometry == "feature_map" or config.whole_image
 
 
 def _divisors(number: int) -> list[int]:

@@ -14,7 +14,7 @@ from fbjax.cli.main import main
 from fbjax.config.load import packaged_configs
 from fbjax.config.schema import MeshConfig, PatchConfig
 from fbjax.export import huggingface
-from fbjax.export.importing import import_checkpoint
+from fbjax.export.importing import import_checkpoint, patch_parameters
 from fbjax.export.package import export
 from fbjax.export.source_model import SourceModel
 from fbjax.exported import manifest
@@ -85,6 +85,9 @@ def test_every_config_is_exported_to_pytorch(name, folder):
         ("resnet50", {"geometry": "feature_map", "whole_image": True}),
         ("inception_v3", {"geometry": "per_patch", "patch_input_size": 80}),
         ("mobilenet_v1", {"geometry": "per_patch", "patch_input_size": 37, "whole_image": True}),
+        ("efficientnet_lite0", {"geometry": "feature_map", "whole_image": True}),
+        ("dinov2_vits14", {"geometry": "per_patch", "patch_input_size": 28}),
+        ("dinov2_vits14", {"geometry": "feature_map", "image_size": 84, "patch_size": 42, "whole_image": True}),
         ("pixels", {"geometry": "per_patch", "patch_input_size": 20}),  # shrunk
         ("pixels", {"geometry": "feature_map"}),
     ],
@@ -99,11 +102,13 @@ def test_patch_networks_are_the_same_in_pytorch(network, changes, tmp_path):
     extractor = PatchExtractor(described).eval()
     arrays = huggingface.to_torch({"patches": live.params}, num_layers=0)
     extractor.load_state_dict({name.removeprefix("patches."): torch.tensor(a) for name, a in arrays.items()})
-    images = random_images(96)
+    images = random_images(patches.image_size)
     expected = np.asarray(jax.jit(live.apply)(live.params, images))
     with torch.inference_mode():
         found = extractor(torch.tensor(images)).numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    back = patch_parameters(arrays)
+    jax.tree.map(np.testing.assert_array_equal, back, jax.device_get(live.params.get("network", {})))
 
 
 def test_a_run_whose_patch_network_has_no_twin_is_exported_from_features_on(workdir, tmp_path):

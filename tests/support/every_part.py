@@ -27,7 +27,8 @@ def of_task(name: str, folder: Path) -> Config:
 
 def of_network(name: str, folder: Path) -> Config:
     """A config whose step computes the features of the patch network `name`."""
-    smallest = max(32, BACKBONES[name].smallest)
+    multiple = BACKBONES[name].multiple
+    smallest = -(-max(32, BACKBONES[name].smallest) // multiple) * multiple
     sizes = {"patches__image_size": smallest // 16 * 16 + 16, "patches__patch_size": 16}
     sizes |= {"patches__geometry": "per_patch", "patches__patch_input_size": smallest, "patches__whole_image": False}
     changes = {"patches__network": name, "patches__mode": "frozen", "train__batch_size": 2, "model__num_layers": 1}

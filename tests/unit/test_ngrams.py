@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -12,21 +13,30 @@ from fbjax.model.ngrams import FEWEST_TEXTS, bag_of_ngrams, make_ngrams, num_row
 
 WORDS = ["red", "dress", "cotton", "longsleeve", "the", "with", "shirt", "blue", "v-neck", "denim"]
 TEXTS = [" ".join(np.random.default_rng(i).choice(WORDS, 3 + i % 5)) + ("." if i % 2 else "") for i in range(40)]
-VOCABULARY = Vocabulary.train(TEXTS, 60)  # too few pieces for whole words: most are of several
+SPELT = sorted({letter for word in [*WORDS, "unseen"] for letter in word})
+PIECES = ["the", "with", "dress", "cot", "##ton", "long", "##sleeve", "shirt", *SPELT, *(f"##{x}" for x in SPELT), "."]
 T = 64
 
 
-def ngrams_of(texts, unit="words"):
-    return make_ngrams([VOCABULARY.encode(texts, T)], piece_kinds(VOCABULARY.rows, unit=unit))
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    """Whole words, words of several pieces, and words spelt letter by letter."""
+    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *PIECES]))
+    return Vocabulary.from_file(path)
 
 
-def test_weights_are_those_of_scikit_learn():
+@pytest.fixture(scope="module")
+def ngrams(vocabulary):
+    return make_ngrams([vocabulary.encode(TEXTS, T)], piece_kinds(vocabulary.rows, unit="words"))
+
+
+def test_weights_are_those_of_scikit_learn(vocabulary, ngrams):
     tfidf = TfidfVectorizer(
         ngram_range=(1, 2), min_df=FEWEST_TEXTS, stop_words=sorted(STOP_WORDS), token_pattern=r"[^\W_]+"
     )
     expected = tfidf.fit_transform(TEXTS).toarray()
-    ngrams = ngrams_of(TEXTS)
-    bag = jax.jit(bag_of_ngrams)(ngrams, VOCABULARY.encode(TEXTS, T))
+    bag = jax.jit(bag_of_ngrams)(ngrams, vocabulary.encode(TEXTS, T))
     found = np.zeros((len(TEXTS), len(ngrams["codes"])))
     for text in range(len(TEXTS)):
         np.add.at(found[text], np.asarray(bag.rows[text]), np.asarray(bag.weights[text]))
@@ -41,11 +51,11 @@ def test_weights_are_those_of_scikit_learn():
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from(WORDS + ["unseen", "."]), min_size=1, max_size=12), st.integers(24, T))
-def test_padding_changes_nothing_and_unknown_words_weigh_nothing(words, length):
-    ids = VOCABULARY.encode([" ".join(words)], T)
+def test_padding_changes_nothing_and_unknown_words_weigh_nothing(vocabulary, ngrams, words, length):
+    ids = vocabulary.encode([" ".join(words)], T)
     used = int((ids != 0).sum())
     length = max(length, used)
-    long, short = bag_of_ngrams(NGRAMS, ids), bag_of_ngrams(NGRAMS, ids[:, :length])
+    long, short = bag_of_ngrams(ngrams, ids), bag_of_ngrams(ngrams, ids[:, :length])
     filled = np.asarray(long.weights)[0] > 0
     assert not np.asarray(long.weights)[0, length:].any()
     np.testing.assert_array_equal(long.rows[:, :length], short.rows)
@@ -64,9 +74,6 @@ def test_pieces_serve_where_words_are_not_spaced():
     assert rows[0] & rows[1] and rows[0] & rows[2] and len(rows[0] & rows[1]) > len(rows[1] & rows[2])
 
 
-def test_a_table_of_ngrams_divides_among_devices():
+def test_a_table_of_ngrams_divides_among_devices(ngrams):
     assert num_rows({}) == 0
-    assert num_rows(NGRAMS) >= len(NGRAMS["codes"]) and num_rows(NGRAMS) % 128 == 0
-
-
-NGRAMS = ngrams_of(TEXTS)
+    assert num_rows(ngrams) >= len(ngrams["codes"]) and num_rows(ngrams) % 128 == 0

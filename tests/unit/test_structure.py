@@ -26,7 +26,7 @@ LAYERS = {
     "data.arrays": ("jax", "flax", *READS_RECORDS, "torch"),
     "data.inspection": ("jax", "flax", *READS_RECORDS, "torch"),
     "data.synthetic": ("jax", "flax", *READS_RECORDS, "torch"),
-    "model.weights": READS_RECORDS,
+    "model.weights": (*READS_RECORDS, "torch"),
     "model.backbones": READS_RECORDS,
     "model": READS_RECORDS,
     "tasks": READS_RECORDS,
@@ -64,7 +64,7 @@ ONLY_IN = {
     "onnx": ("export.onnx",),
     "onnxruntime": ("export.onnx",),
     "sklearn": ("evaluation.baselines",),
-    "torch": ("model.weights.files", "tools.bench", "export.hub", "export.huggingface"),
+    "torch": ("tools.bench", "export.hub", "export.huggingface"),
 }
 
 

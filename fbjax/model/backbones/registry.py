@@ -15,6 +15,7 @@ from fbjax.core.registry import Registry
 from fbjax.model.weights import name_maps
 from fbjax.model.weights.files import FORMATS, read_arrays
 from fbjax.model.weights.name_maps import Source
+from fbjax.model.weights.packages import Package
 
 BACKBONES: Registry["Backbone"] = Registry("patch network", "fbjax.model.backbones")
 
@@ -24,16 +25,20 @@ class Backbone:
     """How to build a network.
 
     `make`: a linen module's class, or a function that returns a module. ``module(images [N, H, W, 3] in 0..255,
-    train=False)`` returns a feature map [N, h, w, C]; dropout and augmentation draw from the stream "dropout".
-    `sources`: the kinds of weight file that it takes; none: it has no weights. `smallest`: side of the smallest image,
-    in pixels. `arguments`: the arguments of `make`, from a file's arrays and the config's cell size in pixels. `twin`:
-    the equivalent class in fbjax/export/hub/patches_fashionbert.py, ``{"class": its name, **its arguments}``, JSON
-    values; without it, exports to PyTorch take only features.
+    train=False)`` returns a feature map [N, h, w, C], or (feature map, features [N, C] of the whole image); dropout and
+    augmentation draw from the stream "dropout". `sources`: the kinds of weight file that it takes; none: it has no
+    weights. `packages`: Python packages with such a file, whose names `patches.weights` takes. `smallest`: side of the
+    smallest image, in pixels. `multiple`: what divides the sides of every image, in pixels. `arguments`: the
+    arguments of `make`, from a file's arrays and the config's cell size in pixels. `twin`: the equivalent class in
+    fbjax/export/hub, ``{"class": its name, **its arguments}``, JSON values; without it, exports to PyTorch take only
+    features.
     """
 
     make: Callable[..., nn.Module]
     sources: tuple[Source, ...] = ()
+    packages: tuple[Package, ...] = ()
     smallest: int = 32
+    multiple: int = 1
     arguments: Callable[[dict[str, np.ndarray], int], dict] = lambda arrays, cell: {}
     twin: Callable[[nn.Module], dict] | None = None
 
@@ -57,15 +62,13 @@ def register_backbone(name: str, **settings) -> Callable:
 
 
 def load_network(name: str, path: str | Path) -> tuple[nn.Module, dict[str, np.ndarray]]:
-    """The network `name` and its parameters by fbjax's names, float32, from the file at `path`.
+    """The network `name` and its parameters by fbjax's names, float32, from the file at `path` or a package's name.
 
-    Raises FileNotFoundError without the file, ValueError where it holds other weights.
+    Raises FileNotFoundError without the file, ModuleNotFoundError without the package, ValueError where it holds other
+    weights.
     """
-    if not path:
-        raise ValueError(f"patch network {name!r} needs weights: set config.patches.weights to {FORMATS}")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no patch network weights at {path}: set config.patches.weights to {FORMATS}")
-    backbone, arrays = BACKBONES[name], read_arrays(path)
+    backbone, path = BACKBONES[name], find_weights(name, path)
+    arrays = read_arrays(path)
     try:
         network = backbone.build(arrays)
     except KeyError as error:
@@ -76,6 +79,19 @@ def load_network(name: str, path: str | Path) -> tuple[nn.Module, dict[str, np.n
     if problems:
         raise ValueError(f"these are not {name} weights:\n  {name_maps.listed(problems)}")
     return network, weights
+
+
+def find_weights(name: str, path: str | Path) -> Path:
+    """The weight file at `path`, or in the package of that name; `name` is the network that needs it."""
+    packages = {package.name: package for backbone in BACKBONES.values() for package in backbone.packages}
+    if str(path) in packages:
+        return packages[str(path)].path()
+    offered = "".join(f", or to {package.name!r}, a package" for package in BACKBONES[name].packages)
+    if not path:
+        raise ValueError(f"patch network {name!r} needs weights: set config.patches.weights to {FORMATS}{offered}")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no patch network weights at {path}: set config.patches.weights to {FORMATS}{offered}")
+    return Path(path)
 
 
 @functools.cache

@@ -1,13 +1,15 @@
 """Reads arrays by name from common weight files, and writes them to an .npz."""
 
-import pickle
 import zipfile
 from pathlib import Path
 
 import flax.traverse_util
 import numpy as np
 
-FORMATS = "an .npz, .safetensors, .pth (.pt, .bin: PyTorch) or .h5 (Keras) file"
+from fbjax.model.weights.onnx_files import read_onnx
+from fbjax.model.weights.torch_files import read_torch
+
+FORMATS = "an .npz, .safetensors, .pth (.pt, .bin: PyTorch), .onnx or .h5 (Keras) file"
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
@@ -21,8 +23,6 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     read, title = READERS[path.suffix]
     try:
         arrays = {name: np.asarray(array, np.float32) for name, array in read(path).items()}
-    except ModuleNotFoundError:
-        raise
     except Exception as error:  # the readers raise many types for a damaged file
         reason = _other_content(path) or (str(error).splitlines() or ["it ends too early"])[0]
         raise ValueError(f"{path} is not {title} file of weights: {reason}") from None
@@ -48,25 +48,6 @@ def _read_safetensors(path: Path) -> dict:
     return load_file(path)
 
 
-def _read_torch(path: Path) -> dict:
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            f"reading {path} needs PyTorch: pip install 'fbjax[parity]', or convert the file to .safetensors"
-        ) from None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error):
-            raise ValueError("it holds Python objects, no weights alone: save model.state_dict()") from None
-        raise
-    if not isinstance(state, dict):
-        raise ValueError(f"it holds a {type(state).__name__}: save model.state_dict()")
-    state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
-    return {name: value.detach().float().numpy() for name, value in state.items() if isinstance(value, torch.Tensor)}
-
-
 def _read_keras(path: Path) -> dict:
     import h5py
 
@@ -89,7 +70,8 @@ def _read_keras(path: Path) -> dict:
 READERS = {  # ending -> reader, and the name of the format in errors
     ".npz": (_read_npz, "an .npz"),
     ".safetensors": (_read_safetensors, "a safetensors"),
-    **dict.fromkeys((".pth", ".pt", ".bin"), (_read_torch, "a PyTorch")),
+    **dict.fromkeys((".pth", ".pt", ".bin"), (read_torch, "a PyTorch")),
+    ".onnx": (read_onnx, "an .onnx"),
     **dict.fromkeys((".h5", ".hdf5"), (_read_keras, "a Keras .h5")),
 }
 

@@ -13,28 +13,44 @@ SHOWN = 30  # problems of an error, at most
 TORCH_VARIABLES = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 
 
+def own_axes(name: str, ndim: int) -> tuple[int, ...]:
+    """Our order of a parameter's axes: kernels [in, out] and HWIO, depthwise ones HWC1."""
+    return tuple(range(ndim))
+
+
+def torch_axes(name: str, ndim: int) -> tuple[int, ...]:
+    """PyTorch's order of a parameter's axes: kernels [in, out] as [out, in], HWIO as OIHW, depthwise HWC1 as C1HW."""
+    leaf = name.split("/")[-1]
+    if leaf == "depthwise_kernel":
+        return (2, 3, 0, 1)
+    return {2: (1, 0), 4: (3, 2, 0, 1)}[ndim] if leaf == "kernel" else own_axes(name, ndim)
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """How one kind of file names a network's parameters.
 
-    `name`: fbjax's name -> the file's, after one of `prefixes`. `axes`: the file's axes of a kernel, in the order HWIO.
-    `unused`: prefixes of arrays to ignore. `bias`: name of a moving mean -> the file's bias of the convolution before
-    it, which the mean absorbs: ``(conv + bias) - mean = conv - (mean - bias)``.
+    `name`: fbjax's name -> the file's, after one of `prefixes`. `axes`: (fbjax's name, number of axes) -> the order in
+    which the file has our axes. `unused`: prefixes of arrays to ignore. `bias`: name of a moving mean -> the file's
+    bias of the convolution before it, which the mean absorbs: ``(conv + bias) - mean = conv - (mean - bias)``.
+    `arranged`: the file's arrays -> the same, where one array may hold several parameters or a part of one.
     """
 
     title: str
     name: Callable[[str], str]
-    axes: tuple[int, ...] = (0, 1, 2, 3)
+    axes: Callable[[str, int], tuple[int, ...]] = own_axes
     unused: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ("",)
     bias: Callable[[str], str] | None = None
+    arranged: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda arrays: arrays
 
-    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape in the file of an array that has the shape `ours` here."""
-        return tuple(ours[i] for i in np.argsort(self.axes)) if len(ours) == 4 else ours
+    def shape(self, ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape in the file of the parameter `ours`, which has `shape` here."""
+        return tuple(shape[axis] for axis in self.axes(ours, len(shape)))
 
-    def array(self, theirs: np.ndarray) -> np.ndarray:
-        return theirs.transpose(self.axes) if theirs.ndim == 4 else theirs
+    def array(self, ours: str, theirs: np.ndarray) -> np.ndarray:
+        """The parameter `ours`, in our order of axes, of the file's array."""
+        return theirs.transpose(np.argsort(self.axes(ours, theirs.ndim)))
 
 
 OWN = Source("this project's", lambda ours: ours)
@@ -44,16 +60,17 @@ def take(
     arrays: dict[str, np.ndarray], sources: tuple[Source, ...], shapes: dict[str, tuple[int, ...]]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """``({name: array}, problems)``: a file's `arrays` as parameters of `shapes`, and every mismatch."""
-    source, prefix = max(
-        ((source, prefix) for source in sources for prefix in source.prefixes),
-        key=lambda candidate: sum(candidate[1] + candidate[0].name(ours) in arrays for ours in shapes),
+    arranged = [(source, source.arranged(arrays)) for source in sources]
+    source, prefix, arrays = max(
+        ((source, prefix, found) for source, found in arranged for prefix in source.prefixes),
+        key=lambda candidate: sum(candidate[1] + candidate[0].name(ours) in candidate[2] for ours in shapes),
     )
     wanted = {prefix + source.name(ours): ours for ours in shapes}
     biases = {}
     if source.bias:
         means = [ours for ours in shapes if ours.endswith("/moving_mean")]
         biases = {bias: ours for ours in means if (bias := source.bias(ours)) in arrays}
-    expected = {theirs: source.shape(shapes[ours]) for theirs, ours in (wanted | biases).items()}
+    expected = {theirs: source.shape(ours, shapes[ours]) for theirs, ours in (wanted | biases).items()}
     known = {name: array for name, array in arrays.items() if not name.endswith("num_batches_tracked")}
     used = {name: array for name, array in known.items() if not name.removeprefix(prefix).startswith(source.unused)}
     fitting = {theirs: used[theirs] for theirs in expected if theirs in used and used[theirs].shape == expected[theirs]}
@@ -64,7 +81,7 @@ def take(
         for theirs in sorted((expected.keys() & used.keys()) - fitting.keys())
     ]
     problems += [f"{name} holds NaN or infinity" for name, array in fitting.items() if not np.isfinite(array).all()]
-    taken = {ours: source.array(fitting[theirs]) for theirs, ours in wanted.items() if theirs in fitting}
+    taken = {ours: source.array(ours, fitting[theirs]) for theirs, ours in wanted.items() if theirs in fitting}
     problems += [
         f"{source.name(ours)} holds negative variances"
         for ours, array in taken.items()
@@ -78,9 +95,10 @@ def take(
 
 def follows(arrays: dict[str, np.ndarray], source: Source, shapes: dict[str, tuple[int, ...]]) -> bool:
     """Whether `arrays` hold every parameter of `shapes` with the name and shape of `source`."""
+    arrays = source.arranged(arrays)
     return any(
         all(
-            (array := arrays.get(prefix + source.name(ours))) is not None and array.shape == source.shape(shape)
+            (array := arrays.get(prefix + source.name(ours))) is not None and array.shape == source.shape(ours, shape)
             for ours, shape in shapes.items()
         )
         for prefix in source.prefixes
@@ -102,4 +120,4 @@ def torch_source(
         conv, norm = layer(path)
         return f"{conv}.weight" if part == "conv" else f"{norm}.{TORCH_VARIABLES[variable]}"
 
-    return Source(title, name, (2, 3, 1, 0), unused, prefixes)
+    return Source(title, name, torch_axes, unused, prefixes)
