@@ -9,7 +9,7 @@ linear and dense. Nearest neighbours of 280 photographs had the same sub-categor
 import flax.linen as nn
 import jax
 
-from fbjax.model.backbones.layers import DepthwiseConv, InferenceNorm
+from fbjax.model.backbones.layers import Conv, DepthwiseConv, InferenceNorm, StemConv
 from fbjax.model.backbones.registry import register_backbone
 from fbjax.model.weights.name_maps import OWN, TORCH_VARIABLES, Source, torch_axes
 from fbjax.model.weights.packages import Package
@@ -34,11 +34,11 @@ class InvertedResidual(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y, width = x, x.shape[-1] * self.expansion
         if self.expansion > 1:
-            y = nn.Conv(width, (1, 1), use_bias=False, name="expand")(y)
+            y = Conv(width, (1, 1), 1, padded=False, groups=1, name="expand")(y)
             y = jax.nn.relu6(InferenceNorm(EPSILON, name="expand_bn")(y))
         y = DepthwiseConv(self.stride, self.size, name="depthwise")(y)
         y = jax.nn.relu6(InferenceNorm(EPSILON, name="depthwise_bn")(y))
-        y = nn.Conv(self.channels, (1, 1), use_bias=False, name="project")(y)
+        y = Conv(self.channels, (1, 1), 1, padded=False, groups=1, name="project")(y)
         y = InferenceNorm(EPSILON, name="project_bn")(y)
         return x + y if x.shape == y.shape else y
 
@@ -55,7 +55,7 @@ class EfficientNetLite(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         x = (images - 127.0) / 128.0
-        x = nn.Conv(STEM, (3, 3), 2, padding="SAME", use_bias=False, name="stem")(x)
+        x = StemConv(STEM, 3, 2, name="stem")(x)
         x = jax.nn.relu6(InferenceNorm(EPSILON, name="stem_bn")(x))
         stages = zip(self.depths, self.channels, EXPANSIONS, SIZES, STRIDES, strict=True)
         blocks = [
