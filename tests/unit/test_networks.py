@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
 from fbjax.config.schema import PatchConfig, TrainConfig  # noqa: E402
-from fbjax.model.backbones import inception, resnet  # noqa: E402
+from fbjax.model.backbones import inception, products, resnet  # noqa: E402
 from fbjax.model.backbones.inception import InceptionV3  # noqa: E402
 from fbjax.model.backbones.layers import Conv, ConvNorm  # noqa: E402
 from fbjax.model.backbones.resnet import (  # noqa: E402
@@ -145,3 +145,50 @@ def test_a_map_smaller_than_the_kernel_is_convolved_like_any_other(size, stride)
             padding=(height // 2, width // 2),
         ).permute(0, 2, 3, 1)
         np.testing.assert_allclose(conv.apply({"params": {"kernel": kernel}}, x), expected, rtol=1e-4, atol=1e-4)
+
+
+def same_pads(cells, size, stride):
+    """TensorFlow's SAME padding of one axis, before and after."""
+    missing = max((-(-cells // stride) - 1) * stride + size - cells, 0)
+    return missing // 2, missing - missing // 2
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("cells", [(8, 8), (7, 9), (1, 2), (11, 6)])
+@pytest.mark.parametrize("kind", ["depthwise", "gathered"])
+def test_convolutions_as_products_and_their_gradients_are_torchs(kind, cells, size, stride):
+    draw = np.random.default_rng(0).normal
+    x = draw(size=(3, *cells, 4)).astype(np.float32)
+    kernel = draw(size=(size, size, 4) if kind == "depthwise" else (size, size, 4, 6)).astype(np.float32)
+    as_torch = kernel[..., None] if kind == "depthwise" else kernel
+    as_torch = torch.tensor(as_torch.transpose(2, 3, 0, 1) if kind == "depthwise" else as_torch.transpose(3, 2, 0, 1))
+    map_, as_torch = torch.tensor(x.transpose(0, 3, 1, 2)).requires_grad_(), as_torch.requires_grad_()
+    padded = F.pad(map_, (*same_pads(cells[1], size, stride), *same_pads(cells[0], size, stride)))
+    expected = F.conv2d(padded, as_torch, stride=stride, groups=4 if kind == "depthwise" else 1)
+    upstream = draw(size=expected.shape).astype(np.float32)
+    expected.backward(torch.tensor(upstream))
+
+    ours, pull = jax.vjp(lambda x, kernel: getattr(products, kind)(x, kernel, stride), x, kernel)
+    by_x, by_kernel = pull(jnp.asarray(upstream.transpose(0, 2, 3, 1)))
+    np.testing.assert_allclose(ours, expected.detach().permute(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(by_x, map_.grad.permute(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
+    own = as_torch.grad.permute(2, 3, 0, 1)[..., 0] if kind == "depthwise" else as_torch.grad.permute(2, 3, 1, 0)
+    np.testing.assert_allclose(by_kernel, own, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_gradient_of_depthwise_products_is_jaxs_own_also_for_many_at_once(stride):
+    x, kernel = jax.random.normal(jax.random.key(0), (2, 9, 8, 4)), jax.random.normal(jax.random.key(1), (3, 3, 4))
+
+    def grouped(x, kernel):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel[:, :, None], (stride, stride), "SAME", dimension_numbers=layout, feature_group_count=4
+        )
+
+    made, pull = jax.vjp(lambda *args: products.depthwise(*args, stride), x, kernel)
+    upstream = jax.random.normal(jax.random.key(2), (3, *made.shape))  # as the K gradients of Eq. 6 are taken
+    theirs = jax.vmap(jax.vjp(grouped, x, kernel)[1])(upstream)
+    for one, other in zip(jax.vmap(pull)(upstream), theirs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 
-from fbjax.model.backbones.layers import DepthwiseConv, InferenceNorm
+from fbjax.model.backbones.layers import Conv, DepthwiseConv, InferenceNorm, StemConv
 from fbjax.model.backbones.registry import register_backbone
 from fbjax.model.weights.name_maps import Source
 
@@ -34,11 +34,11 @@ class MobileNetV1(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         x = images / 127.5 - 1.0
-        x = nn.Conv(int(32 * self.alpha), (3, 3), 2, padding="SAME", use_bias=False, name="conv1")(x)
+        x = StemConv(int(32 * self.alpha), 3, 2, name="conv1")(x)
         x = jax.nn.relu6(InferenceNorm(EPSILON, name="conv1_bn")(x))
         for i, (stride, channels) in enumerate(zip(STRIDES, CHANNELS, strict=True), start=1):
             x = DepthwiseConv(stride, name=f"conv_dw_{i}")(x)
             x = jax.nn.relu6(InferenceNorm(EPSILON, name=f"conv_dw_{i}_bn")(x))
-            x = nn.Conv(int(channels * self.alpha), (1, 1), use_bias=False, name=f"conv_pw_{i}")(x)
+            x = Conv(int(channels * self.alpha), (1, 1), 1, padded=False, groups=1, name=f"conv_pw_{i}")(x)
             x = jax.nn.relu6(InferenceNorm(EPSILON, name=f"conv_pw_{i}_bn")(x))
         return x
