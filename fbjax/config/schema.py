@@ -85,6 +85,17 @@ class PatchConfig:
         "cached: run the network once over all images and keep the features on disk; frozen: run it in every step; "
         "trained: train its weights with FashionBERT's",
     )
+    frozen_blocks: int = setting(
+        0, "trained: the first n blocks of the network keep their weights; no gradient is computed for them", "[0, inf)"
+    )
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        "trained: of the network's maps and products in training; parameters and norms stay float32, and so does all "
+        "that comes after training",
+    )
+    remat: bool = setting(
+        False, "trained: the backward pass computes all but products anew, to save memory", may_change=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,7 +88,8 @@ class PatchNetwork:
 
     The backbone's dropout and augmentation use `train` and the PRNG `key`. `num_patches` includes the token of the
     whole image, which comes first under `whole_image`. `fingerprint` identifies network, weights and geometry: networks
-    with the same one give the same features. `twin`: as in `Backbone`.
+    with the same one give the same features. `twin`: as in `Backbone`. `fixed`: names of the parameters, or of the
+    modules that hold them, that stay as they are where the network trains, "patches/network/conv1".
     """
 
     apply: Callable[..., jax.Array]
@@ -98,10 +99,11 @@ class PatchNetwork:
     whole_image: bool
     fingerprint: str
     twin: dict | None = None
+    fixed: tuple[str, ...] = ()
 
     def precomputed(self) -> "PatchNetwork":
         """The network for cached features: ``apply`` is the identity and there are no parameters."""
-        return dataclasses.replace(self, apply=_identity, params={})
+        return dataclasses.replace(self, apply=_identity, params={}, fixed=())
 
     def feature_input(self, mode: str) -> "PatchNetwork":
         """The network of the train step under `patches.mode`: the identity where features are cached."""
@@ -153,13 +155,20 @@ def _identity(params, features: jax.Array, *, train: bool = False, key: jax.Arra
 def _patch_network(config, network: nn.Module, arrays: dict[str, Any], digest: str) -> PatchNetwork:
     """`network` with its parameters, or their shapes, and the config's geometry."""
     tree = flax.traverse_util.unflatten_dict(arrays, sep="/")
+    fixed = BACKBONES[config.network].first_blocks(network, config.frozen_blocks)
 
     def apply(params, images, *, train=False, key=None):
+        params = params.get("network", {})
+
         def feature_map(images, key):
             rngs = None if key is None else {"dropout": key}
-            return network.apply({"params": params.get("network", {})}, images, train, rngs=rngs)
+            return network.apply({"params": params}, images, train, rngs=rngs)
 
-        return extract(feature_map, config, images, key)
+        if train:
+            params = {name: jax.lax.stop_gradient(part) if name in fixed else part for name, part in params.items()}
+            params = _kernels_as(config.dtype, params)
+            feature_map = _remat(feature_map) if config.remat else feature_map
+        return extract(lambda images, key: feature_map(images, key).astype(jnp.float32), config, images, key)
 
     size = config.image_size if config.geometry == "feature_map" else config.patch_input_size
     seen = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
@@ -179,7 +188,19 @@ def _patch_network(config, network: nn.Module, arrays: dict[str, Any], digest: s
         whole_image=config.whole_image,
         fingerprint=f"{config.network}-{config.geometry}-{config.image_size}-{digest[:12]}",
         twin=make_twin(network) if (make_twin := BACKBONES[config.network].twin) else None,
+        fixed=tuple(f"patches/network/{name}" for name in fixed),
     )
+
+
+def _kernels_as(dtype: str, params: dict) -> dict:
+    """`params` with kernels as `dtype`: convolutions compute in that of their kernels, norms in float32."""
+    return jax.tree.map(lambda p: p.astype(dtype) if p.ndim > 1 else p, params)
+
+
+def _remat(feature_map: Network) -> Network:
+    """Keeps the products of convolutions for the backward pass and computes norms, activations and depthwise anew."""
+    products = ("dot_general", "conv_general_dilated")
+    return jax.checkpoint(feature_map, policy=lambda primitive, *_, **__: primitive.name in products)
 
 
 def given_features(data: DataConfig) -> PatchNetwork | None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import flax.linen as nn
@@ -28,7 +28,8 @@ class Backbone:
     `sources`: the kinds of weight file that it takes; none: it has no weights. `smallest`: side of the smallest image,
     in pixels. `arguments`: the arguments of `make`, from a file's arrays and the config's cell size in pixels. `twin`:
     the equivalent class in fbjax/export/hub/patches_fashionbert.py, ``{"class": its name, **its arguments}``, JSON
-    values; without it, exports to PyTorch take only features.
+    values; without it, exports to PyTorch take only features. `blocks`: the parts of a module in order, each the names
+    of its parameters or of the modules that hold them; `patches.frozen_blocks` counts them.
     """
 
     make: Callable[..., nn.Module]
@@ -36,10 +37,21 @@ class Backbone:
     smallest: int = 32
     arguments: Callable[[dict[str, np.ndarray], int], dict] = lambda arrays, cell: {}
     twin: Callable[[nn.Module], dict] | None = None
+    blocks: Callable[[nn.Module], Sequence[Sequence[str]]] = lambda module: ()
 
     @property
     def needs_weights(self) -> bool:
         return bool(self.sources)
+
+    def first_blocks(self, module: nn.Module, count: int) -> tuple[str, ...]:
+        """The names in the first `count` blocks. Raises ValueError where these are all that there are, or more."""
+        blocks = self.blocks(module)
+        if count and count >= len(blocks):
+            remedy = f"use {len(blocks) - 1} or fewer, or patches.mode 'frozen'" if blocks else "use 0"
+            raise ValueError(
+                f"patches.frozen_blocks {count}: {type(module).__name__} has {len(blocks)} blocks ({remedy})"
+            )
+        return tuple(name for block in blocks[:count] for name in block)
 
     def build(self, arrays: dict[str, np.ndarray], cell: int = 0) -> nn.Module:
         """The module. Raises KeyError where `arrays` lack one that tells the network's size."""
