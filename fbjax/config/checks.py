@@ -60,6 +60,17 @@ def _patches(config: Config) -> list[tuple]:
             f"patches.whole_image: patches.patch_input_size {patches.patch_input_size} does not divide image_size "
             f"{patches.image_size}, which 'pixels' cuts into cells of that size",
         ),
+        *(
+            (
+                patches.mode != "trained" and value != default,
+                f"patches.{name} {value!r} is for patches.mode 'trained', not {patches.mode!r} (use {default!r})",
+            )
+            for name, value, default in (
+                ("frozen_blocks", patches.frozen_blocks, 0),
+                ("dtype", patches.dtype, "float32"),
+                ("remat", patches.remat, False),
+            )
+        ),
     ]
 
 

@@ -103,6 +103,9 @@ class PatchConfig:
     patch_input_size: int = setting(
         32, "pixels; per_patch resizes each patch to this before the network (the release: 224)", "[1, inf)"
     )
+    levels: tuple[int, ...] = setting(
+        (), "blocks of the network whose maps, averaged to the cells of its last, stand beside it: colours and textures"
+    )
     whole_image: bool = setting(
         False, "a token of the whole image before the patches: the mean of its feature map, or a ViT's class token"
     )
@@ -110,6 +113,17 @@ class PatchConfig:
         "frozen",
         "cached: run the network once over all images and keep the features on disk; frozen: run it in every step; "
         "trained: train its weights with FashionBERT's",
+    )
+    frozen_blocks: int = setting(
+        0, "trained: the first n blocks of the network keep their weights; no gradient is computed for them", "[0, inf)"
+    )
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        "trained: of the network's maps and products in training; parameters and norms stay float32, and so does all "
+        "that comes after training",
+    )
+    remat: bool = setting(
+        False, "trained: the backward pass computes all but products anew, to save memory", may_change=True
     )
 
 

@@ -27,7 +27,7 @@ def explain(model: Model, text: str, image) -> Explanation:
     """The `Explanation` of one text with one image (a path, encoded bytes or a PIL image)."""
     run, text = model.run, clean_text(text)
     num_patches, patches = run.patches.num_patches, run.patches
-    features = np.asarray(jax.jit(patches.apply)(patches.params, model.read_image(image)[None]))
+    features = np.asarray(jax.jit(patches.apply)(model.variables["patches"], model.read_image(image)[None]))
     images = np.repeat(features, 1 + num_patches, axis=0)  # row 0 unmasked, row 1 + p without patch p
     images[1 + np.arange(num_patches), np.arange(num_patches)] = 0.0
 

@@ -11,6 +11,7 @@ width, V vocabulary, C patch feature size, K tasks, Q queries, G gallery.
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ class PatchNetwork:
 
     The backbone's dropout and augmentation use `train` and the PRNG `key`. `num_patches` includes the token of the
     whole image, which comes first under `whole_image`. `fingerprint` identifies network, weights and geometry: networks
-    with the same one give the same features. `twin`: as in `Backbone`.
+    with the same one give the same features. `twin`: as in `Backbone`. `fixed`: names of the parameters, or of the
+    modules that hold them, that stay as they are where the network trains, "patches/network/conv1".
     """
 
     apply: Callable[..., jax.Array]
@@ -107,10 +109,11 @@ class PatchNetwork:
     whole_image: bool
     fingerprint: str
     twin: dict | None = None
+    fixed: tuple[str, ...] = ()
 
     def precomputed(self) -> "PatchNetwork":
         """The network for cached features: ``apply`` is the identity and there are no parameters."""
-        return dataclasses.replace(self, apply=_identity, params={})
+        return dataclasses.replace(self, apply=_identity, params={}, fixed=())
 
     def feature_input(self, mode: str) -> "PatchNetwork":
         """The network of the train step under `patches.mode`: the identity where features are cached."""
@@ -130,7 +133,7 @@ def build_patch_network(config, weights_path: str | Path | None = None) -> Patch
         cell = config.patch_size if config.geometry == "feature_map" else config.patch_input_size
         network, weights = backbone.build({}, cell), {}
     geometry = (config.network, config.geometry, config.image_size, config.patch_size, config.patch_input_size)
-    geometry += ("whole image",) * config.whole_image + ("pad",) * (config.fit == "pad")
+    geometry += ("whole image",) * config.whole_image + ("pad",) * (config.fit == "pad") + tuple(config.levels)
     digest = hashlib.sha256(repr(geometry).encode())
     for name in sorted(weights):
         digest.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())
@@ -162,17 +165,27 @@ def _identity(params, features: jax.Array, *, train: bool = False, key: jax.Arra
 def _patch_network(config, network: nn.Module, arrays: dict[str, Any], digest: str) -> PatchNetwork:
     """`network` with its parameters, or their shapes, and the config's geometry."""
     tree = flax.traverse_util.unflatten_dict(arrays, sep="/")
+    backbone = BACKBONES[config.network]
+    fixed = backbone.first_blocks(network, config.frozen_blocks)
+    levels = backbone.block_modules(network, config.levels)
+
+    def run(params, images, train=False, key=None) -> Output:
+        rngs = None if key is None else {"dropout": key}
+        output = _with_levels(network, levels, {"params": params}, images, train, rngs=rngs)
+        return jax.tree.map(lambda x: x.astype(jnp.float32), output)
 
     def apply(params, images, *, train=False, key=None):
-        def feature_map(images, key):
-            rngs = None if key is None else {"dropout": key}
-            return network.apply({"params": params.get("network", {})}, images, train, rngs=rngs)
-
-        return extract(feature_map, config, images, key)
+        params = params.get("network", {})
+        if train:
+            params = {name: jax.lax.stop_gradient(part) if name in fixed else part for name, part in params.items()}
+            params = _kernels_as(config.dtype, params)
+        network_of = partial(run, params, train=train)
+        network_of = _remat(network_of) if train and config.remat else network_of
+        return extract(lambda images, key: network_of(images, key=key), config, images, key)
 
     size = config.image_size if config.geometry == "feature_map" else config.patch_input_size
     seen = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    feature_map, _ = jax.eval_shape(lambda *given: map_and_whole(network.apply(*given)), {"params": tree}, seen)
+    feature_map, _ = jax.eval_shape(lambda *given: map_and_whole(run(*given)), tree, seen)
     _, cells, _, feature_size = feature_map.shape
     side = config.image_size // config.patch_size
     if config.geometry == "feature_map" and side > cells:
@@ -188,8 +201,32 @@ def _patch_network(config, network: nn.Module, arrays: dict[str, Any], digest: s
         feature_size=feature_size,
         whole_image=config.whole_image,
         fingerprint=f"{config.network}-{config.geometry}-{config.image_size}-{digest[:12]}",
-        twin=make_twin(network) if (make_twin := BACKBONES[config.network].twin) else None,
+        twin=backbone.twin(network) | ({"levels": list(levels)} if levels else {}) if backbone.twin else None,
+        fixed=tuple(f"patches/network/{name}" for name in fixed),
     )
+
+
+def _with_levels(network: nn.Module, levels: tuple[str, ...], variables: dict, images: jax.Array, train, **options):
+    """The network's output; with `levels`, its map with those of these modules, averaged to its cells, before it."""
+    if not levels:
+        return network.apply(variables, images, train, **options)
+    wanted = lambda module, _: module.name in levels  # noqa: E731
+    output, found = network.apply(variables, images, train, capture_intermediates=wanted, **options)
+    maps = [found["intermediates"][name]["__call__"][0] for name in levels]
+    if any(level.ndim != 4 for level in maps):
+        raise ValueError(f"patches.levels: blocks of {type(network).__name__} give tokens, not maps (leave it at ())")
+    return jnp.concatenate([*(average_cells(level, output.shape[1]) for level in maps), output], axis=-1)
+
+
+def _kernels_as(dtype: str, params: dict) -> dict:
+    """`params` with kernels as `dtype`: convolutions compute in that of their kernels, norms in float32."""
+    return jax.tree.map(lambda p: p.astype(dtype) if p.ndim > 1 else p, params)
+
+
+def _remat(feature_map: Network) -> Network:
+    """Keeps the products of convolutions for the backward pass and computes norms, activations and depthwise anew."""
+    products = ("dot_general", "conv_general_dilated")
+    return jax.checkpoint(feature_map, policy=lambda primitive, *_, **__: primitive.name in products)
 
 
 def given_features(data: DataConfig) -> PatchNetwork | None:

@@ -88,7 +88,7 @@ class Run:
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
-        return make_optimizer(self.config.train, self.config.groups)
+        return make_optimizer(self.config.train, self.config.groups, self.patches.fixed)
 
     @property
     def scores_pairs(self) -> bool:

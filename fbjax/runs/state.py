@@ -1,6 +1,6 @@
 """The train state: its optimizer, how it is initialised, the sharding of each parameter, and the shapes of a batch."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +12,8 @@ import optax
 from fbjax.config.schema import ParameterGroup, TrainConfig
 from fbjax.data.batches.batch import Batch
 from fbjax.parallel.mesh import replicated_params, shardings
+
+FIXED = "(fixed)"  # the label of parameters that no group may train
 
 
 @flax.struct.dataclass
@@ -45,25 +47,34 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def make_optimizer(config: TrainConfig, groups: Mapping[str, ParameterGroup] = {}) -> optax.GradientTransformation:
+def make_optimizer(
+    config: TrainConfig, groups: Mapping[str, ParameterGroup] = {}, fixed: Sequence[str] = ()
+) -> optax.GradientTransformation:
     """AdamW after clipping by the global norm; no decay on biases and LayerNorm (every parameter of one axis).
 
     A group of `groups` holds the parameters whose names ("patches/network/..") begin with its own; of several that fit
-    the longest counts. It has a rate and a decay of its own, or is frozen.
+    the longest counts. It has a rate and a decay of its own, or is frozen. Parameters under the names `fixed` are
+    frozen whatever their group.
     """
-    if not groups:
+    if not groups and not fixed:
         return optax.chain(clip_by_global_norm(config.clip_norm), _adamw(config, ParameterGroup()))
     kinds = {name: optax.set_to_zero() if group.frozen else _adamw(config, group) for name, group in groups.items()}
     kinds[""] = _adamw(config, ParameterGroup())
-    frozen = {name for name, group in groups.items() if group.frozen}
+    if fixed:
+        kinds[FIXED] = optax.set_to_zero()
+    frozen = {FIXED, *(name for name, group in groups.items() if group.frozen)}
+
+    def labels(params):
+        held = group_labels(params, fixed)
+        return jax.tree.map(lambda group, fixed: FIXED if fixed else group, group_labels(params, groups), held)
 
     def is_frozen(params):
-        return jax.tree.map(lambda label: label in frozen, group_labels(params, groups))
+        return jax.tree.map(lambda label: label in frozen, labels(params))
 
     return optax.chain(
         optax.masked(optax.set_to_zero(), is_frozen),  # frozen parameters do not count in the norm
         clip_by_global_norm(config.clip_norm),
-        optax.multi_transform(kinds, lambda params: group_labels(params, groups)),
+        optax.multi_transform(kinds, labels),
     )
 
 

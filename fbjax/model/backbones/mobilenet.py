@@ -17,11 +17,17 @@ KERAS = (  # fbjax uses Keras' names; Keras 3 renamed the depthwise kernels
 )
 
 
+BLOCKS = (("conv1", "conv1_bn"),) + tuple(
+    (f"conv_dw_{i}", f"conv_dw_{i}_bn", f"conv_pw_{i}", f"conv_pw_{i}_bn") for i in range(1, len(STRIDES) + 1)
+)
+
+
 @register_backbone(
     "mobilenet_v1",
     sources=KERAS,
     arguments=lambda arrays, cell: {"alpha": arrays["conv1/kernel"].shape[-1] / 32},
     twin=lambda module: {"class": "MobileNetV1", "alpha": module.alpha},
+    blocks=lambda module: BLOCKS,
 )
 class MobileNetV1(nn.Module):
     """MobileNetV1 without its classifier: ``[N, H, W, 3] -> [N, H/32, W/32, 1024 alpha]``.

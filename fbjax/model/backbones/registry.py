@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import flax.linen as nn
@@ -31,7 +31,8 @@ class Backbone:
     smallest image, in pixels. `multiple`: what divides the sides of every image, in pixels. `arguments`: the
     arguments of `make`, from a file's arrays and the config's cell size in pixels. `twin`: the equivalent class in
     fbjax/export/hub, ``{"class": its name, **its arguments}``, JSON values; without it, exports to PyTorch take only
-    features.
+    features. `blocks`: the parts of a module in order, each the names of its parameters or of the modules that hold
+    them; `patches.frozen_blocks` counts them.
     """
 
     make: Callable[..., nn.Module]
@@ -41,10 +42,35 @@ class Backbone:
     multiple: int = 1
     arguments: Callable[[dict[str, np.ndarray], int], dict] = lambda arrays, cell: {}
     twin: Callable[[nn.Module], dict] | None = None
+    blocks: Callable[[nn.Module], Sequence[Sequence[str]]] = lambda module: ()
 
     @property
     def needs_weights(self) -> bool:
         return bool(self.sources)
+
+    def first_blocks(self, module: nn.Module, count: int) -> tuple[str, ...]:
+        """The names in the first `count` blocks. Raises ValueError where these are all that there are, or more."""
+        blocks = self.blocks(module)
+        if count and count >= len(blocks):
+            remedy = f"use {len(blocks) - 1} or fewer, or patches.mode 'frozen'" if blocks else "use 0"
+            raise ValueError(
+                f"patches.frozen_blocks {count}: {type(module).__name__} has {len(blocks)} blocks ({remedy})"
+            )
+        return tuple(name for block in blocks[:count] for name in block)
+
+    def block_modules(self, module: nn.Module, numbers: Sequence[int]) -> tuple[str, ...]:
+        """The modules that give these blocks' outputs. Raises ValueError where a block is no module of its own."""
+        names = [
+            block[-1] if len(block) == 1 or block[-1].startswith("block_") else "" for block in self.blocks(module)
+        ]
+        wrong = [number for number in numbers if not 0 <= number < len(names) - 1 or not names[number]]
+        if wrong:
+            there = [number for number, name in enumerate(names[:-1]) if name]
+            remedy = f"use some of {there[0]} to {there[-1]}" if there else "it has none to take: use ()"
+            raise ValueError(
+                f"patches.levels {tuple(numbers)}: {type(module).__name__} has no map {wrong[0]} ({remedy})"
+            )
+        return tuple(names[number] for number in sorted(numbers))
 
     def build(self, arrays: dict[str, np.ndarray], cell: int = 0) -> nn.Module:
         """The module. Raises KeyError where `arrays` lack one that tells the network's size."""

@@ -130,19 +130,24 @@ def _twin(module: ResNet) -> dict:
     return {"class": "ResNet", "depths": list(module.depths), "caffe": module.prepare is caffe_centred} | settings
 
 
-@register_backbone("resnet50", sources=(OWN, TORCHVISION, HUGGING_FACE), twin=_twin)
+def _blocks(module: ResNet) -> list[tuple[str]]:
+    stages = enumerate(module.depths, start=1)
+    return [("stem",), *((f"stage{stage}_block{block + 1}",) for stage, depth in stages for block in range(depth))]
+
+
+@register_backbone("resnet50", sources=(OWN, TORCHVISION, HUGGING_FACE), twin=_twin, blocks=_blocks)
 def resnet50() -> ResNet:
     """v1.5, of torchvision and Hugging Face."""
     return ResNet((3, 4, 6, 3))
 
 
-@register_backbone("resnet50_v1", sources=(OWN, KERAS), twin=_twin)
+@register_backbone("resnet50_v1", sources=(OWN, KERAS), twin=_twin, blocks=_blocks)
 def resnet50_v1() -> ResNet:
     """Of Keras (keras.applications), with Caffe's weights. The moving means include the convolutions' biases."""
     return ResNet((3, 4, 6, 3), caffe_centred, strided=0, epsilon=1.001e-5)
 
 
-@register_backbone("resnext101_32x8d", sources=(OWN, TORCHVISION), twin=_twin)
+@register_backbone("resnext101_32x8d", sources=(OWN, TORCHVISION), twin=_twin, blocks=_blocks)
 def resnext101_32x8d() -> ResNet:
     """Of torchvision."""
     return ResNet((3, 4, 23, 3), bottleneck=256, groups=32)

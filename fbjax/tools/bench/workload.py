@@ -63,7 +63,8 @@ def make_workload(config: Config, network: PatchNetwork, devices: Sequence[jax.D
     tasks = tuple(config.tasks.values())
     model = build_model(config.model, tasks, network, size, min(MASK_ID, size - 1))
     objective, mesh = Objective(model, patches, tasks), make_mesh(config.mesh, devices)
-    return Workload(config, mesh, network, patches, objective, make_optimizer(config.train, config.groups))
+    optimizer = make_optimizer(config.train, config.groups, patches.fixed)
+    return Workload(config, mesh, network, patches, objective, optimizer)
 
 
 def vocabulary_size(config: Config) -> int:
