@@ -3,8 +3,8 @@
     fbjax train --config configs/catalogue_towers.py --workdir runs/towers
     fbjax evaluate --workdir runs/towers --protocol candidates,matching,full
 
-The first half of `launch/catalogue.sh`; `configs/catalogue.py` is the second. Text alone and image alone go through one
-encoder, and every text of a batch is contrasted with every image. Results and costs: docs/lab/results.md.
+The first half of `launch/fashionbert.sh`; `configs/catalogue_fashionbert.py` is the second. Text alone and image alone
+go through one encoder, and every text of a batch is contrasted with every image. Results: docs/lab/results.md.
 """
 
 from common import adam, fashion_products, minilm, mobilenet, steps

