@@ -118,13 +118,20 @@ class Run:
 def create_or_resume(config: Config, workdir: str | Path, say: Callable[[str], None]) -> Run:
     """The run of `config` in `workdir`, created, or resumed where it has a checkpoint.
 
-    Raises ValueError with the differences where the workdir holds another config, OSError where it cannot be written.
+    A finished run goes on where `config` raises train.num_steps alone, at the learning rates of the new number. Raises
+    ValueError with the differences where the workdir holds another config, OSError where it cannot be written.
     """
     workdir = paths.as_path(workdir)
     _check_writable(workdir)
     if (workdir / CONFIG).is_file() and any((workdir / "checkpoints").glob("[0-9]*")):
-        differences = difference((workdir / CONFIG).read_text(), config)
-        if differences:
+        stored = (workdir / CONFIG).read_text()
+        differences = difference(stored, config)
+        if differences and _is_prolonged(config_from_json(stored), config, workdir):
+            say(f"the run is trained on, to step {config.train.num_steps}")
+            barrier("config compared")
+            if is_first():
+                _write_config(config, workdir)
+        elif differences:
             raise ValueError(
                 f"{workdir} holds a run with another config:\n  " + "\n  ".join(differences) + "\n"
                 "(use its config to resume it, or another --workdir)"
@@ -151,8 +158,11 @@ def with_ngrams(run: Run, records: Split, rows: np.ndarray, workdir: str | Path)
     task = next((task for task in run.config.tasks.values() if task.reads_bags), None)
     if task is None or run.ngrams:
         return run
-    path = paths.as_path(workdir) / NGRAMS
-    if is_first() and not path.is_file():
+    path, start = paths.as_path(workdir) / NGRAMS, run.config.train.start_from
+    started_with = _read_arrays(paths.as_path(start) / NGRAMS) if start else {}
+    if is_first() and started_with:
+        _write_arrays(path, started_with)  # its table has a row for each
+    elif is_first() and not path.is_file():
         parts = np.array_split(rows, -(-len(rows) // TEXTS_AT_ONCE))
         texts = (records.framed_texts(rows, run.vocabulary, run.config.model.text_tokens) for rows in parts)
         _write_arrays(path, make_ngrams(texts, piece_kinds(run.vocabulary.rows, unit=task.ngrams_of)))
@@ -185,8 +195,20 @@ def write_run(run: Run, workdir: Path) -> None:
     if run.patches.params:
         with paths.atomic_write(workdir / PATCH_WEIGHTS) as file:
             write_npz(file, run.patches.params["network"])
-    with paths.atomic_write(workdir / CONFIG) as file:  # last: a workdir with a config has the rest
-        file.write_text(config_to_json(run.config))
+    _write_config(run.config, workdir)  # last: a workdir with a config has the rest
+
+
+def _write_config(config: Config, workdir: Path) -> None:
+    with paths.atomic_write(workdir / CONFIG) as file:
+        file.write_text(config_to_json(config))
+
+
+def _is_prolonged(old: Config, new: Config, workdir: Path) -> bool:
+    """Whether `new` differs from the config of a finished run by more steps alone."""
+    steps = old.train.num_steps
+    same = dataclasses.replace(new, train=dataclasses.replace(new.train, num_steps=steps))
+    finished = (workdir / "checkpoints" / str(steps)).is_dir()
+    return finished and new.train.num_steps > steps and not difference(config_to_json(old), same)
 
 
 def check_data(workdir: str | Path, digest: str) -> None:

@@ -109,6 +109,22 @@ def test_resuming_with_another_config_shows_the_difference(finished):
         train(other, folder / "run")
 
 
+def test_a_finished_run_is_trained_on_with_more_steps_and_an_unfinished_one_is_not(finished, tmp_path, capfd):
+    folder, config, state = finished
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, num_steps=14))
+    unfinished = without_steps_after(folder / "run", 8, tmp_path / "unfinished")
+    with pytest.raises(ValueError, match="train.num_steps: 12 in the workdir, 14 given"):
+        train(longer, unfinished)
+    workdir = shutil.copytree(folder / "run", tmp_path / "run")
+    with pytest.raises(ValueError, match="train.num_steps: 12 in the workdir, 11 given"):
+        train(dataclasses.replace(config, train=dataclasses.replace(config.train, num_steps=11)), workdir)
+    prolonged = train(longer, workdir)
+    said = capfd.readouterr().err
+    assert "trained on, to step 14" in said and "resuming at step 12 of 14" in said
+    assert int(prolonged.step) == 14 and not same(prolonged.params, state.params)
+    assert same(train(longer, workdir), prolonged)
+
+
 def test_a_workdir_that_cannot_be_written_is_an_error_before_any_work(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["train", "--config", str(write_config(tmp_path)), "--workdir", str(tmp_path / "file" / "run")]) == 1
