@@ -73,7 +73,7 @@ def test_batches_from_arrays_are_those_from_records(prepared, fit):
     assert found.keys() == records.keys() == {"train", "validation"}
     for split, expected in records.items():
         ours, rows = found[split], np.arange(len(expected))[::-1]
-        for name in ("ids", "groups", "categories", "category_names", "num_pieces"):
+        for name in ("ids", "groups", "categories", "category_names", "num_pieces", "column_ends"):
             np.testing.assert_array_equal(getattr(ours, name), getattr(expected, name), err_msg=name)
         assert (ours.digest, ours.name, ours.report()) == (expected.digest, expected.name, expected.report())
         assert ours.strings(rows) == expected.strings(rows)
@@ -159,7 +159,7 @@ def test_arrays_of_another_vocabulary_than_the_run_s_are_refused(prepared):
         ("train/pictures.npy", lambda data: data[:-1], "train/pictures.npy is not the file that was written"),
         ("train/pieces.npy", lambda data: data[:-1] + b"x", "train/pieces.npy is not the file that was written"),
         ("manifest.json", lambda data: b"{}", "is no manifest of arrays"),
-        ("manifest.json", lambda data: data.replace(b'"version": 1', b'"version": 2'), "version 2; this reads"),
+        ("manifest.json", lambda data: data.replace(b'"version": 2', b'"version": 1'), "version 1; this reads"),
     ],
 )
 def test_a_damaged_folder_is_named(prepared, tmp_path, name, change, message):
