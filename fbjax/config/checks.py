@@ -114,6 +114,11 @@ def _training(config: Config) -> list[tuple]:
             f"train.warmup_steps {train.warmup_steps} must be below num_steps {train.num_steps} (lower it as well)",
         ),
         (
+            train.column_dropout and len(config.data.columns.text) < 2,
+            f"train.column_dropout {train.column_dropout} needs more than one column in data.columns.text, not "
+            f"{config.data.columns.text} (name others, or set it to 0)",
+        ),
+        (
             adaptive.every > 1 and adaptive.method != "gradient",
             f"adaptive.every {adaptive.every} is for method 'gradient', not {adaptive.method!r} (leave it at 1)",
         ),

@@ -209,6 +209,12 @@ class TrainConfig:
         "'': all groups of the training split; first or second: one half of them alone, by a hash of the group, for "
         "the protocol `mixed` and for cross-fitting",
     )
+    column_dropout: float = setting(
+        0.0,
+        "share of texts that a step reads as one of their columns alone, drawn among those that are not empty; needs "
+        "more than one text column",
+        "[0, 1]",
+    )
     start_from: str = setting(
         "", "another run's workdir whose weights this one begins with; '': see model.pretrained", is_path=True
     )

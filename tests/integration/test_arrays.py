@@ -22,7 +22,7 @@ from fbjax.runs.splits import open_splits
 from fbjax.runs.vocabulary import make_vocabulary
 from fbjax.training import device_images
 from fbjax.training.loop import train
-from tests.support.runs import same, tiny_config
+from tests.support.runs import same, tiny_config, write_config
 from tests.support.tables import make_products, write_parquet
 
 NAMES = ("index", "group", "ids", "word_ids", "image", "negative")
@@ -62,18 +62,26 @@ def of_arrays(folder, *overrides):
     return tiny_config(folder, f"data.arrays={folder / 'arrays'}", *overrides)
 
 
-@pytest.mark.parametrize("fit", ["squash", "pad"])
-def test_batches_from_arrays_are_those_from_records(prepared, fit):
+def check_equal(batches, others):
+    for ours, wanted in zip(batches, others, strict=True):
+        for name in NAMES:
+            array, expected = getattr(ours, name), getattr(wanted, name)
+            np.testing.assert_array_equal(array, expected, err_msg=name)
+            assert array.dtype == expected.dtype and type(array) is np.ndarray, name
+
+
+@pytest.mark.parametrize("fit, column_dropout", [("squash", 0.0), ("pad", 0.5)])
+def test_batches_from_arrays_are_those_from_records(prepared, fit, column_dropout):
     arrays = prepared / f"arrays-{fit}"
     main(["prepare", "--config", str(prepared / "tiny.py"), "--arrays", str(arrays), f"--config.patches.fit={fit}"])
-    config = tiny_config(prepared, f"patches.fit={fit}")
+    config = tiny_config(prepared, f"patches.fit={fit}", f"train.column_dropout={column_dropout}")
     vocabulary = make_vocabulary(config, print)
     named = dataclasses.replace(config, data=dataclasses.replace(config.data, arrays=str(arrays)))
     records, found = (open_splits(c, vocabulary) for c in (config, named))
     assert found.keys() == records.keys() == {"train", "validation"}
     for split, expected in records.items():
         ours, rows = found[split], np.arange(len(expected))[::-1]
-        for name in ("ids", "groups", "categories", "category_names", "num_pieces"):
+        for name in ("ids", "groups", "categories", "category_names", "num_pieces", "column_ends"):
             np.testing.assert_array_equal(getattr(ours, name), getattr(expected, name), err_msg=name)
         assert (ours.digest, ours.name, ours.report()) == (expected.digest, expected.name, expected.report())
         assert ours.strings(rows) == expected.strings(rows)
@@ -88,11 +96,37 @@ def test_batches_from_arrays_are_those_from_records(prepared, fit):
     read = {"num_steps": 12, "image_size": 32, "with_negatives": True, "fit": fit, "start": 1, "share": share}
     batches = [list(splits["train"].train_batches(sampler, vocabulary, **read)) for splits in (found, records)]
     assert len(batches[0]) == 11  # two epochs of 48 products in batches of 8, the first batch left out
-    for ours, wanted in zip(*batches, strict=True):
-        for name in NAMES:
-            array, expected = getattr(ours, name), getattr(wanted, name)
-            np.testing.assert_array_equal(array, expected, err_msg=name)
-            assert array.dtype == expected.dtype and type(array) is np.ndarray, name
+    check_equal(*batches)
+
+
+def test_a_text_is_read_whole_or_as_one_of_its_columns(tmp_path):
+    path, products = write_config(tmp_path), make_products(48)
+    for number, product in enumerate(products):
+        product["title"] = f"{product['title']}, no. {number}" if number % 4 != 3 else ""
+        product["caption"] = product["caption"] if number % 4 != 1 else ""
+    write_parquet(tmp_path / "train.parquet", products)
+    main(["prepare", "--config", str(path), "--arrays", str(tmp_path / "arrays")])
+    config = tiny_config(tmp_path, "train.column_dropout=.4")
+    vocabulary = make_vocabulary(config, print)
+    records, arrays = (open_splits(c, vocabulary)["train"] for c in (config, of_arrays(tmp_path)))
+    sampler = Sampler.of(records, config.train, config.model, lambda step: 0.3)
+    read = {"num_steps": 60, "image_size": 32, "with_negatives": True}
+    batches = list(arrays.train_batches(sampler, vocabulary, **read))
+    check_equal(batches, records.train_batches(sampler, vocabulary, **read))
+    check_equal(batches[37:], arrays.train_batches(sampler, vocabulary, **read, start=37))
+    alone = []
+    for step, batch in enumerate(batches):
+        assert batch.ids.shape[1] == sampler.text_tokens(batch.index)
+        for row, column, ids, word_ids in zip(
+            batch.index, sampler.columns(step), batch.ids, batch.word_ids, strict=True
+        ):
+            texts = [products[row]["title"], products[row]["caption"]]
+            text = " ".join(texts).strip() if column < 0 else texts[column]
+            ((pieces, words),) = vocabulary.pieces([text])
+            assert pieces and ids.tolist() == vocabulary.frame(pieces, len(ids)).tolist()
+            assert word_ids[word_ids >= 0].tolist() == words[: len(ids) - 2]
+            alone.append(column >= 0)
+    assert np.mean(alone) == pytest.approx(0.4, abs=0.07)  # 480 texts: three deviations
 
 
 def test_a_run_without_tensorflow_ends_where_one_from_records_does(prepared, tmp_path):
@@ -159,7 +193,7 @@ def test_arrays_of_another_vocabulary_than_the_run_s_are_refused(prepared):
         ("train/pictures.npy", lambda data: data[:-1], "train/pictures.npy is not the file that was written"),
         ("train/pieces.npy", lambda data: data[:-1] + b"x", "train/pieces.npy is not the file that was written"),
         ("manifest.json", lambda data: b"{}", "is no manifest of arrays"),
-        ("manifest.json", lambda data: data.replace(b'"version": 1', b'"version": 2'), "version 2; this reads"),
+        ("manifest.json", lambda data: data.replace(b'"version": 2', b'"version": 1'), "version 1; this reads"),
     ],
 )
 def test_a_damaged_folder_is_named(prepared, tmp_path, name, change, message):

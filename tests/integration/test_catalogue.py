@@ -105,6 +105,7 @@ def test_every_form_of_a_table_gives_back_what_was_put_in(tmp_path, prepare_tabl
         pieces, words = pieces_by_hand(f"{product['title']} {product['caption']}")
         assert record["pieces"].tolist() == pieces
         assert record["word_ids"].tolist() == words
+        assert record["column_ends"].tolist() == [len(pieces_by_hand(product["title"])[0]), len(pieces)]
         assert record["image"] == encode(product["image"], product["format"])
 
 
@@ -113,7 +114,9 @@ def test_the_index_agrees_with_the_table(tmp_path, prepare_table):
     for codes, column in ((records.groups, "group"), (records.categories, "category")):
         values = np.array([p[column] for p in PRODUCTS])
         np.testing.assert_array_equal(codes[:, None] == codes, values[:, None] == values)
-    assert records.num_pieces.tolist() == [len(pieces_by_hand(f"{p['title']} {p['caption']}")[0]) for p in PRODUCTS]
+    columns = [[len(pieces_by_hand(p[name])[0]) for name in MAPPED.text] for p in PRODUCTS]
+    assert records.column_ends.tolist() == np.cumsum(columns, axis=1).tolist()
+    assert records.num_pieces.tolist() == np.sum(columns, axis=1).tolist()
 
 
 def test_without_a_group_column_every_product_is_a_group(tmp_path, prepare_table):

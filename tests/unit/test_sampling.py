@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fbjax.config.load import load_config
 from fbjax.config.schema import TASKS, Config, ModelConfig, TrainConfig
 from fbjax.core.batching import padded_lengths
+from fbjax.data.batches.columns import WHOLE, ColumnSampler
 from fbjax.data.batches.halves import half_of, rows_of_half
 from fbjax.data.batches.negatives import NegativeSampler
 from fbjax.data.batches.sampler import WINDOW, Sampler
@@ -119,6 +121,56 @@ def test_a_batch_depends_on_its_step_alone(steps, batch_size):
         np.testing.assert_array_equal(batch, fresh.batch(step))
         for array in batch:
             array[:] = -1  # a caller's changes must not reach later batches
+
+
+numbers_of_pieces = st.lists(st.integers(0, 2), min_size=3, max_size=3).filter(any)
+
+
+@given(st.lists(numbers_of_pieces, min_size=1, max_size=6))
+def test_each_column_with_pieces_is_drawn_equally_often_over_a_grid_and_no_empty_one_ever(num_pieces):
+    columns, each = ColumnSampler(np.cumsum(num_pieces, axis=1), 0.25), 4
+    for row, numbers in enumerate(num_pieces):
+        filled = [column for column, number in enumerate(numbers) if number]
+        num = len(filled) * each
+        grid, rows = (np.arange(num) + 0.5) / num, np.full(num, row)
+        drawn = columns.draw(rows, np.stack([np.full(num, 0.2499), grid]))
+        assert dict(zip(*np.unique(drawn, return_counts=True), strict=True)) == dict.fromkeys(filled, each)
+        assert (columns.draw(rows, np.stack([np.full(num, 0.25), grid])) == WHOLE).all()
+
+
+@pytest.mark.parametrize("half", ["", "second"])
+def test_a_column_is_a_function_of_seed_epoch_and_row_and_changes_no_other_draw(half):
+    records = records_of([(number % 4, number) for number in range(2000)])
+    records.column_ends = np.tile([5, 9], (2000, 1))
+    drawn = {}
+    for batch_size, column_dropout in ((7, 0.3), (64, 0.3), (64, 0.0)):
+        train = TrainConfig(batch_size=batch_size, half=half, column_dropout=column_dropout)
+        sampler = Sampler.of(records, train, ModelConfig(), lambda step: 0.5)
+        epochs = [{}, {}]
+        for place in range(2 * len(sampler.rows)):
+            step, example = divmod(place, batch_size)
+            if not example:
+                (rows, negatives), columns = sampler.batch(step), sampler.columns(step)
+            epochs[place // len(sampler.rows)][rows[example]] = columns[example], negatives[example]
+        drawn[batch_size, column_dropout] = [dict(sorted(epoch.items())) for epoch in epochs]
+    one, other, without = ([np.array([*epoch.values()]) for epoch in epochs] for epochs in drawn.values())
+    np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(np.array(other)[..., 1], np.array(without)[..., 1])
+    assert (np.array(without)[..., 0] == WHOLE).all()
+    first, second = (epoch[:, 0] for epoch in one)
+    for columns in (first, second):
+        shares = [(columns == column).mean() for column in (WHOLE, 0, 1)]
+        assert shares == pytest.approx([0.7, 0.15, 0.15], abs=0.05)
+    assert ((first >= 0) & (second >= 0)).mean() == pytest.approx(0.09, abs=0.03)
+
+
+def test_texts_of_one_column_cannot_be_reduced_to_it():
+    records = records_of([(0, 0), (0, 1)])
+    records.column_ends = np.array([[4], [6]])
+    with pytest.raises(ValueError, match="train.column_dropout 0.2: the texts of this data have one column"):
+        Sampler.of(records, TrainConfig(column_dropout=0.2), ModelConfig(), lambda step: 0.5)
+    with pytest.raises(ValueError, match=r"train.column_dropout 0.2 needs .* in data.columns.text, not \('title',\)"):
+        load_config("my_catalogue", ["train.column_dropout=.2"])
 
 
 @given(catalogues, st.booleans())

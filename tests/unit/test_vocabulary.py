@@ -1,10 +1,14 @@
-"""A vocabulary restricted to what texts use: the same pieces for the same words, and pieces for new ones."""
+"""A vocabulary restricted to what texts use, and where the columns of a text end in its pieces."""
+
+import itertools
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fbjax.config.schema import Columns, Config, DataConfig, ModelConfig
+from fbjax.data.sources.base import Product
+from fbjax.data.sources.tables import describe
 from fbjax.data.text.wordpiece import SPECIAL, Vocabulary
 from fbjax.runs.vocabulary import make_vocabulary
 from tests.support.tables import make_products, write_parquet
@@ -64,3 +68,39 @@ def test_a_catalogue_s_pieces_are_looked_for_once(tmp_path):
     write_parquet(table, [product | {"title": " "} for product in products])
     with pytest.raises(ValueError, match="table.parquet has no text in 'title' .* 'used' .*config.data.columns.text"):
         make()
+
+
+cells = st.lists(
+    st.text("aAbΣ\u00e9\u0301\u0130\u4e2d\uac00.,-'#[] \t\u200b\u00ad\ufb01\U0001f457", max_size=12)
+    | st.sampled_from(["[PAD]", "[MASK] a", "a[SEP]b", "b" * 101, "nan", "\u0301", "\u200b"])
+    | st.text(max_size=8)
+    | st.none(),
+    min_size=1,
+    max_size=4,
+)
+
+
+@pytest.fixture(scope="module", params=["a", "A"], ids=["lowercase", "cased"])
+def mixed(request, tmp_path_factory):
+    pieces = [*SPECIAL, request.param, "##a", "b", "##b", "e", "\u4e2d", ".", "-", "##\u0301", "fi", "\u1100"]
+    return Vocabulary.from_file(write_vocabulary(tmp_path_factory.mktemp("mixed"), pieces) / "vocab.txt")
+
+
+@given(cells=cells)
+@example(cells=["a.", None, "-b", ""])
+@example(cells=["\u200b", "[PAD] a", "\u0301b"])
+def test_a_column_has_the_pieces_of_its_own_text(mixed, cells):
+    names = tuple(f"text {number}" for number in range(len(cells)))
+    columns = Columns(id="id", text=names, category="id")
+    found = describe({"id": "1", **dict(zip(names, cells, strict=True))}, columns, "")
+    if not isinstance(found, Product):
+        assert found.reason == "empty text"
+        return
+    starts = [0, *found.column_ends[:-1]]
+    alone = [found.text[slice(*bounds)] for bounds in zip(starts, found.column_ends, strict=True)]
+    assert [text.strip() for text in alone] == [" ".join((cell or "").split()) for cell in cells]
+    ((ids, word_ids, ends),) = mixed.pieces_of_columns([found.text], [found.column_ends])
+    assert [(ids, word_ids)] == mixed.pieces([found.text])
+    each = [ids for ids, _ in mixed.pieces(alone)]
+    assert ids == sum(each, [])
+    assert ends == list(itertools.accumulate(map(len, each)))

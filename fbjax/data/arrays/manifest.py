@@ -17,7 +17,7 @@ from fbjax.data.batches.split import Split
 from fbjax.data.sources.base import file_stats, open_source
 from fbjax.data.text.wordpiece import Vocabulary
 
-FILE, FORMAT, VERSION = "manifest.json", "fbjax arrays", 1
+FILE, FORMAT, VERSION = "manifest.json", "fbjax arrays", 2
 TOKENIZER, INDEX = "tokenizer.json", "index.npz"
 IMAGES = {False: "pictures.npy", True: "features.npy"}  # whether the source gives features -> file
 HASHED = 2**26  # bytes: the content of files up to this size is checked, of larger ones the size alone

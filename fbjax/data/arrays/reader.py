@@ -129,26 +129,30 @@ class ArraySplit(Split):
 
         def make(step: int) -> Batch:
             rows, negatives = sampler.batch(step)
-            num_tokens = sampler.text_tokens(rows)
+            num_tokens, columns = sampler.text_tokens(rows), sampler.columns(step)
             if share is not None:
-                rows, negatives = rows[share], negatives[share]
+                rows, negatives, columns = rows[share], negatives[share], columns[share]
             found = [rows, negatives][: 1 + with_negatives]
             found = [of.astype(np.int32) if only_rows else images[of] for of in found]
-            ids, word_ids = self._framed(rows, vocabulary, num_tokens)
+            ids, word_ids = self._framed(rows, columns, vocabulary, num_tokens)
             return Batch(rows.astype(np.int32), self.groups[rows], ids, word_ids, *(found + [None])[:2])
 
         return prefetched(make, range(start, num_steps), BATCHES_AHEAD)
 
-    def _framed(self, rows: np.ndarray, vocabulary: Vocabulary, num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    def _framed(
+        self, rows: np.ndarray, columns: np.ndarray, vocabulary: Vocabulary, num_tokens: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """``[CLS] pieces [SEP] [PAD] ..`` and word numbers, int32 [len(rows), T] each, of `Vocabulary.frame`."""
         pieces, word_ids, offsets = self._texts
-        starts, kept = offsets[rows], np.minimum(self.num_pieces[rows], num_tokens - 2)
-        columns = np.arange(num_tokens)
-        inside = (columns >= 1) & (columns <= kept[:, None])
-        places = np.where(inside, starts[:, None] + columns - 1, starts[:, None])
+        firsts, ends = self.spans(rows, columns)
+        starts, kept = offsets[rows] + firsts, np.minimum(ends - firsts, num_tokens - 2)
+        tokens = np.arange(num_tokens)
+        inside = (tokens >= 1) & (tokens <= kept[:, None])
+        places = np.where(inside, starts[:, None] + tokens - 1, starts[:, None])
+        words = word_ids[places] - np.where(firsts > 0, word_ids[starts], np.int32(0))[:, None]
         ids = np.where(inside, pieces[places], np.int32(PAD_ID))
         ids[:, 0], ids[np.arange(len(rows)), 1 + kept] = vocabulary.cls_id, vocabulary.sep_id
-        return ids, np.where(inside, word_ids[places], np.int32(NO_WORD))
+        return ids, np.where(inside, words, np.int32(NO_WORD))
 
     def _check_images(self, size: int, fit: str) -> None:
         """Raises ValueError where the pictures have another size or fit."""

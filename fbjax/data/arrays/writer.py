@@ -85,7 +85,7 @@ def _batches(config: Config, split: Split) -> Iterator[tuple[int, np.ndarray]]:
 
 def _write_texts(folder: Path, split: Split) -> None:
     """The index, the pieces of all texts, and the texts."""
-    names = ("ids", "groups", "categories", "category_names", "num_pieces")
+    names = ("ids", "groups", "categories", "category_names", "num_pieces", "column_ends")
     np.savez(folder / manifest.INDEX, **{name: getattr(split, name) for name in names})
     rows, offsets = np.arange(len(split)), _offsets(split.num_pieces)
     np.save(folder / "offsets.npy", offsets)

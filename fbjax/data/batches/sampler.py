@@ -1,22 +1,23 @@
-"""The products and negatives of every step, as pure functions of seed, epoch and index.
+"""The products, negatives and text columns of every step, as pure functions of seed, epoch and index.
 
 A batch has texts of similar length, for little padding (the paper's variable sequence length). There is no state: the
 step is the data position, on any number of processes. A sampler may draw from one half of the groups alone.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache, partial
 
 import numpy as np
 
 from fbjax.config.schema import ModelConfig, TrainConfig
 from fbjax.core.batching import padded_lengths
+from fbjax.data.batches.columns import WHOLE, ColumnSampler
 from fbjax.data.batches.halves import rows_of_half
 from fbjax.data.batches.negatives import NegativeSampler
 
 WINDOW = 64  # batches whose products are sorted by length together
-_ORDER, _NEGATIVE = 1, 2  # streams of random numbers
+_ORDER, _NEGATIVE, _COLUMN = 1, 2, 3  # streams of random numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +30,19 @@ class Sampler:
     seed: int
     random_share: Callable[[int], float] = lambda step: 0.0  # step -> share of negatives from any category
     chosen: np.ndarray | None = None  # [M]: rows of the products that are drawn; None: all N
+    single: ColumnSampler | None = None  # of all N products; None: every text is read whole
 
     @classmethod
     def of(cls, records, train: TrainConfig, model: ModelConfig, random_share: Callable[[int], float]) -> "Sampler":
-        """The sampler of prepared `records`, of the groups in `train.half`. Raises ValueError where it has too few."""
+        """The sampler of prepared `records`, of the groups in `train.half`.
+
+        Raises ValueError where these are too few, or texts of one column cannot meet `train.column_dropout`.
+        """
         chosen = rows_of_half(records.groups, train.half)
         negatives = NegativeSampler(records.categories[chosen], records.groups[chosen])
         lengths = padded_lengths(records.num_pieces + 2, model.text_bucket, model.text_tokens)
-        return cls(negatives, lengths, train.batch_size, train.seed, random_share, chosen)
+        single = ColumnSampler(records.column_ends, train.column_dropout) if train.column_dropout else None
+        return cls(negatives, lengths, train.batch_size, train.seed, random_share, chosen, single)
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -45,17 +51,28 @@ class Sampler:
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows of `step`'s global batch and their negatives' rows, int64 [B] each."""
-        num_products = len(self.rows)
-        places = step * self.batch_size + np.arange(self.batch_size)
-        epochs, positions = np.divmod(places, num_products)
-        drawn, negatives = np.empty_like(places), np.empty_like(places)  # places in `rows`
+        drawn, negatives = (np.empty(self.batch_size, np.int64) for _ in range(2))  # places in `rows`
+        for epoch, here, places in self._epochs(step):
+            uniform = _uniform(self.seed, epoch, len(self.rows), _NEGATIVE)[:, places]
+            any_category = uniform[0] < self.random_share(step)
+            drawn[here], negatives[here] = places, self.negatives.draw(places, uniform[1], any_category)
+        return self.rows[drawn], self.rows[negatives]
+
+    def columns(self, step: int) -> np.ndarray:
+        """The column that each text of `step`'s global batch is reduced to, or `WHOLE`, int64 [B]."""
+        found = np.full(self.batch_size, WHOLE)
+        if self.single:
+            for epoch, here, places in self._epochs(step):
+                uniform = _uniform(self.seed, epoch, len(self.rows), _COLUMN)[:, places]
+                found[here] = self.single.draw(self.rows[places], uniform)
+        return found
+
+    def _epochs(self, step: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Each epoch of `step`'s global batch, which examples are of it, bool [B], and their places in `rows`."""
+        epochs, positions = np.divmod(step * self.batch_size + np.arange(self.batch_size), len(self.rows))
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            drawn[here] = self._order(int(epoch))[positions[here]]
-            uniform = _uniform(self.seed, int(epoch), num_products)[:, drawn[here]]
-            any_category = uniform[0] < self.random_share(step)
-            negatives[here] = self.negatives.draw(drawn[here], uniform[1], any_category)
-        return self.rows[drawn], self.rows[negatives]
+            yield int(epoch), here, self._order(int(epoch))[positions[here]]
 
     def text_tokens(self, rows: np.ndarray) -> int:
         """The padded length of a global batch of `rows`: that of the longest text."""
@@ -95,7 +112,7 @@ def _epoch_order(seed: int, epoch: int, *, lengths: np.ndarray, batch_size: int)
     return rows
 
 
-@lru_cache(maxsize=2)
-def _uniform(seed: int, epoch: int, size: int) -> np.ndarray:
-    """Two uniform numbers for each product: for the choice of any category, and of the negative."""
-    return np.random.default_rng([seed, epoch, _NEGATIVE]).random((2, size))
+@lru_cache(maxsize=4)
+def _uniform(seed: int, epoch: int, size: int, stream: int) -> np.ndarray:
+    """Two uniform numbers for each product: for the choice of any category, and of the negative; or for a column."""
+    return np.random.default_rng([seed, epoch, stream]).random((2, size))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from fbjax.data.batches.batch import Batch
+from fbjax.data.batches.columns import WHOLE
 from fbjax.data.batches.sampler import Sampler
 from fbjax.data.sources.base import Product
 from fbjax.data.text.wordpiece import Vocabulary
@@ -28,6 +29,7 @@ class Split(abc.ABC):
     categories: np.ndarray  # [N] int32 codes, rows of:
     category_names: np.ndarray  # [number of categories] str
     num_pieces: np.ndarray  # [N] int32, [CLS] and [SEP] not counted
+    column_ends: np.ndarray  # [N, F] int32: pieces up to the end of each of F text columns, the last of all
     name: str  # folder-safe, unique to split and content
 
     def __len__(self) -> int:
@@ -50,6 +52,12 @@ class Split(abc.ABC):
                 "is this the table that the lists were made for?"
             )
         return np.array([place[identity] for identity in ids], np.int64)
+
+    def spans(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where in the pieces of each of `rows` its column of `columns` [B] begins and ends; of `WHOLE`, all pieces."""
+        bounds = np.pad(self.column_ends[rows], ((0, 0), (1, 0)))
+        firsts, ends = (bounds[np.arange(len(rows)), columns + side] for side in (0, 1))
+        return np.where(columns == WHOLE, 0, firsts), np.where(columns == WHOLE, bounds[:, -1], ends)
 
     def framed_texts(self, rows: np.ndarray, vocabulary: Vocabulary, num_tokens: int) -> np.ndarray:
         """Framed piece ids of `rows`, int32 [len(rows), T]."""
@@ -116,6 +124,7 @@ class Split(abc.ABC):
     ) -> Iterator[Batch]:
         """Batches of host arrays for steps start, .. num_steps - 1, each padded to `sampler.text_tokens`.
 
+        Of a text that `sampler.columns` reduces to a column, a batch has this column's pieces, its words from 0.
         `features` [N, P, C]: cached patch features that replace images. `share` [b]: the rows of each global batch for
         this process (default: all). `only_rows`: a batch has the rows of images, int32 [b], in place of images, which
         are on the device. A generator: close it to end its reading ahead.

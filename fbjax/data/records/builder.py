@@ -1,8 +1,8 @@
 """Prepared records: a product table as a TFDS dataset of ArrayRecord files, built once, then read at random.
 
-A record is {id, group, category, text, pieces, word_ids, image}: WordPiece ids of the whole text, the word of each
-piece, and the encoded image (or patch features instead). The same folder has an index (id, group, category of every
-row) and a report of the skipped rows.
+A record is {id, group, category, text, pieces, word_ids, column_ends, image}: WordPiece ids of the whole text, the word
+of each piece, the number of pieces up to the end of each text column, and the encoded image (or patch features
+instead). The same folder has an index (id, group, category of every row) and a report of the skipped rows.
 """
 
 import collections
@@ -68,7 +68,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
     """Any product table as a TFDS dataset."""
 
     name = "catalogue"
-    VERSION = tfds.core.Version("1.1.0")  # increase it when the same table gives other records
+    VERSION = tfds.core.Version("1.2.0")  # increase it when the same table gives other records
 
     def __init__(self, source: DataSource, vocabulary: Vocabulary, progress: Callable, *, config: str, data_dir: str):
         self._source, self._vocabulary, self._progress = source, vocabulary, progress
@@ -151,7 +151,8 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
         """Writes the index, the skipped rows, and last the report, which marks the preparation as finished."""
         for split, columns in self._index.items():
             category_names, categories = np.unique(columns["categories"], return_inverse=True)
-            arrays = {"ids": np.array(columns["ids"]), "num_pieces": np.array(columns["num_pieces"], np.int32)}
+            arrays = {name: np.array(columns[name], np.int32) for name in ("num_pieces", "column_ends")}
+            arrays["ids"] = np.array(columns["ids"])
             arrays["groups"] = np.unique(columns["groups"], return_inverse=True)[1].astype(np.int32)
             index = io.BytesIO()
             np.savez(index, **arrays, categories=categories.astype(np.int32), category_names=category_names)

@@ -80,8 +80,10 @@ class Records(Split):
             rows, negatives = sampler.batch(int(step))
             num_tokens = sampler.text_tokens(rows)
             rows, negatives = rows[share], negatives[share]
+            spans = np.stack(self.spans(rows, sampler.columns(int(step))[share]), axis=1)
             return (
                 np.full(len(share), num_tokens, np.int32),
+                spans.astype(np.int32),
                 rows,
                 negatives,
                 np.array(read(rows), object),
@@ -89,12 +91,18 @@ class Records(Split):
             )
 
         def fetch(step):
-            types = [tf.int32, tf.int64, tf.int64, tf.string, tf.string]
-            return tuple(tf.ensure_shape(x, [len(share)]) for x in tf.numpy_function(look_up, [step], types))
+            types = [tf.int32, tf.int32, tf.int64, tf.int64, tf.string, tf.string]
+            lengths, spans, *others = tf.numpy_function(look_up, [step], types)
+            return (
+                tf.ensure_shape(lengths, [len(share)]),
+                tf.ensure_shape(spans, [len(share), 2]),
+                *(tf.ensure_shape(x, [len(share)]) for x in others),
+            )
 
-        def parse(num_tokens, row, negative, own, other):
+        def parse(num_tokens, span, row, negative, own, other):
             example = self._deserialize(own)
-            ids, word_ids = _frame(example["pieces"], example["word_ids"], vocabulary, num_tokens)
+            pieces, words = _cut(example["pieces"], example["word_ids"], span)
+            ids, word_ids = _frame(pieces, words, vocabulary, num_tokens)
             if not decodes:
                 return row, ids, word_ids, *(row, negative)[: 1 + with_negatives]
             images = (example["image"], self._deserialize(other)["image"]) if with_negatives else (example["image"],)
@@ -178,6 +186,12 @@ def _decode(encoded: tf.Tensor, size: int, fit: str) -> tf.Tensor:
         margins = [[top, size - new[0] - top], [left, size - new[1] - left], [0, 0]]
         image = tf.ensure_shape(tf.pad(image, margins, constant_values=255), [size, size, 3])
     return image
+
+
+def _cut(pieces: tf.Tensor, word_ids: tf.Tensor, span: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The pieces from the first of `span` up to its end, and their word numbers, from 0 where they begin later."""
+    first, end = span[0], span[1]
+    return pieces[first:end], word_ids[first:end] - tf.where(first > 0, word_ids[first], 0)
 
 
 def _frame(pieces: tf.Tensor, word_ids: tf.Tensor, vocabulary: Vocabulary, num_tokens: tf.Tensor):

@@ -15,7 +15,7 @@ from fbjax.core.paths import is_remote, upload
 from fbjax.data.sources.base import Skipped
 from fbjax.data.text.wordpiece import Vocabulary
 
-INDEXED = ("ids", "groups", "categories", "num_pieces")
+INDEXED = ("ids", "groups", "categories", "num_pieces", "column_ends")
 TOKENIZE_AT_ONCE = 256
 KINDS = {
     "image": tfds.features.Image,
@@ -25,10 +25,10 @@ KINDS = {
 
 def record_features(holds: tuple[str, tuple[int | None, ...]]) -> tfds.features.FeaturesDict:
     """The features of a record; `holds` is `DataSource.holds`."""
-    pieces = tfds.features.Tensor(shape=(None,), dtype=np.int32)
-    names = {name: tfds.features.Text() for name in ("id", "group", "category", "text")}
+    fields = {name: tfds.features.Text() for name in ("id", "group", "category", "text")}
+    fields |= dict.fromkeys(("pieces", "word_ids", "column_ends"), tfds.features.Tensor(shape=(None,), dtype=np.int32))
     name, shape = holds
-    return tfds.features.FeaturesDict(names | {"pieces": pieces, "word_ids": pieces, name: KINDS[name](shape=shape)})
+    return tfds.features.FeaturesDict(fields | {name: KINDS[name](shape=shape)})
 
 
 def encode_rows(rows: Iterable[tuple], vocabulary: Vocabulary) -> Iterator[tuple]:
@@ -36,24 +36,26 @@ def encode_rows(rows: Iterable[tuple], vocabulary: Vocabulary) -> Iterator[tuple
     rows = iter(rows)
     while batch := list(itertools.islice(rows, TOKENIZE_AT_ONCE)):
         plain = [row for _, row in batch if not isinstance(row, Skipped) and not row.pieces]
-        encoded = iter(vocabulary.pieces([row.text for row in plain]))
+        encoded = iter(vocabulary.pieces_of_columns([row.text for row in plain], [row.column_ends for row in plain]))
         for key, row in batch:
             if isinstance(row, Skipped):
                 yield key, row
                 continue
-            pieces, word_ids = row.pieces or next(encoded)
+            pieces, word_ids, ends = (*row.pieces, [len(row.pieces[0])]) if row.pieces else next(encoded)
             if not pieces:
                 yield key, Skipped(row.where, row.id, "empty text", row.group)
                 continue
             example = {name: getattr(row, name) for name in ("id", "group", "category", "text")}
-            example |= {"pieces": np.array(pieces, np.int32), "word_ids": np.array(word_ids, np.int32)}
+            numbers = {"pieces": pieces, "word_ids": word_ids, "column_ends": ends}
+            example |= {name: np.array(values, np.int32) for name, values in numbers.items()}
             image = {"image": io.BytesIO(row.image)} if isinstance(row.image, bytes) else {"features": row.image}
             yield key, example | image
 
 
 def index_entry(example: dict) -> tuple:
     """An example's values of `INDEXED`."""
-    return example["id"], example["group"], example["category"], len(example["pieces"])
+    ends = example["column_ends"].tolist()
+    return example["id"], example["group"], example["category"], len(example["pieces"]), ends
 
 
 class RecordWriter(writer.ExampleWriter):

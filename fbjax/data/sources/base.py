@@ -33,6 +33,7 @@ class Product:
     image: bytes | np.ndarray  # JPEG or PNG, RGB, upright; or patch features, float16 [P, C]
     where: str  # file and row
     pieces: tuple[list[int], list[int]] | None = None  # the text's pieces and the word of each, if the source has them
+    column_ends: tuple[int, ...] = ()  # characters of the text up to each column's end; (): one column, as with pieces
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Tables(DataSource):
         self.check()
         columns = self.data.columns
         for row in itertools.chain.from_iterable(read_rows(file, {*columns.text}) for file in self.files()["train"]):
-            if isinstance(row, dict) and (text := _joined(row, columns)):
+            if isinstance(row, dict) and (text := _joined(row, columns)[0]):
                 yield text
 
     def cut(self, file: Path, vocabulary: Vocabulary) -> Iterator[Part]:
@@ -126,14 +126,14 @@ def describe(row: dict | str, columns: Columns, where: str) -> Product | Skipped
         return Skipped(where, "", row)
     named = {"id": clean_name(row.get(columns.id)), "category": clean_name(row.get(columns.category))}
     named["group"] = (clean_name(row.get(columns.group)) if columns.group else "") or named["id"]
-    text = _joined(row, columns)
+    text, ends = _joined(row, columns)
     for value, problem in ((named["id"], "missing id"), (text, "empty text"), (named["category"], "missing category")):
         if not value:
             return Skipped(where, named["id"][:MAX_NAME], problem)
     for role, name in named.items():
         if len(name) > MAX_NAME:
             return Skipped(where, named["id"][:MAX_NAME], f"{role} of more than {MAX_NAME} characters")
-    return Product(text=text, image=b"", where=where, **named)
+    return Product(text=text, image=b"", where=where, column_ends=ends, **named)
 
 
 def with_image(product: Product, cell, root: Path, max_side: int) -> Product | Skipped:
@@ -190,8 +190,13 @@ def _image_path(name: str, root: Path) -> Path:
     raise OSError(f"{name} is no file") if there else FileNotFoundError(name)  # a folder, or an endless device
 
 
-def _joined(row: dict, columns: Columns) -> str:
-    return " ".join(part for name in columns.text if (part := clean_text(row.get(name))))
+def _joined(row: dict, columns: Columns) -> tuple[str, tuple[int, ...]]:
+    """The text of a row, and its length up to the end of each text column."""
+    text, ends = "", []
+    for part in (clean_text(row.get(name)) for name in columns.text):
+        text += " " * bool(text and part) + part
+        ends.append(len(text))
+    return text, tuple(ends)
 
 
 def clean_text(value) -> str:

@@ -113,6 +113,25 @@ class Vocabulary:
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [_without_padding(encoding.ids, encoding.word_ids) for encoding in encodings]
 
+    def pieces_of_columns(
+        self, texts: Sequence[str], ends: Sequence[Sequence[int]]
+    ) -> list[tuple[list[int], list[int], list[int]]]:
+        """`pieces`, and for each text the number of pieces up to the end of each of its columns.
+
+        `ends`: the characters of each text up to the end of each column; of no end, the text is one column.
+        """
+        found = []
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        for encoding, characters in zip(encodings, ends, strict=True):
+            ids, word_ids = _without_padding(encoding.ids, encoding.word_ids)
+            up_to = [len(ids)]
+            if len(characters) > 1:
+                kept = zip(encoding.offsets, encoding.ids, strict=True)
+                starts = [start for (start, _), piece in kept if piece != PAD_ID]
+                up_to = [sum(start < end for start in starts) for end in characters]
+            found.append((ids, word_ids, up_to))
+        return found
+
     def words(self, text: str) -> list[str]:
         """The words that `pieces` numbers, as in `text`."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
