@@ -90,6 +90,7 @@ class Task:
     needs_negative: ClassVar[bool] = False  # whether the batch has to hold another product's image
     scores_pairs: ClassVar[bool] = False  # `match_logits` says whether a text and an image belong together
     embeds: ClassVar[bool] = False  # `vector` and `logit_scale` make vectors of texts and images
+    augmentable: ClassVar[bool] = True  # targets stay true of a picture that is mirrored, cropped, brighter or darker
     predicts_at: ClassVar[str] = ""  # "text" or "image": `logits` predicts something at each of its positions
 
     weight: float = setting(1.0, "of the loss under adaptive.method 'fixed', relative to the other tasks'", "[0, inf)")

@@ -29,7 +29,7 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
         return jax.lax.with_sharding_constraint(gradient, shards)
 
     def step(state: TrainState, frozen: Any, batch: Batch):
-        key_masks, key_dropout = jax.random.split(jax.random.fold_in(jax.random.key(config.train.seed), state.step))
+        key_masks, key_dropout = step_keys(config, state.step)
         masked = objective.draw_masks(batch, key_masks)
         micro_batches = _split(masked, config.train.micro_batches)
         keys = jax.random.split(key_dropout, config.train.micro_batches)
@@ -64,6 +64,12 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
         in_shardings=(where, replicated(mesh), by_example(mesh)),
         out_shardings=(where, replicated(mesh)),
     )
+
+
+def step_keys(config: Config, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+    """The random keys of a step: of targets and augmentation, and of dropout."""
+    key_masks, key_dropout = jax.random.split(jax.random.fold_in(jax.random.key(config.train.seed), step))
+    return key_masks, key_dropout
 
 
 def compiled(step, state: TrainState, frozen: Any, batches: Iterable[Batch]) -> Callable:
