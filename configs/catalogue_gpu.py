@@ -1,7 +1,8 @@
 """The recipe for a catalogue on one GPU: the towers of `configs/catalogue.py`, larger and with MiniLM beside the bag.
 
     fbjax prepare --config configs/catalogue_gpu.py --arrays arrays
-    fbjax train --config configs/catalogue_gpu.py --workdir runs/catalogue_gpu --config.data.arrays=arrays
+    fbjax train --config configs/catalogue_gpu.py --workdir runs/catalogue_gpu --config.data.arrays=arrays \\
+        --config.data.on_device=true
 
 The second command needs JAX alone: arrays can be carried to the machine with the GPU. `launch/gpu.sh` runs it there.
 Not measured: docs/lab/winning.md says what was tried.
@@ -18,7 +19,6 @@ from fbjax.config import defaults
 def get_config():
     c = defaults()
     fashion_products(c)
-    c.data.on_device = True
     efficientnet(c, size=160, patch=80, levels=(4, 10))
     c.patches.whole_image = True
     c.patches.mode, c.patches.dtype = "trained", "bfloat16"

@@ -13,7 +13,8 @@ mkdir -p "$RUNS"
 python -c 'import jax; print("JAX", jax.__version__, "on", *jax.devices())'
 
 # 2. Train: pictures, texts and index come from the arrays, and nothing imports TensorFlow.
-python -m fbjax train --config configs/catalogue_gpu.py --workdir "$RUNS/catalogue_gpu" --config.data.arrays="$ARRAYS" "$@"
+python -m fbjax train --config configs/catalogue_gpu.py --workdir "$RUNS/catalogue_gpu" --config.data.arrays="$ARRAYS" \
+  --config.data.on_device=true "$@"
 
 # 3. Figures on the validation split.
 python -m fbjax evaluate --workdir "$RUNS/catalogue_gpu" --candidates "$LISTS" --protocol candidates,matching,full \

@@ -7,7 +7,7 @@ from fbjax.config.settings import problems
 def contradictions(config: Config) -> list[str]:
     """What is out of range or contradicts what, each with its values and the remedy. Each task checks itself."""
     sections = {name: getattr(config, name) for name in ("data", "patches", "model", "adaptive", "train", "mesh")}
-    sections |= {"data.columns": config.data.columns}
+    sections |= {"data.columns": config.data.columns, "patches.augment": config.patches.augment}
     sections |= {f"tasks.{name}": task for name, task in config.tasks.items()}
     sections |= {f"groups.{name}": group for name, group in config.groups.items()}
     found = [problem for prefix, section in sections.items() for problem in problems(section, prefix)]
@@ -48,7 +48,17 @@ def _data(config: Config) -> list[tuple]:
 
 def _patches(config: Config) -> list[tuple]:
     patches = config.patches
+    untrue = [name for name, task in config.tasks.items() if not task.augmentable]
     return [
+        (
+            patches.augment.is_on and patches.mode == "cached",
+            "patches.augment changes pictures in every step, and patches.mode 'cached' computes their features once "
+            "(use mode 'frozen' or 'trained')",
+        ),
+        (
+            patches.augment.is_on and untrue,
+            f"patches.augment would make the targets of task {', '.join(untrue)} untrue (leave it off)",
+        ),
         (
             patches.image_size % patches.patch_size,
             f"patches.patch_size {patches.patch_size} does not divide image_size {patches.image_size}",

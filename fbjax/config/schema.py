@@ -71,6 +71,22 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Augment:
+    """How training pictures are changed at random, anew in each step; all off by default."""
+
+    flip: bool = setting(False, "half of the training pictures are mirrored, left to right")
+    crop: float = setting(
+        1.0, "smallest share of each side that a random crop keeps, resized to the whole; 1: none", "[0.05, 1]"
+    )
+    brightness: float = setting(0.0, "pixels are multiplied by up to 1 - this .. 1 + this", "[0, 1)")
+    contrast: float = setting(0.0, "the same of their distance from the picture's mean", "[0, 1)")
+
+    @property
+    def is_on(self) -> bool:
+        return self.flip or self.crop < 1 or self.brightness > 0 or self.contrast > 0
+
+
+@dataclasses.dataclass(frozen=True)
 class PatchConfig:
     """How an image becomes patch features."""
 
@@ -125,6 +141,7 @@ class PatchConfig:
     remat: bool = setting(
         False, "trained: the backward pass computes all but products anew, to save memory", may_change=True
     )
+    augment: Augment = Augment()
 
 
 @dataclasses.dataclass(frozen=True)

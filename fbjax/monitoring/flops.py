@@ -2,8 +2,8 @@
 
 Matrix products and convolutions count 2 M N K each: once forward and, for each operand that depends on a parameter,
 once backward, as in PaLM's model FLOPs utilisation (Chowdhery et al. 2022, appendix B). Not counted are further
-pull-backs for the weights of Eq. 6, rematerialisation and the optimiser; nor softmax, LayerNorm and GELU, which are 1
-to 2 % of XLA's count (configs/catalogue_paper.py, configs/my_catalogue.py).
+pull-backs for the weights of Eq. 6, rematerialisation, augmentation and the optimiser; nor softmax, LayerNorm and GELU,
+which are 1 to 2 % of XLA's count (configs/catalogue_paper.py, configs/my_catalogue.py).
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from fbjax.config.schema import Augment
 from fbjax.data.batches.batch import Batch
 from fbjax.tasks.objective import Objective
 
@@ -43,7 +44,7 @@ def step_work(objective: Objective, params: Any, frozen: Any, batches: Iterable[
 def step_flops(objective: Objective, params: Any, frozen: Any, batch: Batch) -> float:
     """Model FLOPs of a step on a global batch of arrays or shapes."""
     plain = dataclasses.replace(objective.model.config, attention="xla", remat="none")  # makes all products visible
-    objective = dataclasses.replace(objective, model=objective.model.clone(config=plain))
+    objective = dataclasses.replace(objective, model=objective.model.clone(config=plain), augment=Augment())
 
     def losses(params, frozen, batch):
         return objective.losses(params, frozen, batch, jax.random.key(0))[0]

@@ -21,6 +21,7 @@ from fbjax.inference.model import Model
 from fbjax.monitoring.logger import read_curves
 from fbjax.monitoring.telemetry import read_events
 from fbjax.report import charts, costs, examples
+from fbjax.report.augmented import augmented
 from fbjax.report.page import percent, write_page
 from fbjax.runs.loaded import newest_step
 from fbjax.runs.run import Run
@@ -84,6 +85,7 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
             for direction, kinds in chosen.items()
         },
         explanations=explanations,
+        augmented=augmented(run, splits["train"]),
         weak=examples.WEAK,
         seen_together=run.config.patches.geometry == "feature_map",
         panels=list(_panels(run, curves, best)),

@@ -84,7 +84,7 @@ class Run:
     @property
     def objective(self) -> Objective:
         """What the run learns, over what its step is given for images."""
-        return Objective(self.model, self.feature_input, tuple(self.config.tasks.values()))
+        return Objective(self.model, self.feature_input, tuple(self.config.tasks.values()), self.config.patches.augment)
 
     @property
     def optimizer(self) -> optax.GradientTransformation:

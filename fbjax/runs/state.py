@@ -131,10 +131,17 @@ def _initialiser(objective, optimizer, config, mesh):
         if config.patches.mode == "trained":
             params["patches"] = replicated_params(patch_params)
         held = jnp.zeros(len(objective.tasks)) if config.adaptive.every > 1 else None
-        return TrainState(jnp.int32(0), params, optimizer.init(params), held)
+        return TrainState(jnp.int32(0), params, _without_empty_boxes(optimizer.init(params)), held)
 
     arguments = (jax.random.key(config.train.seed), patches.params)
     return init, arguments, shardings(mesh, jax.eval_shape(init, *arguments))
+
+
+def _without_empty_boxes(opt_state: Any) -> Any:
+    """`opt_state` without boxes around nothing, which optax leaves of parameters that a group's optimizer skips."""
+    is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
+    empty = lambda x: is_box(x) and isinstance(x.value, optax.MaskedNode)  # noqa: E731
+    return jax.tree.map(lambda x: x.value if empty(x) else x, opt_state, is_leaf=is_box)
 
 
 def batch_shapes(config, patches, text_tokens: int) -> Batch:

@@ -14,7 +14,10 @@ from fbjax.tasks.base import NEGATIVE_PAIR, PAIR, About, Task, register_task
 @register_task("mpm")
 @dataclasses.dataclass(frozen=True)
 class MaskedPatchModelling(Task):
-    """Targets are positions [B, n, K] of hidden patches. The token of the whole image is no patch and never hidden."""
+    """Targets are positions [B, n, K] of hidden patches. The token of the whole image is no patch and never hidden.
+
+    They are features of the picture that the model sees: `patches.augment` keeps them true.
+    """
 
     rate: float = setting(0.10, "share of patches masked", "(0, 1)")
     on_negatives: bool = setting(True, "predict on negative pairs too (the release does; the paper is silent)")

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fbjax.config.schema import Augment
 from fbjax.data.batches.batch import Batch
+from fbjax.model.augment import augment
 from fbjax.model.fashionbert import FashionBert, Reading
 from fbjax.model.ngrams import bag_of_ngrams
 from fbjax.model.patch_features import PatchNetwork
@@ -57,6 +59,7 @@ class Objective:
     model: FashionBert
     patches: PatchNetwork
     tasks: tuple[Task, ...]
+    augment: Augment = Augment()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -93,8 +96,11 @@ class Objective:
         return self.losses_of(frozen, self.draw_masks(batch, key_masks), key_dropout).values(params)
 
     def draw_masks(self, batch: Batch, key: jax.Array) -> MaskedBatch:
-        """Every task's targets, keyed by task and product: order, device count and other tasks do not matter."""
-        spec = self.model.spec
+        """Every task's targets, keyed by task and product: order, device count and other tasks do not matter.
+
+        The pictures are augmented first, once for all passes, by keys of the product alone too.
+        """
+        spec, batch = self.model.spec, self.augmented(batch, key)
         images = [batch.image] if batch.negative is None else [batch.image, batch.negative]
 
         def draw(index, ids, word_ids, images):
@@ -108,6 +114,20 @@ class Objective:
         examples, targets = jax.vmap(draw)(batch.index, batch.ids, batch.word_ids, jnp.stack(images, axis=1))
         targets = {task.name: task.count(targets[task.name]) for task in self.tasks}
         return MaskedBatch(batch, examples, targets, jnp.full(len(batch.ids), 1.0 / len(batch.ids)))
+
+    def augmented(self, batch: Batch, key: jax.Array) -> Batch:
+        """`batch` with its pictures, a negative's too, as `augment` changes them; `key`: that of `draw_masks`."""
+        if not self.augment.is_on:
+            return batch
+
+        def change(index, *images):
+            own = jax.random.fold_in(task_key(key, "augment"), index)
+            return tuple(augment(self.augment, own, jnp.stack(images)))
+
+        if batch.negative is None:
+            return batch._replace(image=jax.vmap(change)(batch.index, batch.image)[0])
+        image, negative = jax.vmap(change)(batch.index, batch.image, batch.negative)
+        return batch._replace(image=image, negative=negative)
 
     def losses_of(self, frozen: Any, masked: MaskedBatch, key: jax.Array) -> Losses:
         """The losses of some examples; `frozen` holds what of the parameters is not trained."""

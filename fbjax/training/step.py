@@ -34,7 +34,7 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
 
     def step(state: TrainState, frozen: Any, batch: Batch):
         batch = _with_images(batch, mesh)
-        key_masks, key_dropout = jax.random.split(jax.random.fold_in(jax.random.key(frozen["seed"]), state.step))
+        key_masks, key_dropout = step_keys(frozen["seed"], state.step)
         masked = objective.draw_masks(batch, key_masks)
         micro_batches = split(masked, config.train.micro_batches)
         keys = jax.random.split(key_dropout, config.train.micro_batches)
@@ -70,6 +70,12 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
         in_shardings=(where, replicated(mesh), by_example(mesh)),
         out_shardings=(where, replicated(mesh)),
     )
+
+
+def step_keys(seed: jax.Array | int, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+    """The random keys of a step: of targets and augmentation, and of dropout."""
+    key_masks, key_dropout = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
+    return key_masks, key_dropout
 
 
 def with_seed(frozen: dict, config: Config) -> dict:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fbjax.config.schema import PAPER_TASKS, TASKS, AdaptiveConfig, Config
+from fbjax.config.schema import PAPER_TASKS, TASKS, AdaptiveConfig, Augment, Config
 from fbjax.data.batches.batch import Batch
 from fbjax.inference.pair_scorer import PairScorer, match_logits
 from fbjax.model.fashionbert import build_model, match_score
@@ -50,7 +50,7 @@ class Workload:
         return self._with(model=replace(self.config.model, cross_attention="joint"), tasks=tasks)
 
     def with_cached_features(self) -> "Workload":
-        return self._with(patches=replace(self.config.patches, mode="cached"))
+        return self._with(patches=replace(self.config.patches, mode="cached", augment=Augment()))
 
     def _with(self, **sections) -> "Workload":
         return make_workload(replace(self.config, **sections), self.network)
@@ -62,7 +62,7 @@ def make_workload(config: Config, network: PatchNetwork, devices: Sequence[jax.D
     size = vocabulary_size(config)
     tasks = tuple(config.tasks.values())
     model = build_model(config.model, tasks, network, size, min(MASK_ID, size - 1))
-    objective, mesh = Objective(model, patches, tasks), make_mesh(config.mesh, devices)
+    objective, mesh = Objective(model, patches, tasks, config.patches.augment), make_mesh(config.mesh, devices)
     optimizer = make_optimizer(config.train, config.groups, patches.fixed)
     return Workload(config, mesh, network, patches, objective, optimizer)
 
