@@ -24,8 +24,8 @@ def get_config():
     c.patches.mode, c.patches.frozen_blocks = "trained", 8
     gentle_augmentation(c)
     linear_towers(c, size=512, tokens=128, feature_dropout=0.3)
-    c.train.column_dropout = 0.4
-    steps(c, 410, products=512, rate=2e-3, warmup=20, save_every=68, log_every=20)
+    c.train.column_dropout = 0.5
+    steps(c, 820, products=512, rate=2e-3, warmup=40, save_every=205, log_every=20)
     adam(c)
     c.groups = {"patches": {"rate": 0.2, "weight_decay": 1e-4}}
     c.train.evaluate_products = 512

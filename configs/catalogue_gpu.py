@@ -27,7 +27,7 @@ def get_config():
     linear_towers(c, size=512, tokens=128, feature_dropout=0.3)
     c.tasks.itc.branches, c.tasks.itc.encoder_tokens = "both", 64
     c.model.dtype = "bfloat16"
-    c.train.column_dropout = 0.4
+    c.train.column_dropout = 0.5
     steps(c, 850, products=1024, rate=2e-3, warmup=40, save_every=170, log_every=25)
     adam(c)
     c.groups = {"patches": {"rate": 0.2, "weight_decay": 1e-4}}

@@ -267,6 +267,11 @@ class Config:
     plugins: tuple[str, ...] = setting((), "modules to import first: they register tasks, backbones or sources")
 
     @property
+    def reads_encoder(self) -> bool:
+        """Whether a task reads the encoder: a linear model has none."""
+        return any(task.reads_encoder for task in self.tasks.values())
+
+    @property
     def needs_negative(self) -> bool:
         """Whether a task reads a product's text with another product's image."""
         return any(task.needs_negative for task in self.tasks.values())

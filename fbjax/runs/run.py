@@ -137,10 +137,11 @@ def create_or_resume(config: Config, workdir: str | Path, say: Callable[[str], N
                 "(use its config to resume it, or another --workdir)"
             )
         return Run.open(workdir, config)
-    if config.model.pretrained:
+    starts_from_bert = config.model.pretrained and config.reads_encoder
+    if starts_from_bert:
         bert_weights.check_fit(bert_weights.find(config.model.pretrained), config.model)
     vocabulary = make_vocabulary(config, say)
-    if config.model.pretrained:
+    if starts_from_bert:
         bert_weights.check_fit(bert_weights.find(config.model.pretrained), config.model, vocabulary.rows)
     run = Run.build(config, vocabulary, None)
     barrier("workdir")  # that all have looked for checkpoints before one is written

@@ -48,7 +48,7 @@ def initial_params(params: dict, run: Run, records: Split, rows: np.ndarray, mes
     config = run.config
     if run.model.reads_bags:
         params = standardised(params, run, records, rows)
-    if config.model.pretrained and run.model.reads_encoder:
+    if config.model.pretrained and config.reads_encoder:
         folder = bert_weights.find(config.model.pretrained)
         imported = bert_weights.load_bert(folder, config.model, params["fashionbert"], run.vocabulary.rows)
         params = params | {"fashionbert": imported.params}
