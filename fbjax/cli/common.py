@@ -55,7 +55,7 @@ def names(listed: str) -> tuple[str, ...]:
 CONFIG_HELP = "config file; --config.section.field=value changes a setting"
 CONFIG = flag("--config", CONFIG_HELP, required=True)
 WORKDIR = flag("--workdir", "folder of a trained run", required=True)
-STEP = flag("--step", "step of the checkpoint (default: the best by validation AUC)", type=int)
+STEP = flag("--step", "step of the checkpoint (default: the best on the validation sample)", type=int)
 DATA = flag("--data", "product table or glob (default: the run's validation split)")
 SPLITS = ["train", "validation"]
 CANDIDATES = flag("--candidates", "file of candidate lists, JSONL (default: lists drawn from the data)")

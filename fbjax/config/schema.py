@@ -240,7 +240,9 @@ class TrainConfig:
     evaluate_products: int = setting(
         256, "of the validation split, scored at each save; held to 5 % of the wall time", "[1, inf)"
     )
-    keep_last: int = setting(2, "checkpoints; the best by validation AUC is kept as well", "[1, inf)", may_change=True)
+    keep_last: int = setting(
+        2, "checkpoints; the best on the validation sample is kept as well", "[1, inf)", may_change=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,6 @@ from fbjax.monitoring.goodput import COMPILE, EVALUATION, INPUT, STEP
 from fbjax.monitoring.hardware import machine, peak_flops
 from fbjax.monitoring.telemetry import Telemetry, curve_of
 from fbjax.parallel.distributed import broadcast_from_first, is_first
-from fbjax.runs.checkpoints import BEST_METRIC
 from fbjax.runs.state import make_schedule
 
 EVALUATION_SHARE = 0.05  # of the wall time, at most
@@ -120,8 +119,8 @@ class Log:
             figures["utilisation"] = flops / seconds / self._peak["flops"]
         return figures
 
-    def evaluate(self, step: int, auc: Callable[[], float], must: bool) -> dict | None:
-        """The checkpoint's metrics by `auc`; None if it would exceed its share of the wall time, unless it `must`."""
+    def evaluate(self, step: int, figures: Callable[[], dict[str, float]], must: bool) -> dict[str, float] | None:
+        """The checkpoint's metrics by `figures`; None where these would take more than their share of the time."""
         before = self._telemetry.seconds()
         allowed = EVALUATION_SHARE * sum(before.values())
         if broadcast_from_first(not must and before[EVALUATION] + self._evaluation_cost > allowed):
@@ -130,11 +129,12 @@ class Log:
             self._skipped_validation = True
             return None
         with self._telemetry.spent(EVALUATION):
-            value = auc()
+            found = figures()
         self._evaluation_cost = self._between(before, self._telemetry.seconds(), EVALUATION)
-        say(f"step {step}: validation AUC {value:.3f} ({duration(self._evaluation_cost)})")
-        self._add_scalars(step, {"validation/auc": value})
-        return {BEST_METRIC: value}
+        shown = ", ".join(f"{name.upper()} {value:.3f}" for name, value in found.items())
+        say(f"step {step}: validation {shown} ({duration(self._evaluation_cost)})")
+        self._add_scalars(step, {f"validation/{name}": value for name, value in found.items()})
+        return found
 
     def _add_scalars(self, step: int, values: dict[str, float]) -> None:
         if self._writer:

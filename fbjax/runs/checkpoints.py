@@ -1,7 +1,7 @@
 """Checkpoints of the train state: the only file that knows Orbax.
 
 Written asynchronously into a temporary folder and renamed when whole, so that a kill leaves the one before. The last
-n are kept, and the best by validation AUC.
+n are kept, and the best by validation: by MRR for towers, by AUC for a matcher.
 """
 
 import contextlib
@@ -18,7 +18,6 @@ from orbax.checkpoint import v1 as ocp
 from fbjax.core.paths import as_path, is_remote
 from fbjax.parallel.distributed import all_processes, barrier, is_first
 
-BEST_METRIC = "auc"
 # made in the background, a folder that cannot be made leaves a thread that waits ten minutes for it (Orbax 0.12.8)
 FOLDERS_FIRST = ocp.options.AsyncOptions(create_directories_asynchronously=False)
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -41,7 +40,7 @@ class Checkpoints:
         policies = ocp.training.preservation_policies
         keep = [
             policies.LatestN(keep_last or 1),
-            policies.BestN(get_metric_fn=lambda m: m[BEST_METRIC], n=1, keep_checkpoints_without_metrics=False),
+            policies.BestN(get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False),
         ]
         with ocp.Context(async_options=FOLDERS_FIRST):
             self._orbax = ocp.training.Checkpointer(
@@ -109,8 +108,8 @@ class Checkpoints:
         return self._orbax.load(step, abstract_state.replace(opt_state=skipped)).params
 
     def best_step(self) -> int | None:
-        """The step with the highest validation AUC, or the newest where none was evaluated."""
-        scored = [(c.metrics[BEST_METRIC], c.step) for c in self._orbax.checkpoints if c.metrics]
+        """The step that was best on the validation sample, or the newest where none was evaluated."""
+        scored = [(_quality(c.metrics), c.step) for c in self._orbax.checkpoints if c.metrics]
         return max(scored)[1] if scored else max(self.steps(), default=None)
 
     def _set_aside(self, step: int, reason: str) -> None:
@@ -138,3 +137,7 @@ class Checkpoints:
                 errno.ENOSPC, f"no space left for a checkpoint under {self._folder}: free some and run again to resume"
             )
         return OSError(f"cannot write a checkpoint under {self._folder}: {text.splitlines()[0] if text else error!r}")
+
+
+def _quality(metrics: dict[str, float]) -> float:
+    return metrics.get("mrr", metrics["auc"])

@@ -29,7 +29,7 @@ class LoadedRun:
     def load(
         cls, workdir: str | Path, step: int | None = None, mesh: Mesh | None = None, like: Run | None = None
     ) -> Self:
-        """The best checkpoint in `workdir` by validation AUC, or that of `step`, on `mesh` (default: the config's).
+        """The best checkpoint in `workdir` by its validation, or that of `step`, on `mesh` (default: the config's).
 
         Raises FileNotFoundError where there is none, ValueError where its vocabulary or image tokens are not those of
         `like`.

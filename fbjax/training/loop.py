@@ -117,7 +117,7 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
             if step > start and (last or stop or step % config.train.save_every == 0):
                 log.flush(step)
                 metrics = (
-                    None if stop else log.evaluate(step, partial(sample.auc, {**frozen, **state.params}), must=last)
+                    None if stop else log.evaluate(step, partial(sample.figures, {**frozen, **state.params}), must=last)
                 )
                 with telemetry.spent(CHECKPOINT):
                     checkpoints.save(step, state, metrics)

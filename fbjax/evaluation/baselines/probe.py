@@ -41,7 +41,7 @@ SEED = 0
 def probe(
     workdir: str | Path, *, labels: tuple[str, ...] = (), num_products: int = 8000, step: int | None = None
 ) -> dict:
-    """The probe of a checkpoint (default: the best by validation AUC), ``{"labels": {column: ..}, ..}``.
+    """The probe of a checkpoint (default: the best on the validation sample), ``{"labels": {column: ..}, ..}``.
 
     For each column of the product tables (default: the category's): `label_figures`. Fits on a seeded choice of at most
     `num_products` training products, tests on all validation products.
