@@ -20,7 +20,7 @@ from fbjax.runs.feature_cache import image_inputs, text_inputs
 from fbjax.runs.loaded import LoadedRun
 from fbjax.runs.run import Run
 
-CALIBRATED, STANDARDISED = 512, 8192  # products
+CALIBRATED, STANDARDISED = 512, 2048  # products
 IMAGES_AT_ONCE = 64
 SMALLEST_DEVIATION = 1e-3  # of a feature's root: smaller ones are noise
 POSITIONS = "fashionbert/text_embeddings/position"

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# What retrieves best on a catalogue, from the table to the figures: the linear models to beat, then the trained towers.
+# Interrupted, it goes on where it was.
+#
+#     launch/catalogue.sh [FOLDER] [validation-101.jsonl]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+RUNS=${1:-runs}
+LISTS=${2:-../shared/data/catalogue/validation-101.jsonl}
+PROTOCOLS=candidates,matching,full
+mkdir -p "$RUNS"
+
+# 1. The linear models on frozen features: VSE of the paper, and n-grams, which is a run and stays.
+fbjax baseline vse --config configs/catalogue_towers.py --candidates "$LISTS" --protocol $PROTOCOLS --out "$RUNS/vse.json"
+fbjax baseline ngrams --config configs/catalogue_towers.py --workdir "$RUNS/ngrams" --candidates "$LISTS" \
+  --protocol $PROTOCOLS --out "$RUNS/ngrams.json"
+
+# 2. The towers whose patch network is trained.
+fbjax train --config configs/catalogue.py --workdir "$RUNS/catalogue"
+fbjax evaluate --workdir "$RUNS/catalogue" --candidates "$LISTS" --protocol $PROTOCOLS --out "$RUNS/catalogue.json"
+
+# 3. Is the difference more than chance? Paired by query.
+fbjax compare "$RUNS/ngrams" "$RUNS/catalogue"
