@@ -81,7 +81,7 @@ class ImageTextContrast(Task):
         def log_scale(module: nn.Module) -> Any:
             return _scalar(module, "log_scale", math.log(START_SCALE[self.form]))
 
-        found = {"log_scale": log_scale}
+        found: dict[str, Any] = {"log_scale": log_scale}
         if self.reads_encoder:
             found["projection"] = dense(model, self.embedding_dim, ("embed", None), use_bias=False, name="projection")
         if self.reads_bags:
