@@ -6,7 +6,6 @@ sorted array of the hashes that enough training texts have. Texts without spaces
 """
 
 from collections.abc import Iterable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -48,11 +47,7 @@ def piece_kinds(pieces: Iterable[str], *, unit: str) -> Ngrams:
 
 def ngram_codes(kinds: Ngrams, ids: jax.Array) -> jax.Array:
     """``ids [B, T] -> codes [B, 2 T]`` int32: the words in their order, then the pairs of neighbours; 0: none."""
-    return jax.vmap(partial(_codes, jax.tree.map(jnp.asarray, kinds)))(ids)
-
-
-def _codes(kinds: Ngrams, ids: jax.Array) -> jax.Array:
-    """Of one text: ``[T] -> [2 T]``."""
+    kinds = jax.tree.map(jnp.asarray, kinds)
     number, continues = ids + 1, kinds["continues"][ids]
     word, inside = number * _FACTORS[0], jnp.ones(ids.shape, bool)
     for back in range(1, LONGEST_WORD):
@@ -63,7 +58,7 @@ def _codes(kinds: Ngrams, ids: jax.Array) -> jax.Array:
     words = _packed(kept, word)
     following = _shifted(words, -1)
     pairs = words * _FACTORS[-2] + following * _FACTORS[-1]
-    return jnp.concatenate([words, jnp.where((words != 0) & (following != 0), pairs, 0)])
+    return jax.lax.concatenate([words, jnp.where((words != 0) & (following != 0), pairs, 0)], 1)
 
 
 def make_ngrams(texts: Iterable[np.ndarray], kinds: Ngrams) -> Ngrams:
@@ -95,13 +90,12 @@ def num_rows(ngrams: Ngrams) -> int:
 
 def bag_of_ngrams(ngrams: Ngrams, ids: jax.Array) -> Bag:
     """The first T known n-grams of framed ids [B, T], weighted by idf, the weights of length 1."""
-    return jax.vmap(partial(_bag, jax.tree.map(jnp.asarray, ngrams)))(ids)
-
-
-def _bag(ngrams: Ngrams, ids: jax.Array) -> Bag:
-    rows, known = _find(ngrams, _codes(ngrams, ids))
-    rows, weights = (_packed(known, x)[: ids.shape[0]] for x in (rows, ngrams["idf"][rows]))
-    return Bag(rows, weights * jax.lax.rsqrt(jnp.square(weights).sum() + 1e-12))
+    ngrams = jax.tree.map(jnp.asarray, ngrams)
+    rows = _rows(ngrams, ngram_codes(ngrams, ids))
+    packed = _packed(rows >= 0, rows + 1)[:, : ids.shape[1]]
+    rows = jnp.maximum(packed - 1, 0)
+    weights = jnp.where(packed > 0, ngrams["idf"][rows], 0.0)
+    return Bag(rows, weights * jax.lax.rsqrt(jnp.square(weights).sum(axis=1, keepdims=True) + 1e-12))
 
 
 def _buckets(codes: np.ndarray) -> np.ndarray:
@@ -114,26 +108,38 @@ def _buckets(codes: np.ndarray) -> np.ndarray:
     return first
 
 
-def _find(ngrams: Ngrams, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The row of each of the codes `wanted`, and whether there is one."""
+def _rows(ngrams: Ngrams, wanted: jax.Array) -> jax.Array:
+    """The row of each of the codes `wanted`, -1 where there is none."""
     first, codes = ngrams["first"], ngrams["codes"]
     bits = (len(first) - 1).bit_length() - 1
     start = first[(wanted >> (32 - bits)) + 2 ** (bits - 1)]
-    row, known = start, jnp.zeros(wanted.shape, bool)
+    row = jnp.full_like(wanted, -1)
     for place in range(IN_BUCKET):
         at = jnp.minimum(start + place, len(codes) - 1)
-        found = codes[at] == wanted
-        row, known = jnp.where(found, at, row), known | found
-    return row, known & (wanted != 0)
+        row = jnp.where((codes[at] == wanted) & (wanted != 0), at, row)
+    return row
 
 
 def _packed(kept: jax.Array, x: jax.Array) -> jax.Array:
-    """``x [T]`` where `kept`, moved to the front, then zeros."""
-    place = jnp.where(kept, jnp.cumsum(kept) - 1, x.shape[0])
-    return jnp.zeros_like(x).at[place].set(x, mode="drop")
+    """``x [B, T]`` where `kept`, moved to the front of its row in the same order, then zeros.
+
+    A sum into zeros, in which the rest adds 0 where it stands: jax2onnx 0.13 converts no scatter that drops indices or
+    comes from a vmap. Rows from an iota let XLA keep each on its device.
+    """
+    row, own = (jax.lax.broadcasted_iota(jnp.int32, (*x.shape, 1), axis) for axis in (0, 1))
+    place = jnp.where(kept[..., None], jnp.cumsum(kept, axis=1, dtype=jnp.int32)[..., None] - 1, own)
+    at = jax.lax.concatenate([row, place], 2)
+    axes = jax.lax.ScatterDimensionNumbers((), inserted_window_dims=(0, 1), scatter_dims_to_operand_dims=(0, 1))
+    kept_x = jnp.where(kept, x, 0)
+    return jax.lax.scatter_add(jnp.zeros_like(x), at, kept_x, axes, mode="promise_in_bounds")
 
 
 def _shifted(x: jax.Array, by: int) -> jax.Array:
-    """``x [T]`` moved `by` places to the right, or to the left where negative; zeros come in."""
-    gap = jnp.zeros(abs(by), x.dtype)
-    return jnp.concatenate([gap, x])[: x.shape[0]] if by >= 0 else jnp.concatenate([x, gap])[-by:]
+    """``x [B, T]`` moved `by` places to the right, or to the left where negative; zeros come in.
+
+    By `jax.lax.concatenate`: of jnp's, jax2onnx 0.13 takes the first part's length for that of the whole.
+    """
+    gap = jnp.zeros((x.shape[0], abs(by)), x.dtype)
+    if by >= 0:
+        return jax.lax.concatenate([gap, x], 1)[:, : x.shape[1]]
+    return jax.lax.concatenate([x, gap], 1)[:, -by:]
