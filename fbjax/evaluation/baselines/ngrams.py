@@ -14,8 +14,7 @@ from fbjax.runs.splits import open_splits
 from fbjax.runs.vocabulary import make_vocabulary
 
 TEXT_TOKENS = 128
-BATCH, PASSES, LEARNING_RATE = 1024, 12, 2e-3
-FEATURE_DROPOUT = 0.5  # less of it makes trained images attract the queries of new ones
+BATCH, PASSES, LEARNING_RATE = 1024, 15, 2e-3
 SAVES = 3
 
 
@@ -30,7 +29,7 @@ def ngrams_config(config: Config, seed: int, dims: int) -> Config:
     chosen = rows_of_half(products.groups, config.train.half)
     num_products = len(products if chosen is None else chosen)
     values = dataclasses.asdict(config)
-    values["tasks"] = {"itc": {"branches": "linear", "embedding_dim": dims, "feature_dropout": FEATURE_DROPOUT}}
+    values["tasks"] = {"itc": {"branches": "linear", "embedding_dim": dims}}
     values["groups"], values["adaptive"] = {}, {"method": "fixed"}
     values["model"] |= {"text_tokens": TEXT_TOKENS, "text_bucket": TEXT_TOKENS}
     batch = min(BATCH, num_products)
