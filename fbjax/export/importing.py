@@ -7,6 +7,7 @@ from pathlib import Path
 import flax.traverse_util
 import jax
 import numpy as np
+from safetensors import safe_open
 
 from fbjax.config.load import config_from_json
 from fbjax.core.atomic_folder import check_fresh, fresh_folder
@@ -14,6 +15,7 @@ from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.export import huggingface
 from fbjax.export.huggingface import CONFIG, LAYOUT, VOCABULARY, WEIGHTS
 from fbjax.export.source_model import one_device
+from fbjax.model.ngrams import TYPES, Ngrams
 from fbjax.model.weights.files import read_arrays, write_npz
 from fbjax.runs.checkpoints import Checkpoints
 from fbjax.runs.run import PATCH_WEIGHTS, Run, write_run
@@ -34,11 +36,12 @@ def import_checkpoint(folder: str | Path, workdir: str | Path, say: Callable[[st
     described = _read_config(folder)
     config = config_from_json(json.dumps(described["fbjax"]["config"]))
     vocabulary, arrays = _read_vocabulary(folder, described["fbjax"]["pieces"]), _read_weights(folder)
+    ngrams = _read_ngrams(folder, arrays) if described.get("ngrams") else {}
     with fresh_folder("--workdir", workdir) as partial:
         patches = patch_parameters(arrays)
         if patches:
             write_npz(partial / PATCH_WEIGHTS, patches)
-        run = Run.build(config, vocabulary, partial / PATCH_WEIGHTS if patches else None)
+        run = Run.build(config, vocabulary, partial / PATCH_WEIGHTS if patches else None, ngrams)
         _check_architecture(folder, described, huggingface.describe(run, 0))
         write_run(run, partial)
         _write_checkpoint(run, arrays, partial)
@@ -109,6 +112,21 @@ def _read_weights(folder: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"--from {folder} has no {WEIGHTS}: save the whole model there, in one file")
     return read_arrays(path)
+
+
+def _read_ngrams(folder: Path, arrays: dict[str, np.ndarray]) -> Ngrams:
+    """Takes the n-grams out of a folder's `arrays`, which hold codes as float32, and reads them as they are there."""
+    names, found = {f"ngrams.{name}": kind for name, kind in TYPES.items()}, {}
+    if missing := sorted(names.keys() - arrays.keys()):
+        raise ValueError(f"{folder / WEIGHTS} lacks {', '.join(missing)}: save the whole model there")
+    with safe_open(folder / WEIGHTS, framework="flax") as file:  # NumPy's has no bfloat16
+        for name, kind in names.items():
+            del arrays[name]
+            array = np.asarray(file.get_tensor(name))
+            if kind is not np.float32 and array.dtype != kind:
+                raise ValueError(f"{folder / WEIGHTS} holds {name} as {array.dtype}: save it as {np.dtype(kind)}")
+            found[name.removeprefix("ngrams.")] = array.astype(kind)
+    return found
 
 
 def _check_architecture(folder: Path, described: dict, expected: dict) -> None:

@@ -19,8 +19,13 @@ FEWEST_TEXTS = 2
 IN_BUCKET = 8  # codes
 ROWS = 128
 _FACTORS = np.random.default_rng(0).integers(-(2**31), 2**31, LONGEST_WORD + 2, np.int32) | np.int32(1)
-# "continues", "stop_word", "left_out" [V] bool; "codes" [M] int32, sorted; "idf" [M] float32; "first": of `_buckets`
-Ngrams = dict[str, Any]
+Ngrams = dict[str, Any]  # of a vocabulary of V pieces and M n-grams; {} where there are none
+TYPES = {
+    **dict.fromkeys(("continues", "stop_word", "left_out"), np.bool_),  # [V], of pieces
+    "codes": np.int32,  # [M], sorted
+    "idf": np.float32,  # [M]
+    "first": np.int32,  # of `_buckets`
+}
 
 
 class Bag(NamedTuple):

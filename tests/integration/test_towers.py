@@ -22,6 +22,7 @@ from fbjax.inference.embed_catalogue import embed
 from fbjax.inference.embedder import Embedder
 from fbjax.inference.explain import explain
 from fbjax.inference.pair_scorer import PairScorer
+from fbjax.model.fashionbert import Reading
 from fbjax.parallel.mesh import make_mesh, put_batch
 from fbjax.runs.loaded import LoadedRun
 from fbjax.runs.run import Run
@@ -86,7 +87,7 @@ def test_a_form_of_the_contrast_reads_its_own_parameters(form, start):
     text, image = apply(batch.ids, method="embed_text"), objective.patches.apply({}, batch.image)
     image = apply(image, method="embed_image")
     means = apply(text, batch.ids != 0, None, method="encode_alone"), apply(None, None, image, method="encode_alone")
-    texts, images = (np.asarray(apply(mean, method="vector"), np.float64) for mean in means)
+    texts, images = (np.asarray(apply(Reading(mean), method="vector"), np.float64) for mean in means)
     cosines, own, total = texts @ images.T, np.eye(B, dtype=bool), 0.0
     apart = batch.group[:, None] != batch.group
     if form == "sigmoid":
@@ -178,7 +179,7 @@ def test_padding_changes_no_vector_and_every_vector_has_length_1(itc):
             apply(objective.patches.apply({}, batch.image), method="embed_image"),
         )
         means = [apply(text, ids != 0, with_image, method="encode_alone") for with_image in (None, image)]
-        return [apply(mean, method="vector") for mean in means]
+        return [apply(Reading(mean), method="vector") for mean in means]
 
     short = np.where(np.arange(16) < 12, batch.ids, 0)
     for padded, trimmed in zip(vectors(short), vectors(short[:, :12]), strict=True):
@@ -333,7 +334,8 @@ def test_a_run_takes_over_another_s_weights_and_the_rest_is_fresh(run, capfd):
     mesh = make_mesh(theirs.mesh)
     objective = ours.objective
     fresh = init_state(objective, make_optimizer(theirs.train), theirs, mesh).params
-    taken = initial_params(fresh, ours, mesh)
+    records = ours.splits()["train"], np.arange(8)
+    taken = initial_params(fresh, ours, *records, mesh)
     source = LoadedRun.load(folder / "run").params
     source, before, after = (dict(jax.tree.leaves_with_path(jax.device_get(tree))) for tree in (source, fresh, taken))
     (untrained,) = (path for path in after if jax.tree_util.keystr(path).endswith("['tia']['kernel']"))
@@ -347,19 +349,19 @@ def test_a_run_takes_over_another_s_weights_and_the_rest_is_fresh(run, capfd):
     objective = ours_longer.objective
     fresh_longer = init_state(objective, make_optimizer(longer.train), longer, mesh).params
     own = np.array(fresh_longer["fashionbert"]["text_embeddings"]["position"])
-    positions = initial_params(fresh_longer, ours_longer, mesh)["fashionbert"]["text_embeddings"]["position"]
+    positions = initial_params(fresh_longer, ours_longer, *records, mesh)["fashionbert"]["text_embeddings"]["position"]
     np.testing.assert_array_equal(positions[:24], taken["fashionbert"]["text_embeddings"]["position"])
     np.testing.assert_array_equal(positions[24:], own[24:])
 
     kernel = {"projection": {"kernel": np.zeros((32, 8))}}
     with pytest.raises(ValueError, match=r"do not fit the config:\n  .*projection/kernel \(32, 16\), here \(32, 8\)"):
-        initial_params({"fashionbert": kernel}, ours, mesh)
+        initial_params({"fashionbert": kernel}, ours, *records, mesh)
     other = Run.build(variant(theirs, patches={"whole_image": False}), begun.vocabulary, None)
     with pytest.raises(ValueError, match="other image tokens"):
-        initial_params(fresh, other, mesh)
+        initial_params(fresh, other, *records, mesh)
     words = type(begun.vocabulary).train(["quite other words"], 60)
     with pytest.raises(ValueError, match="another vocabulary"):
-        initial_params(fresh, Run.build(theirs, words, None), mesh)
+        initial_params(fresh, Run.build(theirs, words, None), *records, mesh)
 
 
 def test_alignment_starts_from_a_bias_that_splits_pairs_from_mismatches(run, capfd):

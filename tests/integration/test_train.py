@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +16,7 @@ from fbjax.config.load import config_from_json, config_to_json
 from fbjax.runs.checkpoints import Checkpoints
 from fbjax.runs.run import create_or_resume
 from fbjax.training.loop import train
-from tests.support.runs import same, tiny_config, write_config
+from tests.support.runs import same, tiny_config, without_steps_after, write_config
 from tests.support.tables import make_products, write_parquet
 
 
@@ -27,15 +26,6 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     config = tiny_config(folder, "adaptive.every=5")
     return folder, config, train(config, folder / "run")
-
-
-def without_steps_after(folder: Path, step: int, to: Path) -> Path:
-    """A copy of a finished workdir as a crash after `step`'s checkpoint would have left it."""
-    shutil.copytree(folder, to)
-    for checkpoint in (to / "checkpoints").iterdir():
-        if checkpoint.name.isdigit() and int(checkpoint.name) > step:
-            shutil.rmtree(checkpoint)
-    return to
 
 
 def test_a_resumed_run_ends_bit_identical(finished, tmp_path, capfd):

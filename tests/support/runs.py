@@ -1,5 +1,6 @@
 """A run small enough for a test: 48 fabricated products, pixels as patches, two layers of width 32."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +53,15 @@ def train_towers_and_matcher(folder: Path) -> tuple[Path, Path]:
     train(tiny_config(folder, *few, "tasks=itc", "tasks.itc.embedding_dim=16"), towers)
     train(tiny_config(folder, *few, "tasks=tia", f"train.start_from={towers}"), matcher)
     return towers, matcher
+
+
+def without_steps_after(folder: Path, step: int, to: Path) -> Path:
+    """A copy of a finished workdir as a crash after `step`'s checkpoint would have left it."""
+    shutil.copytree(folder, to)
+    for checkpoint in (to / "checkpoints").iterdir():
+        if checkpoint.name.isdigit() and int(checkpoint.name) > step:
+            shutil.rmtree(checkpoint)
+    return to
 
 
 def config_without_tables(**model) -> Config:
