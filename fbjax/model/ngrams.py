@@ -88,6 +88,14 @@ def make_ngrams(texts: Iterable[np.ndarray], kinds: Ngrams) -> Ngrams:
     return kinds | {"codes": codes[kept], "idf": idf.astype(np.float32), "first": _buckets(codes[kept])}
 
 
+def random_ngrams(vocabulary_size: int, count: int) -> Ngrams:
+    """At most `count` n-grams that no text has, over pieces that are all words: to plan and to time with."""
+    codes = np.unique(np.random.default_rng(0).integers(-(2**31), 2**31, count, np.int32))
+    none, idf = np.zeros(vocabulary_size, bool), np.ones(len(codes), np.float32)
+    kinds = dict.fromkeys(("continues", "stop_word", "left_out"), none)
+    return kinds | {"codes": codes, "idf": idf, "first": _buckets(codes)}
+
+
 def num_rows(ngrams: Ngrams) -> int:
     """Rows of a table with a vector for each n-gram: a multiple of `ROWS`, which a mesh divides; 0 without n-grams."""
     return -(-len(ngrams["codes"]) // ROWS) * ROWS if ngrams else 0

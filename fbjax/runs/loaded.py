@@ -55,7 +55,8 @@ class LoadedRun:
     @property
     def variables(self) -> dict:
         """What the scorer and the embedder take: "fashionbert", "patches" and, where texts are bags, "ngrams"."""
-        return {"patches": self.run.patches.params} | self.run.frozen | self.params
+        ngrams = {"ngrams": self.run.ngrams} if self.run.ngrams else {}
+        return {"patches": self.run.patches.params} | ngrams | self.params
 
     def records(self, data: str | Sequence[str] | None = None, split: str = "validation") -> Split:
         """A prepared `split` of the run's own tables, or of `data`, tables or globs, which are all "validation"."""

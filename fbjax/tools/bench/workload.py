@@ -12,6 +12,7 @@ from fbjax.config.schema import PAPER_TASKS, TASKS, AdaptiveConfig, Augment, Con
 from fbjax.data.batches.batch import Batch
 from fbjax.inference.pair_scorer import PairScorer, match_logits
 from fbjax.model.fashionbert import build_model, match_score
+from fbjax.model.ngrams import Ngrams, num_rows, random_ngrams
 from fbjax.model.patch_features import PatchNetwork
 from fbjax.parallel.mesh import make_mesh, put_batch, replicated
 from fbjax.runs.state import abstract_state, init_state, make_optimizer
@@ -22,6 +23,7 @@ from fbjax.training.step import make_step, with_seed
 VOCABULARY_SIZE = 30_522  # BERT's, where the config gives no number of pieces
 MASK_ID = 103
 SHORTEST = 8  # text pieces
+NUM_NGRAMS = 80_000  # of the real catalogue of docs/lab/winning.md
 SCORED_TEXTS, SCORED_IMAGES = 16, 32  # each text with each image
 
 
@@ -35,10 +37,11 @@ class Workload:
     patches: PatchNetwork
     objective: Objective
     optimizer: Any
+    ngrams: Ngrams
 
     @property
     def frozen(self) -> dict:
-        return self.network.frozen(self.config.patches.mode)
+        return self.network.frozen(self.config.patches.mode) | ({"ngrams": self.ngrams} if self.ngrams else {})
 
     def with_model(self, **settings) -> "Workload":
         """The same with other settings of `ModelConfig`."""
@@ -61,10 +64,11 @@ def make_workload(config: Config, network: PatchNetwork, devices: Sequence[jax.D
     patches = network.feature_input(config.patches.mode)
     size = vocabulary_size(config)
     tasks = tuple(config.tasks.values())
-    model = build_model(config.model, tasks, network, size, min(MASK_ID, size - 1))
+    ngrams = random_ngrams(size, NUM_NGRAMS) if any(task.reads_bags for task in tasks) else {}
+    model = build_model(config.model, tasks, network, size, min(MASK_ID, size - 1), num_rows(ngrams))
     objective, mesh = Objective(model, patches, tasks, config.patches.augment), make_mesh(config.mesh, devices)
     optimizer = make_optimizer(config.train, config.groups, patches.fixed)
-    return Workload(config, mesh, network, patches, objective, optimizer)
+    return Workload(config, mesh, network, patches, objective, optimizer, ngrams)
 
 
 def vocabulary_size(config: Config) -> int:
