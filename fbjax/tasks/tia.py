@@ -50,8 +50,8 @@ class TextImageAlignment(Task):
     def check(self, config):
         if self.reads_means and not any(task.embeds and not task.reads_bags for task in config.tasks.values()):
             return [
-                "tasks.tia.head 'cls+cosine' compares vectors, which no task here makes: add itc, its branches 'encoder' "
-                "(or use 'cls')"
+                "tasks.tia.head 'cls+cosine' compares vectors, which no task here makes: add itc, by its encoder "
+                "alone (or use 'cls')"
             ]
         return []
 
