@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What retrieves best on a catalogue, from the table to the figures: the linear models to beat, then the trained towers.
+# What retrieves best on a catalogue, from the table to the figures: the linear models to beat, then the recipe.
 # Interrupted, it goes on where it was.
 #
 #     launch/catalogue.sh [FOLDER] [validation-101.jsonl]
@@ -15,7 +15,7 @@ fbjax baseline vse --config configs/catalogue_towers.py --candidates "$LISTS" --
 fbjax baseline ngrams --config configs/catalogue_towers.py --workdir "$RUNS/ngrams" --candidates "$LISTS" \
   --protocol $PROTOCOLS --out "$RUNS/ngrams.json"
 
-# 2. The towers whose patch network is trained.
+# 2. N-grams on better features.
 fbjax train --config configs/catalogue.py --workdir "$RUNS/catalogue"
 fbjax evaluate --workdir "$RUNS/catalogue" --candidates "$LISTS" --protocol $PROTOCOLS --out "$RUNS/catalogue.json"
 

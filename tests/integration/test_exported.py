@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def workdir(folder):
     """Towers and single stream, and all that departs from BERT."""
-    config = tiny("catalogue", folder, patches__network="pixels", patches__image_size=32)
+    config = tiny("catalogue_fashionbert", folder, patches__network="pixels", patches__image_size=32)
     return write_untrained(config, folder / "run")
 
 
