@@ -129,7 +129,7 @@ def test_a_text_is_read_whole_or_as_one_of_its_columns(tmp_path):
     assert np.mean(alone) == pytest.approx(0.4, abs=0.07)  # 480 texts: three deviations
 
 
-def test_a_run_without_tensorflow_ends_where_one_from_records_does(prepared, tmp_path):
+def test_a_run_without_tensorflow_ends_where_one_from_records_does(prepared, tmp_path, trains_on_one_device):
     tasks = ("tasks=itc,mlm,tia", "tasks.itc.embedding_dim=16")
     for name in ("tensorflow", "tensorflow_datasets", "array_record"):
         (tmp_path / "stubs" / name).mkdir(parents=True)
@@ -138,10 +138,10 @@ def test_a_run_without_tensorflow_ends_where_one_from_records_does(prepared, tmp
     paths = [str(tmp_path / "stubs"), str(Path(__file__).parents[2])]
     away = [f"data.{split}={tmp_path / split}.parquet" for split in ("train", "validation")]
     overrides = [f"data.arrays={carried}", f"data.prepared={tmp_path / 'none'}", *away, *tasks]
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    environment = {"PYTHONPATH": os.pathsep.join(paths), "XLA_FLAGS": flags}
     command = [sys.executable, "-c", WITHOUT_TENSORFLOW, prepared / "tiny.py", tmp_path / "run", *overrides]
-    done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)}, capture_output=True, text=True
-    )
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "resuming at step 8 of 12" in done.stderr
     expected = train(tiny_config(prepared, *tasks), tmp_path / "of-records")
