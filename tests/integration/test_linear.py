@@ -266,6 +266,8 @@ def test_an_import_without_its_ngrams_or_with_rounded_ones_says_so(both, tmp_pat
         (["--ridge", "0.1", "--hardest"], "--ridge, --hardest is not for ngrams"),
         (["--dims", "0"], "--dims 0, --seed 0: give at least 1 dimension"),
         (["--seed", "-1"], "--dims 512, --seed -1"),
+        (["--protocol", "mixed"], "protocol mixed needs a run that was trained on half of the groups"),
+        (["--protocol", "queries", "--relevant", "nowhere.jsonl"], "no queries at nowhere.jsonl"),
     ],
 )
 def test_flags_that_ngrams_do_not_take_are_an_error(tmp_path, capsys, flags, message):
