@@ -144,3 +144,10 @@ class _Stored(io.RawIOBase):
         if not self.closed:
             self._context.__exit__(None, None, None)
         super().close()
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """("FILE line 3", text) of each line of a text file that is not blank, numbered from 1."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            yield f"{path} line {number}", line

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fbjax.core.paths import numbered_lines
 from fbjax.data.batches.negatives import NegativeSampler
 
 DIRECTIONS = ("image_to_text", "text_to_image")
@@ -32,8 +33,7 @@ def read_lists(path: str | Path, num_queries: int | None = None) -> tuple[list[C
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no candidate lists at {path}")
-    lines = enumerate(path.read_text(encoding="utf-8").split("\n"), start=1)
-    lists = [_parse(line, f"{path} line {number}") for number, line in lines if line.strip()]
+    lists = [_parse(line, where) for where, line in numbered_lines(path)]
     if not lists:
         raise ValueError(f"{path} holds no candidate list")
     if num_queries is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fbjax.core.paths import numbered_lines
 from fbjax.evaluation import metrics
 from fbjax.evaluation.gallery import cosines_in_parts
 
@@ -58,8 +59,7 @@ def read_queries(path: str | Path, num_queries: int | None = None) -> QueryFile:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no queries at {path}: give --relevant a file with {FORM} a line")
-    lines = enumerate(path.read_text(encoding="utf-8").split("\n"), start=1)
-    parsed = [_parse(line, f"{path} line {number}") for number, line in lines if line.strip()]
+    parsed = [_parse(line, where) for where, line in numbered_lines(path)]
     if not parsed:
         raise ValueError(f"{path} has no query: give --relevant a file with {FORM} a line")
     return QueryFile(str(path), *zip(*parsed[:num_queries], strict=True))
