@@ -11,7 +11,8 @@ PROTOCOLS=candidates,matching,full
 mkdir -p "$RUNS"
 
 # 1. The linear models on frozen features: VSE of the paper, and n-grams, which is a run and stays.
-fbjax baseline vse --config configs/catalogue_towers.py --candidates "$LISTS" --protocol $PROTOCOLS --out "$RUNS/vse.json"
+fbjax baseline vse --config configs/catalogue_towers.py --workdir "$RUNS/vse" --candidates "$LISTS" \
+  --protocol $PROTOCOLS --out "$RUNS/vse.json"
 fbjax baseline ngrams --config configs/catalogue_towers.py --workdir "$RUNS/ngrams" --candidates "$LISTS" \
   --protocol $PROTOCOLS --out "$RUNS/ngrams.json"
 
@@ -19,5 +20,6 @@ fbjax baseline ngrams --config configs/catalogue_towers.py --workdir "$RUNS/ngra
 fbjax train --config configs/catalogue.py --workdir "$RUNS/catalogue"
 fbjax evaluate --workdir "$RUNS/catalogue" --candidates "$LISTS" --protocol $PROTOCOLS --out "$RUNS/catalogue.json"
 
-# 3. Is the difference more than chance? Paired by query.
+# 3. Is the difference more than chance? Paired by query, over the lists and the whole gallery.
+fbjax compare "$RUNS/vse" "$RUNS/catalogue"
 fbjax compare "$RUNS/ngrams" "$RUNS/catalogue"

@@ -72,7 +72,7 @@ def _evaluate_release(release: str | None, direction: str | None, out: str | Non
 
 
 @verb(
-    "compare two runs by their last evaluations over the same lists",
+    "compare two runs by their last evaluations over the same lists or gallery",
     flag("first", "folder of an evaluated run", metavar="A"),
     flag("second", "folder of the evaluated run to compare it with", metavar="B"),
     OUT,
@@ -94,7 +94,7 @@ FAMILIES = (
     "evaluate a linear model on the same features: n-grams, VSE as in the paper, or CCA",
     flag("family", FAMILIES, choices=["cca", "ngrams", "vse"]),
     CONFIG,
-    flag("--workdir", "ngrams: folder for the model, a run like any other (default: none, it is not kept)"),
+    flag("--workdir", "folder that keeps the evaluation, and the model of ngrams, as a run does (default: none)"),
     CANDIDATES,
     PROTOCOL,
     RELEVANT,
@@ -118,9 +118,7 @@ def baseline(family, out, workdir, **request) -> None:
     else:
         from fbjax.evaluation.baselines.run import baseline
 
-        if workdir:
-            raise ValueError(f"--workdir is for ngrams: {family} leaves no run")
-        figures = baseline(family, **request)
+        figures = baseline(family, workdir=workdir, **request)
     show(figures, print_figures, out)
 
 

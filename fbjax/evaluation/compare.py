@@ -1,4 +1,4 @@
-"""Compares two runs by their stored evaluations over the same lists, with a bootstrap paired by query."""
+"""Compares two runs by their stored evaluations over the same lists or gallery, with a bootstrap paired by query."""
 
 import math
 from collections.abc import Callable
@@ -9,26 +9,42 @@ import numpy as np
 from fbjax.core.paths import as_path
 from fbjax.evaluation import metrics
 from fbjax.evaluation.candidates import DIRECTIONS
-from fbjax.runs.stored_evaluation import read_evaluation
+from fbjax.runs.stored_evaluation import read_evaluation, read_gallery
 
 # If two runs differ in d of Q queries, all in one direction, a resample misses all d with probability e^-d. For d < 4
 # this is more than 2.5 %, and the interval contains 0.
 FEWEST_DIFFERENCES = math.ceil(-math.log(0.025))
 
 
+KINDS = {"apart": "group left out", "strict": "strict"}  # of ranks in a gallery
+
+
 def compare(first: str | Path, second: str | Path) -> dict:
     """``{"a": {"workdir", "checkpoint_step"}, "b": .., direction: {"a", "b": hit rates, "gain@k", "gain@k.ci",
-    "detectable@k"}, "num_queries", "candidates_sha256"}``.
+    "detectable@k"}, "num_queries", "candidates_sha256", "full": {"gallery", "num_queries", direction: {"apart",
+    "strict": the same}}}``; over lists, over the whole gallery, or both, whichever both runs were evaluated over.
 
     A gain is the hit rate of `second` minus that of `first`, with a paired bootstrap interval over queries.
-    "detectable@k" is the smallest difference whose interval would exclude 0. Raises FileNotFoundError if a workdir has
-    no evaluation over lists, ValueError if lists or queries differ.
+    "detectable@k" is the smallest difference whose interval would exclude 0. Raises FileNotFoundError if the workdirs
+    have no evaluation of a kind, ValueError if lists, galleries or queries differ.
     """
-    workdirs, evaluations = (first, second), [_read(workdir) for workdir in (first, second)]
+    workdirs = first, second
+    lists, galleries = ([read(workdir) for workdir in workdirs] for read in (read_evaluation, read_gallery))
+    if not (all(lists) or all(galleries)):
+        _raise_missing(workdirs, lists)
+    steps = [(x["figures"] if x else y).get("checkpoint_step") for x, y in zip(lists, galleries, strict=True)]
+    named = zip("ab", workdirs, steps, strict=True)
+    figures = {name: {"workdir": str(workdir), "checkpoint_step": step} for name, workdir, step in named}
+    if all(lists):
+        figures |= _compare_lists(workdirs, lists)
+    if all(galleries):
+        figures["full"] = _compare_galleries(workdirs, galleries)
+    return figures
+
+
+def _compare_lists(workdirs: tuple, evaluations: list[dict]) -> dict:
     _check_alike(workdirs, evaluations)
     figures = {}
-    for name, workdir, evaluation in zip("ab", workdirs, evaluations, strict=True):
-        figures[name] = {"workdir": str(workdir), "checkpoint_step": evaluation["figures"]["checkpoint_step"]}
     for direction in DIRECTIONS:
         rankings = ([r["rank"] for r in x["rankings"] if r["direction"] == direction] for x in evaluations)
         before, ranks = map(np.array, rankings)
@@ -36,6 +52,21 @@ def compare(first: str | Path, second: str | Path) -> dict:
             figures[direction] = _compare_ranks(before, ranks)
     about = evaluations[0]["figures"]
     return figures | {name: about[name] for name in ("num_queries", "candidates_sha256")}
+
+
+def _compare_galleries(workdirs: tuple, evaluations: list[dict]) -> dict:
+    abouts = [{name: x["figures"][name] for name in ("gallery", "num_queries")} for x in evaluations]
+    if abouts[0] != abouts[1] or evaluations[0]["ids_sha256"] != evaluations[1]["ids_sha256"]:
+        asked = ("{num_queries:,} queries over {gallery:,} products".format(**about) for about in abouts)
+        raise ValueError(
+            f"{workdirs[0]} and {workdirs[1]} were evaluated over different galleries or queries ({', '.join(asked)}): "
+            f"run fbjax evaluate --protocol full with the same --data and --queries for both"
+        )
+    figures = abouts[0]
+    for direction in DIRECTIONS:
+        before, ranks = (x["ranks"][direction] for x in evaluations)
+        figures[direction] = {kind: _compare_ranks(np.array(before[kind]), np.array(ranks[kind])) for kind in KINDS}
+    return figures
 
 
 def _compare_ranks(before: np.ndarray, ranks: np.ndarray) -> dict:
@@ -47,9 +78,9 @@ def _compare_ranks(before: np.ndarray, ranks: np.ndarray) -> dict:
     return figures
 
 
-def _read(workdir: str | Path) -> dict:
-    if evaluation := read_evaluation(workdir):
-        return evaluation
+def _raise_missing(workdirs: tuple, lists: list[dict | None]) -> None:
+    """Raises FileNotFoundError for the first workdir without an evaluation over lists."""
+    workdir = next(workdir for workdir, evaluation in zip(workdirs, lists, strict=True) if not evaluation)
     if not as_path(workdir).is_dir():
         raise FileNotFoundError(f"no workdir {workdir}")
     command = f"fbjax evaluate --workdir {workdir} --candidates LISTS.jsonl"
@@ -79,12 +110,24 @@ def _check_alike(workdirs: tuple, evaluations: list[dict]) -> None:
 def print_figures(figures: dict, say: Callable[[str], None]) -> None:
     """Prints the comparison."""
     for name in "ab":
-        say(f"{name.upper()}: {figures[name]['workdir']}, checkpoint {figures[name]['checkpoint_step']}")
-    say(f"{figures['num_queries']:,} queries a direction, lists {figures['candidates_sha256'][:12]}")
+        step = figures[name]["checkpoint_step"]
+        say(f"{name.upper()}: {figures[name]['workdir']}" + ("" if step is None else f", checkpoint {step}"))
+    if "candidates_sha256" in figures:
+        say(f"{figures['num_queries']:,} queries a direction, lists {figures['candidates_sha256'][:12]}")
     for direction in DIRECTIONS:
-        for k in metrics.RANKS if direction in figures else ():
-            a, b = (f"{figures[direction][name][f'rank@{k}']:.1%}" for name in "ab")
-            metrics.print_row(direction, f"{f'Rank@{k}':8} A {a:>6}  B {b:>6}  {_verdict(figures[direction], k)}", say)
+        if direction in figures:
+            _print_rates(direction, figures[direction], say)
+    if gallery := figures.get("full"):
+        say(f"{gallery['num_queries']:,} queries a direction, gallery of {gallery['gallery']:,} products")
+        for direction in DIRECTIONS:
+            for kind, name in KINDS.items():
+                _print_rates(direction, gallery[direction][kind], say, f"{name}: ")
+
+
+def _print_rates(direction: str, rates: dict, say: Callable[[str], None], name: str = "") -> None:
+    for k in metrics.RANKS:
+        a, b = (f"{rates[side][f'rank@{k}']:.1%}" for side in "ab")
+        metrics.print_row(direction, f"{name}{f'Rank@{k}':8} A {a:>6}  B {b:>6}  {_verdict(rates, k)}", say)
 
 
 def _verdict(rates: dict, k: int) -> str:

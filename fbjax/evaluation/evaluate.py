@@ -23,7 +23,7 @@ from fbjax.inference.pair_scorer import make_scorer
 from fbjax.monitoring.telemetry import log_event
 from fbjax.runs.feature_cache import image_inputs, text_inputs
 from fbjax.runs.loaded import LoadedRun
-from fbjax.runs.stored_evaluation import write_evaluation
+from fbjax.runs.stored_evaluation import write_evaluation, write_gallery
 
 RERANKED = 20  # of the nearest, if the run scores pairs
 BY_VECTORS = ("full", "queries", "mixed")  # protocols that rank a gallery by vectors
@@ -48,8 +48,8 @@ def evaluate(
     seed 0). Protocols over galleries use the run's towers, or those of the last checkpoint in the workdir `towers`.
     "full" re-ranks the `rerank` nearest if the run scores pairs (default: 20). `relevant`: a file of queries for
     "queries" and "mixed". `correct_hubs`: at most so many training texts measure how much each picture is a hub; these
-    two protocols give their figures with this correction as well. The workdir stores figures and rankings over lists
-    until the next evaluation over lists (`fbjax.runs.stored_evaluation`).
+    two protocols give their figures with this correction as well. The workdir stores figures and rankings over lists,
+    and figures and ranks over a whole gallery, until the next evaluation of the kind (`fbjax.runs.stored_evaluation`).
     """
     lists = read_request(protocols, candidates, num_queries)
     query_file = queries.read_request(protocols, relevant, num_queries)
@@ -61,7 +61,9 @@ def evaluate(
     giver = _vector_run(loaded, towers, protocols) if set(protocols) & set(BY_VECTORS) else None
     if giver and "mixed" in protocols:
         mixed.check_run(giver.run.config, giver.workdir)
-    records, vectors = loaded.records(data), giver and _Vectors(giver)
+    vectors = giver and _Vectors(giver)
+    catalogue = loaded.catalogue(data) if "queries" in protocols else []
+    records = catalogue[0] if len(catalogue) == 1 or set(protocols) == {"queries"} else loaded.records(data)
 
     score = _PairScores(loaded, records)
     figures, rankings = list_figures(records, protocols, lists, num_queries, score, scores_matches)
@@ -70,7 +72,7 @@ def evaluate(
         sources = {"data": _absolute(data), "candidates": candidates and absolute(candidates)}
         write_evaluation(workdir, sources | {"figures": figures, "rankings": rankings})
     if "full" in protocols:
-        figures["full"] = vectors.about | full_figures(
+        found, ranks = full_figures(
             *(vectors.of(records, what) for what in ("text", "image")),
             records.groups,
             num_queries,
@@ -79,8 +81,11 @@ def evaluate(
             score=score if scores_matches else None,
             scale=vectors.scale,
         )
+        figures["full"] = vectors.about | found
+        about = {"checkpoint_step": loaded.step, "ids_sha256": records.ids_digest}
+        write_gallery(workdir, about | {"figures": figures["full"], "ranks": ranks})
     if "queries" in protocols:
-        figures["queries"] = _query_figures(vectors, records, query_file, correct_hubs)
+        figures["queries"] = _query_figures(vectors, catalogue, query_file, correct_hubs)
     if "mixed" in protocols:
         figures["mixed"] = _mixed_figures(vectors, records, query_file, num_queries, correct_hubs)
     for name in {"queries", "mixed"} & set(protocols) if towers else ():
@@ -126,10 +131,14 @@ def _vector_run(loaded: LoadedRun, towers: str | Path | None, protocols: tuple[s
     return giver
 
 
-def _query_figures(vectors: "_Vectors", records: Split, file: queries.QueryFile, correct_hubs: int | None) -> dict:
-    asked = queries.choose(file, records.ids, vectors.has_words)
-    texts, images = vectors.of_strings(asked.texts), vectors.of(records, "image")
-    figures = queries.query_figures(texts, images, asked) | queries.about(asked, len(records))
+def _query_figures(
+    vectors: "_Vectors", catalogue: list[Split], file: queries.QueryFile, correct_hubs: int | None
+) -> dict:
+    """`catalogue`: splits whose pictures together are the gallery."""
+    asked = queries.choose(file, np.concatenate([records.ids for records in catalogue]), vectors.has_words)
+    texts = vectors.of_strings(asked.texts)
+    images = np.concatenate([vectors.of(records, "image") for records in catalogue])
+    figures = queries.query_figures(texts, images, asked) | queries.about(asked, len(images))
     if correct_hubs:
         penalties = hub_penalties(images, vectors.bank(correct_hubs))
         figures["corrected"] = queries.query_figures(texts, images, asked, penalties)

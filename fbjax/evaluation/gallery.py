@@ -125,8 +125,9 @@ def full_figures(
     size: int = 0,
     score: Callable[[np.ndarray], np.ndarray] | None = None,
     scale: float = 1.0,
-) -> dict:
-    """Rank@1/5/10 of ``texts, images [N, E]`` in both directions; with a `score` also re-ranked.
+) -> tuple[dict, dict]:
+    """Rank@1/5/10 of ``texts, images [N, E]`` in both directions; with a `score` also re-ranked. And each query's
+    ranks, ``{direction: {"apart": [Q], "strict": [Q]}}`` as lists, of the cosines.
 
     Equal `text_codes` [N] mean equal texts. If products have several photos by them, "rank@k.product" are the hit rates
     by product, over the first `num_queries` of a shuffle of the distinct texts and of the photos. `score` maps pairs
@@ -150,7 +151,7 @@ def full_figures(
         for name, given in (("reranked", combined), ("reranked_alone", scores)):
             ranks = {d: reranked(x, given[d]) for d, x in found.items()}
             figures[name] = {d: metrics.hit_rates(r) | metrics.gains(r, found[d].apart) for d, r in ranks.items()}
-    return figures
+    return figures, {d: {"apart": x.apart.tolist(), "strict": x.strict.tolist()} for d, x in found.items()}
 
 
 def _ranks_by_product(texts, images, products: Products, rows: np.ndarray, num_queries: int | None) -> dict:

@@ -7,6 +7,7 @@ from typing import Self
 
 from jax.sharding import Mesh
 
+from fbjax.config.load import absolute
 from fbjax.core.paths import as_path
 from fbjax.data.batches.split import Split
 from fbjax.parallel.mesh import make_mesh
@@ -61,6 +62,17 @@ class LoadedRun:
     def records(self, data: str | Sequence[str] | None = None, split: str = "validation") -> Split:
         """A prepared `split` of the run's own tables, or of `data`, tables or globs, which are all "validation"."""
         return self.run.splits(data)[split]
+
+    def catalogue(self, data: str | Sequence[str] | None = None) -> list[Split]:
+        """Splits that together hold the products of `data`: where that is all tables of the run, its own two.
+
+        These are prepared, and their patch features cached, already.
+        """
+        tables, own = [data] if isinstance(data, str) else data or (), self.run.config.data
+        if own.validation and {absolute(table) for table in tables} == {own.train, own.validation}:
+            splits = self.run.splits()
+            return [splits["train"], splits["validation"]]
+        return [self.records(data)]
 
 
 def newest_step(workdir: str | Path) -> int | None:

@@ -12,6 +12,7 @@ from fbjax.cli.main import main
 from fbjax.evaluation.baselines.cca import fit_cca
 from fbjax.evaluation.baselines.features import text_features
 from fbjax.evaluation.baselines.vse import fit_vse
+from fbjax.evaluation.compare import compare
 from fbjax.tasks.contrast import hinge_loss
 from tests.support.runs import write_config
 
@@ -80,8 +81,9 @@ def test_text_features_of_new_texts_are_those_of_the_words_that_were_learned():
 
 @pytest.mark.parametrize("family", [["cca"], ["vse", "--hardest"]])
 def test_the_command_writes_the_figures_of_every_protocol(family, tmp_path, capsys):
-    config, out = write_config(tmp_path), tmp_path / "metrics.json"
+    config, out, workdir = write_config(tmp_path), tmp_path / "metrics.json", str(tmp_path / "kept")
     asked = ["--config", str(config), "--protocol", "candidates,matching,full", "--queries", "9", "--out", str(out)]
+    asked += ["--workdir", workdir]
     assert main(["baseline", *family, *asked]) == 0, capsys.readouterr().err
     figures = json.loads(out.read_text())
     assert figures["num_queries"] == figures["full"]["num_queries"] == 9 and figures["full"]["gallery"] == 24
@@ -91,6 +93,18 @@ def test_the_command_writes_the_figures_of_every_protocol(family, tmp_path, caps
             assert 0 <= low <= table[direction]["rank@1"] <= high <= 1
     assert "auc" in figures["matching"] and not [name for name in figures["matching"] if "accuracy" in name]
     assert "full gallery" in capsys.readouterr().out
+    compared = compare(workdir, workdir)
+    assert compared["text_to_image"]["a"]["rank@1"] == figures["text_to_image"]["rank@1"]
+    strict = compared["full"]["image_to_text"]["strict"]
+    assert strict["a"]["rank@1"] == figures["full"]["image_to_text"]["rank@1.strict"] and strict["gain@1"] == 0
+
+
+def test_an_evaluation_does_not_land_in_the_folder_of_a_run(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    asked = ["--config", str(write_config(tmp_path)), "--workdir", str(tmp_path / "run")]
+    assert main(["baseline", "vse", *asked]) == 1
+    assert "holds a run: choose another folder" in capsys.readouterr().err
 
 
 def test_wrong_numbers_are_an_error_that_names_them(tmp_path, capsys):

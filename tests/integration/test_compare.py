@@ -7,7 +7,7 @@ import pytest
 
 from fbjax.cli.main import main
 from fbjax.evaluation.compare import compare, print_figures
-from fbjax.runs.stored_evaluation import EVALUATION
+from fbjax.runs.stored_evaluation import EVALUATION, write_gallery
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 
@@ -23,6 +23,15 @@ def write_evaluation(workdir, ranks, digest="abc", step=7, prefix="q"):
     figures = {"num_queries": len(ranks), "candidates_sha256": digest, "checkpoint_step": step}
     content = {"data": None, "candidates": "lists.jsonl", "figures": figures, "rankings": rankings}
     (workdir / EVALUATION).write_text(json.dumps(content))
+    return workdir
+
+
+def with_gallery(workdir, strict, digest="g"):
+    """The same over a gallery: `strict` ranks [Q] in both directions, all first where groups are left out."""
+    workdir.mkdir(exist_ok=True)
+    ranks = {direction: {"apart": [1] * len(strict), "strict": strict} for direction in DIRECTIONS}
+    figures = {"gallery": len(strict), "num_queries": len(strict)}
+    write_gallery(workdir, {"checkpoint_step": 7, "ids_sha256": digest, "figures": figures, "ranks": ranks})
     return workdir
 
 
@@ -60,6 +69,21 @@ def test_runs_that_differ_both_ways_cannot_be_told_apart(tmp_path):
     said = "\n".join(words(compare(a, b)))
     assert "cannot be told apart on these 1,000 queries (+0.1 [-" in said
     assert "the smallest difference they could have shown is about 0.4 points" in said
+
+
+def test_runs_are_compared_over_what_both_were_evaluated_over(tmp_path):
+    a = with_gallery(write_evaluation(tmp_path / "a", [1] * 100), [1] * 40 + [2] * 60)
+    b = with_gallery(tmp_path / "b", [1] * 60 + [2] * 40)
+    figures = compare(a, b)
+    assert set(figures) == {"a", "b", "full"}
+    strict = figures["full"]["text_to_image"]["strict"]
+    assert (strict["a"]["rank@1"], strict["b"]["rank@1"], strict["gain@1"]) == (0.4, 0.6, pytest.approx(0.2))
+    assert figures["full"]["image_to_text"]["apart"]["gain@1"] == 0
+    ahead = "strict: Rank@1   A  40.0%  B  60.0%  B is ahead of A by 20.0 points ["
+    assert any(ahead in line for line in words(figures))
+    assert {"image_to_text", "full"} < set(compare(a, with_gallery(write_evaluation(b, [1] * 100), [1] * 100)))
+    with pytest.raises(ValueError, match="different galleries or queries .*same --data and --queries"):
+        compare(a, with_gallery(tmp_path / "c", [1] * 100, digest="another"))
 
 
 @pytest.mark.parametrize("differing, told", [(3, False), (6, True)])

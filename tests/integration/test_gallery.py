@@ -71,7 +71,7 @@ def test_the_figures_of_a_gallery_by_hand():
         asked.append(pairs.tolist())
         return np.where(pairs[:, 0] == pairs[:, 1], 3.0, -3.0)
 
-    figures = full_figures(texts, images, np.array([0, 0, 1, 2]), size=2, score=score, scale=100.0)
+    figures, _ = full_figures(texts, images, np.array([0, 0, 1, 2]), size=2, score=score, scale=100.0)
     assert (figures["gallery"], figures["num_queries"], figures["rerank"]) == (4, 4, 2)
     by_text = figures["text_to_image"]
     assert (by_text["rank@1"], by_text["rank@1.strict"], by_text["rank@5"]) == (0.75, 0.25, 1.0)
@@ -98,7 +98,7 @@ def photographed(draw):
 @given(photographed())
 def test_ranks_by_product_are_those_of_a_double_loop(case):
     texts, photos, groups, codes = case
-    figures = full_figures(texts, photos, groups, text_codes=codes)
+    figures, _ = full_figures(texts, photos, groups, text_codes=codes)
     products = sorted(set(zip(groups.tolist(), codes.tolist(), strict=True)))
     if len(products) == len(codes):
         assert "products" not in figures and not [name for name in figures["text_to_image"] if "product" in name]
@@ -131,7 +131,7 @@ def test_several_photos_by_hand():
     # product 0 has photos 0 and 1, product 1 photo 2, whose text likes photo 1 best
     texts = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0]], np.float32)
     photos = np.array([[0.6, 0, 0.8], [0.8, 0.6, 0], [0, 0.28, 0.96]], np.float32)
-    figures = full_figures(texts, photos, np.array([7, 7, 3]), text_codes=np.array([5, 5, 2]))
+    figures, _ = full_figures(texts, photos, np.array([7, 7, 3]), text_codes=np.array([5, 5, 2]))
     assert figures["text_to_image"]["rank@1.product"] == 0.5  # the text of product 0 finds photo 1, once
     assert figures["text_to_image"]["rank@1.strict"] == pytest.approx(1 / 3)  # photo 1, but not photo 0
     assert figures["image_to_text"]["rank@1.product"] == 1.0

@@ -246,6 +246,18 @@ def test_queries_are_asked_of_several_tables_together(runs, tmp_path, capsys):
         }
 
 
+def test_the_whole_catalogue_of_a_run_is_not_prepared_again(runs, tmp_path):
+    path = write_queries(tmp_path / "log.jsonl", {"query": "a blue leather bag", "relevant": ["p1-0001"]})
+    loaded = LoadedRun.load(runs / "whole")
+    own = loaded.run.config.data.train, loaded.run.config.data.validation
+    other = str(runs / "trai*.parquet"), own[1]
+    assert [len(x) for x in loaded.catalogue(own)] == [48, 24] and [len(x) for x in loaded.catalogue(other)] == [72]
+    assert loaded.catalogue(own)[0].name == loaded.records(split="train").name
+    asked = {"protocols": ("queries",), "relevant": path, "correct_hubs": 20}
+    figures = [evaluate(runs / "whole", data=tables, **asked)["queries"] for tables in (own, other)]
+    assert figures[0] == figures[1]
+
+
 def test_new_products_among_trained_ones_as_by_brute_force(runs, tmp_path, capsys):
     figures = evaluate(runs / "half", protocols=("mixed",), correct_hubs=100)["mixed"]
     loaded = LoadedRun.load(runs / "half")

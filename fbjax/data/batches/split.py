@@ -41,6 +41,11 @@ class Split(abc.ABC):
         content = (self.ids.tolist(), self.groups.tolist(), self.categories.tolist(), self.num_pieces.tolist())
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
+    @property
+    def ids_digest(self) -> str:
+        """A hash of which products there are, in their order."""
+        return hashlib.sha256(repr(self.ids.tolist()).encode()).hexdigest()
+
     def rows(self, ids: Sequence[str]) -> np.ndarray:
         """The rows of `ids`. Raises one ValueError with all unknown ids."""
         place = {identity: row for row, identity in enumerate(self.ids)}

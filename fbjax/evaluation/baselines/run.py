@@ -7,8 +7,10 @@ into one space. The score of a pair is the cosine.
 
 import numpy as np
 
+from fbjax.config.load import absolute
 from fbjax.config.schema import Config
 from fbjax.core.console import say
+from fbjax.core.paths import as_path
 from fbjax.data.sources.tables import clean_text
 from fbjax.evaluation import queries
 from fbjax.evaluation.baselines.cca import fit_cca
@@ -16,7 +18,8 @@ from fbjax.evaluation.baselines.features import text_features, whole_images
 from fbjax.evaluation.baselines.vse import fit_vse
 from fbjax.evaluation.gallery import full_figures
 from fbjax.evaluation.protocols import list_figures, read_request
-from fbjax.runs.run import Run
+from fbjax.runs.run import CONFIG, Run
+from fbjax.runs.stored_evaluation import write_evaluation, write_gallery
 from fbjax.runs.vocabulary import make_vocabulary
 
 RIDGE, NUM_DIRECTIONS = 0.03, 1000  # shares of the mean variance; of the SVD of texts
@@ -35,11 +38,15 @@ def baseline(
     ridge: float | None,
     num_directions: int | None,
     hardest: bool,
+    workdir: str | None = None,
 ) -> dict:
     """The figures of "cca" or "vse" on a config's validation split, fitted on its training split.
 
-    `dims` and `num_directions` (of the SVD) are upper bounds: a small catalogue has fewer.
+    `dims` and `num_directions` (of the SVD) are upper bounds: a small catalogue has fewer. `workdir`: folder that keeps
+    the evaluation, for `fbjax compare`; the model is not kept.
     """
+    if workdir and (as_path(workdir) / CONFIG).exists():
+        raise ValueError(f"--workdir {workdir} holds a run: choose another folder for the evaluation of {family}")
     if ridge is not None and family != "cca":
         raise ValueError(f"--ridge is for cca, not for {family}")
     ridge = RIDGE if ridge is None else ridge
@@ -77,10 +84,18 @@ def baseline(
         parts = np.array_split(pairs, -(-len(pairs) // 4096))
         return np.concatenate([np.einsum("ne,ne->n", text_vectors[p[:, 0]], image_vectors[p[:, 1]]) for p in parts])
 
-    figures, _ = list_figures(validation, protocols, lists, num_queries, cosines, scores_matches=False)
+    if workdir:
+        as_path(workdir).mkdir(parents=True, exist_ok=True)
+    figures, rankings = list_figures(validation, protocols, lists, num_queries, cosines, scores_matches=False)
+    if workdir and rankings:
+        sources = {"data": None, "candidates": candidates and absolute(candidates)}
+        write_evaluation(workdir, sources | {"figures": figures, "rankings": rankings})
     if "full" in protocols:
         codes = validation.text_codes()
-        figures["full"] = full_figures(text_vectors, image_vectors, validation.groups, num_queries, text_codes=codes)
+        vectors = text_vectors, image_vectors
+        figures["full"], ranks = full_figures(*vectors, validation.groups, num_queries, text_codes=codes)
+        if workdir:
+            write_gallery(workdir, {"ids_sha256": validation.ids_digest, "figures": figures["full"], "ranks": ranks})
     if asked:
         about = queries.about(asked, len(validation))
         figures["queries"] = queries.query_figures(query_vectors, image_vectors, asked) | about
