@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
-CONFIG ?= configs/my_catalogue.py
+CONFIG ?= configs/my_fashionbert.py
 
 .PHONY: quickstart setup test test-slow lint docs bench profile clean
 

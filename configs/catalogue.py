@@ -20,6 +20,7 @@ def get_config():
     fashion_products(c)
     efficientnet(c, size=224, patch=112, levels=(4, 10))
     c.patches.whole_image = True
+    c.model.pretrained, c.model.vocabulary = "minilm", "used"  # of MiniLM: the pieces of words alone
     linear_towers(c, size=512, tokens=128, feature_dropout=0.5)
     c.train.column_dropout = 0.3
     steps(c, 500, products=1024, rate=2e-3, warmup=0, save_every=125, log_every=25)

@@ -14,6 +14,19 @@ def products_with_captions(c: ConfigDict) -> None:
     c.data.columns.text, c.data.columns.category, c.data.columns.group = ("title", "caption"), "subcategory", "group"
 
 
+def own_table(c: ConfigDict) -> None:
+    """One table of your own; `fbjax prepare --check products.csv` proposes its columns."""
+    c.data.train = "products.csv"  # .parquet, .csv, .tsv or .jsonl; a glob for several files
+    c.data.validation = ""  # a table of its own, or "": a share of the groups is held out
+    c.data.holdout = 0.05
+    c.data.image_root = ""  # the folder that image paths are relative to, if not the table's
+    c.data.columns.id = "id"  # all different
+    c.data.columns.text = ("title",)  # one or more columns, joined by a space
+    c.data.columns.image = "image"  # a path, or embedded bytes
+    c.data.columns.category = "category"  # negatives and candidates come from the same one
+    c.data.columns.group = ""  # what joins variants of one product, if there is such a column
+
+
 def fashiongen(c: ConfigDict) -> None:
     """Fashion-Gen's HDF5 files, where TFDS keeps such data; a product's photos are one group."""
     c.data.train, c.data.validation = "fashiongen:train", "fashiongen:validation"
@@ -42,8 +55,7 @@ def gentle_augmentation(c: ConfigDict) -> None:
 
 
 def linear_towers(c: ConfigDict, size: int, tokens: int, feature_dropout: float) -> None:
-    """Towers without an encoder: a bag of n-grams against patch features side by side, in MiniLM's pieces."""
-    c.model.pretrained, c.model.vocabulary = "minilm", "used"
+    """Towers without an encoder: a bag of n-grams against patch features side by side."""
     c.model.text_tokens = c.model.text_bucket = tokens
     c.tasks = {"itc": {"branches": "linear", "embedding_dim": size, "feature_dropout": feature_dropout}}
     c.adaptive.method = "fixed"

@@ -22,7 +22,7 @@ DIRECTION = "direction of the --release file (default: inferred from its rows)"
 RERANK = "protocol full: number of nearest products to rerank, 0 for none (default: 20 if the run has the task tia)"
 TABLES = "product tables or globs, together the data (default: the run's validation split)"
 TOWERS = "protocols full, queries, mixed: run that embeds the products (default: the run itself)"
-HUBS = "protocols queries, mixed: also correct for hubs by at most N training texts, 10,000 without N (default: off)"
+HUBS = "protocols queries, mixed: also correct for hubs by at most N training texts, 100,000 without N (default: off)"
 
 
 @verb(
@@ -37,7 +37,7 @@ HUBS = "protocols queries, mixed: also correct for hubs by at most N training te
     QUERIES,
     flag("--towers", TOWERS, metavar="WORKDIR"),
     flag("--rerank", RERANK, type=int, metavar="N"),
-    flag("--correct-hubs", HUBS, type=int, nargs="?", const=10_000, metavar="N"),
+    flag("--correct-hubs", HUBS, type=int, nargs="?", const=100_000, metavar="N"),
     STEP,
     OUT,
     examples=(

@@ -8,12 +8,12 @@ PLOT = ".svg, .png or .pdf file for a plot of throughput per chip over chips (de
 
 @verb(
     "time training, scoring and patch features on synthetic batches",
-    flag("--config", CONFIG_HELP, default="configs/my_catalogue.py"),
+    flag("--config", CONFIG_HELP, default="configs/my_fashionbert.py"),
     flag("--repeats", "number of timed rounds; 0 reports only planned memory", type=int, default=10),
     flag("--compare", "time the same model in PyTorch too (default: no comparison)", choices=["torch"], default=""),
     flag("--trace", "folder for a profile of three steps (default: none)", metavar="DIR", default=""),
     JSON,
-    examples=("fbjax bench --config configs/my_catalogue.py --repeats 0 --json",),
+    examples=("fbjax bench --config configs/my_fashionbert.py --repeats 0 --json",),
 )
 def bench(json, **request) -> None:
     from fbjax.core.console import say
@@ -30,8 +30,8 @@ def bench(json, **request) -> None:
     out_file("--plot", PLOT),
     JSON,
     examples=(
-        "fbjax plan --config configs/my_catalogue.py",
-        "fbjax plan --config configs/my_catalogue.py --topology v5e:4x4 --per-chip 8 --plot scaling.svg",
+        "fbjax plan --config configs/my_fashionbert.py",
+        "fbjax plan --config configs/my_fashionbert.py --topology v5e:4x4 --per-chip 8 --plot scaling.svg",
     ),
 )
 def plan(config, topology, per_chip, plot, json) -> None:

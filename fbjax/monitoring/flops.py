@@ -3,7 +3,7 @@
 Matrix products and convolutions count 2 M N K each: once forward and, for each operand that depends on a parameter,
 once backward, as in PaLM's model FLOPs utilisation (Chowdhery et al. 2022, appendix B). Not counted are further
 pull-backs for the weights of Eq. 6, rematerialisation, augmentation and the optimiser; nor softmax, LayerNorm and GELU,
-which are 1 to 2 % of XLA's count (configs/catalogue_paper.py, configs/my_catalogue.py).
+which are 1 to 2 % of XLA's count (configs/catalogue_paper.py, configs/my_fashionbert.py).
 """
 
 import dataclasses

@@ -19,6 +19,7 @@ from fbjax.model.augment import augment
 from fbjax.model.fashionbert import FashionBert, Reading
 from fbjax.model.ngrams import bag_of_ngrams
 from fbjax.model.patch_features import PatchNetwork
+from fbjax.tasks import contrast
 from fbjax.tasks.base import IMAGE, NEGATIVE_PAIR, PAIR, TEXT, Example, MaskedBatch, PairView, Task, Views, task_key
 
 
@@ -75,7 +76,8 @@ class Objective:
 
         Negative pairs exist where a task needs them; other tasks may read them then.
         """
-        pairs = (PAIR, NEGATIVE_PAIR) if any(task.needs_negative for task in self.tasks) else (PAIR,)
+        there = any(task.needs_negative or task.mines_negatives for task in self.tasks)
+        pairs = (PAIR, NEGATIVE_PAIR) if there else (PAIR,)
         read = [view for view in pairs if any(view in task.views for task in self.tasks)]
         if len(read) == 2 and all({*read} <= {*task.views} for task in self.tasks if self._reads_positions(task)):
             return (tuple(read),)
@@ -93,7 +95,25 @@ class Objective:
     def losses(self, params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict]:
         """Losses [K], each a mean over the batch, and metrics."""
         key_masks, key_dropout = jax.random.split(key)
-        return self.losses_of(frozen, self.draw_masks(batch, key_masks), key_dropout).values(params)
+        masked = self.draw_masks(self.with_mined(params, frozen, batch, key_masks), key_masks)
+        return self.losses_of(frozen, masked, key_dropout).values(params)
+
+    def with_mined(self, params: Any, frozen: Any, batch: Batch, key: jax.Array) -> Batch:
+        """`batch` with a negative's image for each text, where a task has them picked from the batch; else as it is.
+
+        Drawn with the probabilities of a softmax over the towers' logits, as in ALBEF (Li et al. 2021, arXiv
+        2107.07651), among images of other groups and other texts, of which each text needs one. Costs one more reading
+        of each text and each image alone, without a gradient and without dropout.
+        """
+        if not any(task.mines_negatives for task in self.tasks):
+            return batch
+        head = partial(self._head, next(task for task in self.tasks if task.embeds), {**frozen, **params})
+        texts, images = (head("vector", self._read(frozen, batch, key, view, params, True)) for view in (TEXT, IMAGE))
+        logits = head("logit_scale") * contrast.cosine_matrix(texts, images)
+        logits = jnp.where(contrast.valid_negatives(batch.group, batch.ids), logits, -jnp.inf)
+        keys = jax.vmap(partial(jax.random.fold_in, task_key(key, NEGATIVE_PAIR)))(batch.index)
+        drawn = jax.vmap(jax.random.categorical)(keys, logits)
+        return batch._replace(negative=jnp.take(batch.image, drawn, axis=0))
 
     def draw_masks(self, batch: Batch, key: jax.Array) -> MaskedBatch:
         """Every task's targets, keyed by task and product: order, device count and other tasks do not matter.
@@ -188,13 +208,18 @@ class Objective:
 
     def _alone(self, frozen: Any, masked: MaskedBatch, key: jax.Array, view: str, params: Any) -> Reading:
         """The `Reading` of texts or of images without the other, nothing hidden."""
-        params, batch, trains = {**frozen, **params}, masked.batch, "patches" in params
+        return self._read(frozen, masked.batch, key, view, params)
+
+    def _read(
+        self, frozen: Any, batch: Batch, key: jax.Array, view: str, params: Any, deterministic: bool = False
+    ) -> Reading:
+        params, trains = {**frozen, **params}, "patches" in params and not deterministic
         key_drop, key_patches = jax.random.split(task_key(key, view))
         read = partial(self.model.apply, {"params": params["fashionbert"]}, method="read", rngs={"dropout": key_drop})
         if view == TEXT:
             bag = bag_of_ngrams(params["ngrams"], batch.ids) if self.model.reads_bags else None
-            return read(batch.ids, bag, None, False)
-        return read(None, None, self._features(params, batch.image, trains, key_patches), False)
+            return read(batch.ids, bag, None, deterministic)
+        return read(None, None, self._features(params, batch.image, trains, key_patches), deterministic)
 
     def _features(self, params: Any, images: jax.Array, trains: bool, key: jax.Array) -> jax.Array:
         """Patch features [N, P, C] float32, of a network that trains as it behaves in training."""
@@ -203,11 +228,7 @@ class Objective:
 
     def _loss(self, task: Task, passes: list[tuple[str, ...]], masked: MaskedBatch, params: Any, *outputs) -> tuple:
         """The loss of `task` over the outputs of the passes that it reads."""
-
-        def head(function: str, *arrays):
-            return self.model.apply({"params": params["fashionbert"]}, task.name, function, *arrays, method="run_head")
-
-        found, pairs = {}, []
+        head, found, pairs = partial(self._head, task, params), {}, []
         for views, output in zip(passes, outputs, strict=True):
             if views[0] in (TEXT, IMAGE):
                 found[views[0]] = output
@@ -216,6 +237,10 @@ class Objective:
         if pairs:
             found["pairs"] = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *pairs)
         return task.loss(head, Views(**found), masked.targets[task.name], masked)
+
+    def _head(self, task: Task, params: Any, function: str, *arrays) -> Any:
+        """``task.function(model, *arrays)`` with the model's parameters."""
+        return self.model.apply({"params": params["fashionbert"]}, task.name, function, *arrays, method="run_head")
 
     def _pair_view(
         self, task: Task, views: tuple[str, ...], masked: MaskedBatch, hidden: Any, means: Any, features: Any

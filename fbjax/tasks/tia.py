@@ -24,12 +24,16 @@ class TextImageAlignment(Task):
     head: Literal["cls", "cls+cosine"] = setting(
         "cls", "what decides: [CLS] (the paper), or [CLS] and the scaled cosine of the means over text and over image"
     )
+    negatives: Literal["table", "batch"] = setting(
+        "table",
+        "where a text's negative image comes from: the table, mostly of the same category (the paper); or the batch, "
+        "drawn by how near the towers of itc put it, so that what they confuse comes first (batch, as in ALBEF)",
+    )
     random_negatives_start: float = setting(0.0, "share of negatives from any category at step 0 ..", "[0, 1]")
     random_negatives_end: float = setting(0.0, ".. which changes linearly to this ..", "[0, 1]")
     random_negatives_steps: int = setting(0, ".. over so many steps; the rest are of the same category", "[0, inf)")
 
     owns = ("pooler", "tia")
-    needs_negative = True
     scores_pairs = True
     about = About(
         "Text-image alignment (tia)",
@@ -44,10 +48,20 @@ class TextImageAlignment(Task):
         return (PAIR, NEGATIVE_PAIR)
 
     @property
+    def needs_negative(self):
+        return self.negatives == "table"
+
+    @property
+    def mines_negatives(self):
+        return self.negatives == "batch"
+
+    @property
     def reads_means(self):
         return self.head == "cls+cosine"
 
     def check(self, config):
+        if self.mines_negatives and not any(task.embeds for task in config.tasks.values()):
+            return ["tasks.tia.negatives 'batch' asks towers, which no task here trains: add itc (or use 'table')"]
         if self.reads_means and not any(task.embeds and not task.reads_bags for task in config.tasks.values()):
             return [
                 "tasks.tia.head 'cls+cosine' compares vectors, which no task here makes: add itc, by its encoder "

@@ -35,7 +35,7 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
     def step(state: TrainState, frozen: Any, batch: Batch):
         batch = _with_images(batch, mesh)
         key_masks, key_dropout = step_keys(frozen["seed"], state.step)
-        masked = objective.draw_masks(batch, key_masks)
+        masked = objective.draw_masks(objective.with_mined(state.params, frozen, batch, key_masks), key_masks)
         micro_batches = split(masked, config.train.micro_batches)
         keys = jax.random.split(key_dropout, config.train.micro_batches)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(RULES):

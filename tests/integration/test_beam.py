@@ -218,7 +218,7 @@ def test_several_local_workers_are_processes_unless_it_says_otherwise():
 def test_without_beam_one_line_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     monkeypatch.delitem(sys.modules, "fbjax.data.records.beam")
-    table = ["--config", "configs/my_catalogue.py", "--config.data.train=nowhere.csv"]
+    table = ["--config", "configs/my_fashionbert.py", "--config.data.train=nowhere.csv"]
     assert main(["prepare", *table, "--beam"]) == 1
     assert capsys.readouterr().err.strip().endswith("pip install 'fbjax[beam]'")
     assert main(["prepare", *table, "--beam_options=--runner=DirectRunner"]) == 1

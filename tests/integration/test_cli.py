@@ -54,7 +54,8 @@ def folder(tmp_path_factory, trains_on_one_device):
     (folder / "configs").mkdir()
     template = CONFIG_FILE.format(train="", validation="", prepared="prepared")
     settings = 'c.data.holdout, c.tasks = 0.3, {"tia": {}, "itc": {"embedding_dim": 16}}; c.adaptive.method = "fixed"'
-    (folder / "configs" / "my_catalogue.py").write_text(template.replace("return c", f"{settings}; return c"))
+    for name in ("my_catalogue", "my_fashionbert"):
+        (folder / "configs" / f"{name}.py").write_text(template.replace("return c", f"{settings}; return c"))
     yield folder
     shutil.rmtree(folder)
 

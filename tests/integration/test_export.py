@@ -199,8 +199,8 @@ def test_bert_model_gives_the_text_backbone(exported):
 
 def test_a_checkpoint_of_eight_devices_is_exported_like_one_of_a_single(folder, tmp_path):
     """Both in float32, whatever their matrices were multiplied in."""
-    single = tiny("my_catalogue", folder, model__dtype="bfloat16")
-    sharded = tiny("my_catalogue", folder, model__dtype="bfloat16", mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+    single = tiny("my_fashionbert", folder, model__dtype="bfloat16")
+    sharded = tiny("my_fashionbert", folder, model__dtype="bfloat16", mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
     mesh = make_mesh(MeshConfig(2, 2, 2))
     for name, config, where in (("one", single, None), ("eight", sharded, mesh)):
         export(write_untrained(config, tmp_path / name, where), "hf", tmp_path / f"hf-{name}", say=silent)

@@ -72,7 +72,7 @@ def copied(exports, tmp_path):
     return shutil.copytree(exports["stablehlo"], tmp_path / "copied")
 
 
-QUICK = ("my_catalogue", "quickstart")
+QUICK = ("my_fashionbert", "quickstart")
 EVERY = packaged_configs()
 
 

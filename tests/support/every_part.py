@@ -21,7 +21,7 @@ def of_config(name: str, folder: Path) -> Config:
 
 def of_task(name: str, folder: Path) -> Config:
     """A config of the one task `name` with its defaults, on pixels."""
-    config = tiny("my_catalogue", folder, model__num_layers=1, patches__network="pixels", patches__mode="frozen")
+    config = tiny("my_fashionbert", folder, model__num_layers=1, patches__network="pixels", patches__mode="frozen")
     return dataclasses.replace(config, tasks={name: TASKS[name]()})
 
 

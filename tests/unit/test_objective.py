@@ -160,6 +160,39 @@ def test_attention_with_a_gate_by_hand():
     assert float(mixed[0, 0, 0, 0]) == pytest.approx((1 * 1 + 3 * 2) / 4 + 0.5 * 10)
 
 
+MINED = make_tasks("itc", "tia", itc={"embedding_dim": 8}, tia={"negatives": "batch"})
+
+
+def test_mined_negatives_are_drawn_by_a_softmax_over_the_towers_logits():
+    """How often each image is drawn in 3,000 steps, against the cosines of the model's own vectors."""
+    objective, batch = make_objective(tasks=MINED), make_batch()._replace(negative=None)
+    batch.image[:, 0, 0, 0] = np.arange(B)  # which image it is
+    params = make_state(objective).params
+    apply = partial(objective.model.apply, {"params": params["fashionbert"]})
+    features = objective.patches.apply({}, batch.image)
+    readings = apply(batch.ids, None, None, method="read"), apply(None, None, features, method="read")
+    texts, images = (np.asarray(apply("itc", "vector", x, method="run_head")) for x in readings)
+    logits = float(apply(method="logit_scale")) * texts @ images.T
+    logits[batch.group[:, None] == batch.group] = -np.inf  # the product's own image too
+    expected = np.asarray(jax.nn.softmax(logits))
+
+    mined = jax.vmap(lambda key: objective.with_mined(params, {"patches": {}}, batch, key).negative[:, 0, 0, 0])
+    drawn = np.asarray(jax.jit(mined)(jax.random.split(jax.random.key(0), 3000)))
+    found = (drawn[..., None] == np.arange(B)).mean(axis=0)
+    assert (found[expected == 0] == 0).all() and expected.max() > 0.5 > expected[expected > 0].min()
+    np.testing.assert_allclose(found, expected, atol=5 * np.sqrt(0.25 / 3000))
+
+
+def test_mined_negatives_are_what_tia_reads():
+    objective, batch = make_objective(tasks=MINED), make_batch()
+    params, key = make_state(objective).params, jax.random.split(jax.random.key(3))[0]
+    mined = objective.with_mined(params, {"patches": {}}, batch._replace(negative=None), key)
+    from_table = make_objective(tasks=make_tasks("itc", "tia", itc={"embedding_dim": 8}))
+    np.testing.assert_array_equal(
+        losses_of(objective, params, batch._replace(negative=None)), losses_of(from_table, params, mined)
+    )
+
+
 def test_nothing_is_hidden_for_a_task_that_is_left_out_and_the_whole_image_never():
     batch = make_batch()
     patches = dataclasses.replace(PATCHES, whole_image=True)
@@ -410,6 +443,11 @@ def test_device_count_does_not_change_the_step(method, mesh, monkeypatch):
     monkeypatch.setattr("fbjax.parallel.mesh.TILE", 1)  # task gradients of any width in shards
     config = dataclasses.replace(CONFIG, adaptive=AdaptiveConfig(method=method))
     assert_same_step(stepped(config), stepped(config, mesh=mesh))
+
+
+def test_device_count_does_not_change_the_step_of_mined_negatives():
+    config = dataclasses.replace(CONFIG, model=ONE_LAYER, tasks=MINED, adaptive=AdaptiveConfig(method="fixed"))
+    assert_same_step(stepped(config), stepped(config, mesh=MeshConfig(data=8)))
 
 
 def test_device_count_does_not_change_the_step_of_the_contrast():

@@ -35,7 +35,7 @@ def render(found: TableCheck, pattern: str) -> Iterator[str]:
     of = f"the first {PROFILED:,} of " if found.num_rows > PROFILED else ""
     yield f"\n{len(found.columns)} columns, {of}{found.num_rows:,} rows"
     yield from _render_columns(found)
-    yield f"\nroles ({'as the config maps them' if found.from_config else 'proposed from names and content'})"
+    yield f"\nroles ({'as the config maps them' if found.network else 'proposed from names and content'})"
     for role in ROLES:
         yield f"  {role:<9} {', '.join(found.mapping[role]) or '-'}{_remark(found, role)}"
     if found.num_products or found.skips:
@@ -115,10 +115,10 @@ def _render_pictures(found: TableCheck) -> Iterator[str]:
         yield "  " + ", ".join(f"{count} {kind}" for kind, count in pictures.kinds[:8])
         middle = statistics.median(pictures.sides)
         yield f"  shorter side {pictures.sides[0]} to {pictures.sides[-1]} pixels, {middle:.0f} in the middle"
-        if found.from_config:
+        if found.network:
             under = sum(side < found.image_size for side in pictures.sides)
-            smaller = ": a smaller one loses nothing" if middle < found.image_size else ""
-            yield f"  {under} are under patches.image_size {found.image_size}{smaller}"
+            smaller = found.network == "pixels" and middle < found.image_size
+            yield f"  {under} are under patches.image_size {found.image_size}{': a smaller one loses nothing' if smaller else ''}"
     for skip in pictures.skips:
         share = skip.count / pictures.num_tried
         yield f"  skipped: {skip.count} {skip.reason} ({share:.1%} of the sample), such as {skip.example}"

@@ -51,7 +51,7 @@ class TableCheck:
     mapping: dict[str, tuple[str, ...]]  # role -> columns; () if none fits
     image_root: str
     image_size: int
-    from_config: bool
+    network: str  # patches.network of the config; "" where the mapping is proposed
     holdout: float  # share of the groups for validation; 1.0 if validation has its own table
     skips: tuple[Skips, ...] = ()
     num_products: int = 0
@@ -85,7 +85,7 @@ def understand(files: list[Path], config: Config | None = None) -> TableCheck:
         mapping,
         data.image_root or (image.root if image else ""),
         settings.patches.image_size,
-        config is not None,
+        config.patches.network if config else "",
         1.0 if data.validation else data.holdout,
     )
     if not all(mapping[role] for role in ("id", "text", "category")):
