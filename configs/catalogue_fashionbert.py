@@ -12,22 +12,14 @@ share that each head learns; a token of the whole image comes before a 2 x 2 gri
 photographs have 60 x 80); two layers, 64 text tokens (the towers' 32 leave out more), fixed task weights.
 """
 
-from common import adam, fashion_products, minilm, mobilenet, steps
-
-from fbjax.config import defaults
+from catalogue_towers import get_config as towers
+from common import steps
 
 
 def get_config():
-    c = defaults()
-    fashion_products(c)
-    mobilenet(c, size=224, patch=112)
-    c.patches.whole_image = True
-    minilm(c, layers=2, tokens=64)
-    c.model.cross_attention = "gated"
+    c = towers()
+    c.model.text_tokens, c.model.cross_attention = 64, "gated"
     c.tasks = {"tia": {"head": "cls+cosine"}, "itc": {}}
-    c.adaptive.method = "fixed"
     c.train.start_from = "runs/towers"
     steps(c, 600, products=64, rate=2e-4, warmup=50, save_every=200, log_every=25)
-    adam(c)
-    c.train.evaluate_products = 512
     return c

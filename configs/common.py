@@ -10,6 +10,13 @@ def fashion_products(c: ConfigDict, train: str = "train-*") -> None:
     products_with_captions(c)
 
 
+def drawn_garments(c: ConfigDict) -> None:
+    """What `fbjax draw --out quickstart/drawn` has drawn."""
+    c.data.train, c.data.validation = "quickstart/drawn/train.parquet", "quickstart/drawn/validation.parquet"
+    c.data.prepared = "quickstart/prepared"
+    products_with_captions(c)
+
+
 def products_with_captions(c: ConfigDict) -> None:
     c.data.columns.text, c.data.columns.category, c.data.columns.group = ("title", "caption"), "subcategory", "group"
 

@@ -1,12 +1,11 @@
 """A catalogue of your own: the towers of `configs/catalogue.py`, and a vocabulary trained on your texts.
 
-    pip install 'fbjax[efficientnet]'
     fbjax prepare --check products.csv
     fbjax train --config my_catalogue --workdir runs/mine --config.data.train=products.csv
     fbjax evaluate --workdir runs/mine --queries 100 --out metrics.json
     fbjax report --workdir runs/mine
 
-The second command proposes the columns of `own_table` in configs/common.py; docs/guides/your-catalogue.md explains each.
+The first command proposes the columns of `own_table` in configs/common.py; docs/guides/your-catalogue.md explains each.
 With several text columns, `train.column_dropout` of .3 also reads each of them alone, as a query is short.
 """
 

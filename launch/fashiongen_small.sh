@@ -15,7 +15,7 @@ fbjax draw --out "$OUT/manual" --products "${PRODUCTS:-4000}" --seed 1 --format 
 fbjax prepare --check "$OUT/manual/fashiongen_256_256_train.h5"
 
 # 3. The paper's config but for size: raw pixels for ResNeXt-101, two narrow layers from random weights for BERT-base, and
-#    what these want: rate, schedule, no dropout, fixed task weights, easy partners to begin with (configs/quickstart.py).
+#    what these want: rate, schedule, no dropout, fixed task weights, easy partners to begin with (configs/quickstart_fashionbert.py).
 fbjax train --config configs/fashiongen_paper.py --workdir "$OUT/run" \
   --config.data.manual_dir="$OUT/manual" --config.data.prepared="$OUT/prepared" \
   --config.patches.network=pixels --config.patches.image_size=96 --config.patches.patch_size=24 \

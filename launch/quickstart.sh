@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a report with pictures: draws a catalogue, trains FashionBERT on it, evaluates and ranks.
+# From nothing to a report with pictures: draws a catalogue, trains on it, evaluates and ranks.
 #   make quickstart
 # A second run reuses what the first one made; remove the folder quickstart/ to start over.
 set -euo pipefail
@@ -20,7 +20,7 @@ show fbjax draw --out quickstart/drawn --products 6000 --seed 1
 # Their text and pictures as records that training reads in any order.
 show fbjax prepare --config configs/quickstart.py
 
-# Words, patches and alignment, from random weights. An interrupted run resumes from its last checkpoint.
+# Texts and pictures as vectors: words and word pairs, and features of a small network. An interrupted run resumes.
 show fbjax train --config configs/quickstart.py --workdir $run
 
 # Products that training has not seen: one right answer among 101 of the same kind.
@@ -30,7 +30,7 @@ else
   show fbjax evaluate --workdir $run --queries 500 --out quickstart/metrics.json
 fi
 
-# Images for a text, and texts for an image, within a category: negatives of training came from the same category.
+# Images for a text, and texts for an image, within a category.
 show fbjax rank --workdir $run --text "red dress with mint zigzags" --category dress --top 5 --html quickstart/text.html
 show fbjax rank --workdir $run --image quickstart/drawn/examples/1.jpg --category dress --top 5 --html quickstart/image.html
 

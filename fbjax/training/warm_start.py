@@ -22,6 +22,7 @@ from fbjax.runs.run import Run
 
 CALIBRATED, STANDARDISED = 512, 2048  # products
 IMAGES_AT_ONCE = 64
+NAMED = 4  # of the arrays of one module
 SMALLEST_DEVIATION = 1e-3  # of a feature's root: smaller ones are noise
 POSITIONS = "fashionbert/text_embeddings/position"
 
@@ -101,6 +102,17 @@ def calibrate_match_bias(params: dict, run: Run, records: Split, sampler: Sample
     return params | {"fashionbert": task.shifted(params["fashionbert"], split)}
 
 
+def in_short(names: list[str]) -> str:
+    """Paths of parameters, sorted, for a reader: where a module has many, their number."""
+    modules = {}
+    for name in names:
+        modules.setdefault("/".join(name.split("/")[:2]), []).append(name)
+    return ", ".join(
+        ", ".join(inside) if len(inside) <= NAMED else f"{module} ({len(inside)} arrays)"
+        for module, inside in modules.items()
+    )
+
+
 def _taken_over(params: dict, theirs: dict, name: str) -> dict:
     ours, theirs = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (params, theirs))
     shared = ours.keys() & theirs.keys()
@@ -115,8 +127,8 @@ def _taken_over(params: dict, theirs: dict, name: str) -> dict:
         raise ValueError(f"the weights of {name} do not fit the config:\n  " + "\n  ".join(unlike))
     say(f"starting from {name}: {len(shared)} arrays")
     if fresh := sorted(ours.keys() - shared):
-        say("staying as they are, as it lacks them: " + ", ".join(fresh))
+        say(f"staying as they are, as it lacks them: {in_short(fresh)}")
     if left := sorted(theirs.keys() - shared):
-        say("left behind, as this run has no place for them: " + ", ".join(left))
+        say(f"left behind, as this run has no place for them: {in_short(left)}")
     merged = {k: jax.device_put(theirs[k], v.sharding) if k in shared else v for k, v in ours.items()}
     return flax.traverse_util.unflatten_dict(merged, sep="/")

