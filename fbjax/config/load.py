@@ -191,7 +191,7 @@ def _absolute(section: Any) -> Any:
         value = getattr(section, field.name)
         if dataclasses.is_dataclass(value):
             changed[field.name] = _absolute(value)
-        elif field.metadata.get("is_path") and not (field.metadata["or_name"] and re.fullmatch(r"[\w-]+", value)):
+        elif field.metadata.get("is_path") and not (field.metadata["or_name"] and re.fullmatch(r"[\w+-]+", value)):
             changed[field.name] = absolute(value)
         elif field.name == "plugins":
             changed[field.name] = tuple(absolute(name) if name.endswith(".py") else name for name in value)

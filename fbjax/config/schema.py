@@ -101,8 +101,8 @@ class PatchConfig:
     network: str = setting(
         "pixels",
         "pixels, mobilenet_v1, resnet50 (v1.5: torchvision, Hugging Face), resnet50_v1 (Keras), resnext101_32x8d (the "
-        "paper), inception_v3, efficientnet_lite0, efficientnet_lite2, dinov2_vits14, or a registered backbone; see "
-        "the guide on patch networks",
+        "paper), inception_v3, efficientnet_lite0, efficientnet_lite2, dinov2_vits14, or a registered backbone; "
+        "several with + in between stand side by side, and so do their weights; see the guide on patch networks",
     )
     geometry: Literal["per_patch", "feature_map"] = setting(
         "per_patch", "per_patch: each patch alone (the paper); feature_map: cells of one pass over the whole image"
@@ -120,7 +120,9 @@ class PatchConfig:
         32, "pixels; per_patch resizes each patch to this before the network (the release: 224)", "[1, inf)"
     )
     levels: tuple[int, ...] = setting(
-        (), "blocks of the network whose maps, averaged to the cells of its last, stand beside it: colours and textures"
+        (),
+        "blocks of the network whose maps, averaged to the cells of its last, stand beside it: colours and textures; "
+        "of several networks, blocks are counted through",
     )
     whole_image: bool = setting(
         False, "a token of the whole image before the patches: the mean of its feature map, or a ViT's class token"

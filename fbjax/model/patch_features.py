@@ -26,6 +26,8 @@ from fbjax.core import resampling
 from fbjax.model.backbones.registry import BACKBONES, Backbone, load_network, shapes_of
 from fbjax.model.weights.files import FORMATS
 
+SIDE_BY_SIDE = "+"  # between the names of several networks
+NETWORK = "patches/network/"  # before the names of a network's parameters
 PIXELS_AT_ONCE = 2**22  # of enlarged patches; a network needs some 200 bytes a pixel
 Output = jax.Array | tuple[jax.Array, jax.Array]  # feature map, or (feature map, features of the whole image)
 Network = Callable[[jax.Array, jax.Array | None], Output]  # (images, PRNG key or None) -> ..
@@ -126,6 +128,16 @@ class PatchNetwork:
 
 def build_patch_network(config, weights_path: str | Path | None = None) -> PatchNetwork:
     """The network that a `PatchConfig` describes, with weights from `weights_path` (default: the config's path)."""
+    return _side_by_side(config, partial(_loaded, weights_path=weights_path))
+
+
+def abstract_patch_network(config) -> PatchNetwork:
+    """The same with shapes for parameters, without reading a file; to compile, not to run."""
+    return _side_by_side(config, _abstract)
+
+
+def _loaded(config, weights_path: str | Path | None = None) -> tuple[nn.Module, dict, str]:
+    """A single network, its parameters by name, and a hash of these and the geometry."""
     backbone = _backbone(config)
     if backbone.needs_weights:
         network, weights = load_network(config.network, weights_path or config.weights)
@@ -137,25 +149,82 @@ def build_patch_network(config, weights_path: str | Path | None = None) -> Patch
     digest = hashlib.sha256(repr(geometry).encode())
     for name in sorted(weights):
         digest.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())
-    arrays = {name: jnp.asarray(array) for name, array in weights.items()}
-    return _patch_network(config, network, arrays, digest.hexdigest())
+    return network, {name: jnp.asarray(array) for name, array in weights.items()}, digest.hexdigest()
 
 
-def abstract_patch_network(config) -> PatchNetwork:
-    """The same with shapes for parameters, without reading a file; to compile, not to run."""
+def _abstract(config) -> tuple[nn.Module, dict, str]:
     backbone = _backbone(config)
     if not backbone.needs_weights:
-        return build_patch_network(config)
+        return _loaded(config)
     try:
         network = backbone.build({})
     except KeyError:
         if Path(config.weights).is_file():
-            return build_patch_network(config)
+            return _loaded(config)
         remedy = f"set config.patches.weights to {FORMATS}"
         raise ValueError(f"only its weights tell the width of {config.network!r}: {remedy}") from None
     shapes = shapes_of(network, backbone.smallest)
-    abstract = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-    return _patch_network(config, network, abstract, "abstract")
+    return network, {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}, "abstract"
+
+
+def _side_by_side(config, load: Callable) -> PatchNetwork:
+    """The network of `config`, or several joined, each by ``load(its config)``; their blocks are counted through."""
+    parts, first = {}, 0
+    singles = _singles(config)
+    for single in singles:
+        network, arrays, digest = load(single)
+        if len(singles) > 1:
+            count = len(BACKBONES[single.network].blocks(network))
+            here = tuple(level - first for level in config.levels if first <= level < first + count)
+            single, first = dataclasses.replace(single, levels=here), first + count
+        parts[single.network] = _patch_network(single, network, arrays, digest)
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    if beyond := [level for level in config.levels if not 0 <= level < first]:
+        raise ValueError(f"patches.levels {config.levels}: {config.network} has {first} blocks, no map {beyond[0]}")
+    return _joined(parts)
+
+
+def _singles(config) -> list:
+    """A config for each network that stands side by side."""
+    names, weights = config.network.split(SIDE_BY_SIDE), [config.weights]
+    if len(names) > 1 and config.weights:
+        weights = config.weights.split(SIDE_BY_SIDE)
+    if len(set(names)) < len(names):
+        raise ValueError(f"patches.network {config.network!r} names a network twice: name it once")
+    if len(weights) not in (1, len(names)):
+        raise ValueError(
+            f"patches.weights {config.weights!r} names {len(weights)} files for the {len(names)} networks of "
+            f"{config.network!r}: give one for each, with {SIDE_BY_SIDE} in between"
+        )
+    weights = weights * len(names) if len(weights) == 1 else weights
+    pairs = zip(names, weights, strict=True)
+    return [dataclasses.replace(config, network=name, weights=path) for name, path in pairs]
+
+
+def _joined(parts: dict[str, PatchNetwork]) -> PatchNetwork:
+    """Networks side by side: the features of each patch are those of all of them, one after another."""
+
+    def apply(params, images, *, train=False, key=None):
+        keys = [None] * len(parts) if key is None else jax.random.split(key, len(parts))
+        features = [
+            part.apply({"network": params["network"].get(name, {})}, images, train=train, key=own)
+            for (name, part), own in zip(parts.items(), keys, strict=True)
+        ]
+        return jnp.concatenate(features, axis=-1)
+
+    networks = list(parts.values())
+    twins = {name: part.twin for name, part in parts.items()}
+    digest = hashlib.sha256("".join(part.fingerprint for part in networks).encode()).hexdigest()
+    return dataclasses.replace(
+        networks[0],
+        apply=apply,
+        params={"network": {name: part.params["network"] for name, part in parts.items() if part.params}},
+        feature_size=sum(part.feature_size for part in networks),
+        fingerprint=f"{SIDE_BY_SIDE.join(parts)}-{digest[:12]}",
+        twin={"class": "SideBySide", "networks": twins} if all(twins.values()) else None,
+        fixed=tuple(f"{NETWORK}{name}/{x.removeprefix(NETWORK)}" for name, part in parts.items() for x in part.fixed),
+    )
 
 
 def _identity(params, features: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
@@ -202,7 +271,7 @@ def _patch_network(config, network: nn.Module, arrays: dict[str, Any], digest: s
         whole_image=config.whole_image,
         fingerprint=f"{config.network}-{config.geometry}-{config.image_size}-{digest[:12]}",
         twin=backbone.twin(network) | ({"levels": list(levels)} if levels else {}) if backbone.twin else None,
-        fixed=tuple(f"patches/network/{name}" for name in fixed),
+        fixed=tuple(f"{NETWORK}{name}" for name in fixed),
     )
 
 

@@ -16,6 +16,7 @@ from fbjax.model.backbones.efficientnet_lite import efficientnet_lite0, efficien
 from fbjax.model.backbones.layers import DepthwiseConv  # noqa: E402
 from fbjax.model.backbones.registry import load_network  # noqa: E402
 from fbjax.model.patch_features import abstract_patch_network, build_patch_network  # noqa: E402
+from fbjax.model.weights.files import write_npz  # noqa: E402
 from tests.support.efficientnets import LITE0, LITE2, Lite  # noqa: E402
 from tests.support.resnets import (  # noqa: E402
     as_arrays,
@@ -88,9 +89,46 @@ def test_maps_of_earlier_blocks_stand_before_the_last_in_jax_and_in_pytorch(tmp_
         assert_equal_to_reference(features, twin(torch.tensor(images)).numpy())
 
 
+def test_networks_side_by_side_give_the_features_of_both_in_jax_and_in_pytorch(tmp_path):
+    paths, images = [tmp_path / "lite0.pth", tmp_path / "lite2.pth"], pictures(64)
+    for path, sizes in zip(paths, (LITE0, LITE2), strict=True):
+        torch.save(randomised(Lite(sizes)).state_dict(), path)
+    config = PatchConfig("", "", "feature_map", 64, 32, whole_image=True, frozen_blocks=3)
+    singles = [("efficientnet_lite0", (4,), paths[0]), ("efficientnet_lite2", (6, 14), paths[1])]
+    parts = [
+        build_patch_network(dataclasses.replace(config, network=name, levels=levels, weights=str(path)))
+        for name, levels, path in singles
+    ]
+    expected = np.concatenate([part.apply(part.params, images) for part in parts], axis=-1)
+    both = dataclasses.replace(
+        config,
+        network="efficientnet_lite0+efficientnet_lite2",
+        weights="+".join(map(str, paths)),
+        levels=(4, 16 + 6, 16 + 14),
+    )
+    network, planned = build_patch_network(both), abstract_patch_network(both)
+    features = np.asarray(jax.jit(network.apply)(network.params, images))
+    np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-5)
+    assert (network.num_patches, network.feature_size) == (5, features.shape[-1])
+    assert (planned.num_patches, planned.feature_size) == (5, features.shape[-1])
+    assert {"patches/network/efficientnet_lite0/stem", "patches/network/efficientnet_lite2/block_2"} < {*network.fixed}
+
+    write_npz(tmp_path / "patches.npz", network.params["network"])  # as a workdir keeps them
+    again = build_patch_network(both, tmp_path / "patches.npz")
+    assert again.fingerprint == network.fingerprint not in [part.fingerprint for part in parts]
+    twin = PatchExtractor(describe_patches(both, network)).eval()
+    arrays = to_torch({"patches": network.params}, 0)
+    twin.load_state_dict({name.removeprefix("patches."): torch.tensor(x) for name, x in arrays.items()})
+    with torch.inference_mode():
+        assert_equal_to_reference(features, twin(torch.tensor(images)).numpy())
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
+        ({"network": "efficientnet_lite0+efficientnet_lite0"}, "names a network twice: name it once"),
+        ({"network": "efficientnet_lite0+pixels", "weights": "a+b+c"}, "names 3 files for the 2 networks"),
+        ({"network": "efficientnet_lite0+efficientnet_lite2", "levels": (4, 37)}, "has 37 blocks, no map 37"),
         ({"levels": (4, 15)}, r"patches.levels \(4, 15\): EfficientNetLite has no map 15 \(use some of 0 to 14\)"),
         ({"frozen_blocks": 16}, r"patches.frozen_blocks 16: EfficientNetLite has 16 blocks \(use 15 or fewer"),
     ],

@@ -11,6 +11,7 @@ from torch import nn
 from .networks_fashionbert import NETWORKS
 from .vit_fashionbert import VisionTransformer
 
+SIDE_BY_SIDE = "SideBySide"  # several networks: a patch has the features of all, one after another
 PATCHES_AT_ONCE_PIXELS = 2**22  # limit of enlarged patches in one pass
 
 
@@ -26,49 +27,60 @@ class PatchExtractor(nn.Module):
         super().__init__()
         self.geometry, self.whole_image = patches["geometry"], patches["whole_image"]
         self.patch_size, self.patch_input_size = patches["patch_size"], patches["patch_input_size"]
-        self.levels = patches["twin"].get("levels", ())
-        self.network = build_network(patches["twin"])
+        twin = patches["twin"]
+        if twin["class"] == SIDE_BY_SIDE:
+            self.network = nn.ModuleDict({name: build_network(part) for name, part in twin["networks"].items()})
+            self.levels = {name: part.get("levels", ()) for name, part in twin["networks"].items()}
+        else:
+            self.network, self.levels = build_network(twin), twin.get("levels", ())
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         images = images.to(torch.float32).permute(0, 3, 1, 2)
+        if not isinstance(self.network, nn.ModuleDict):
+            return self._features(images, self.network, self.levels)
+        parts = [self._features(images, network, self.levels[name]) for name, network in self.network.items()]
+        return torch.cat(parts, dim=-1)
+
+    def _features(self, images: torch.Tensor, network: nn.Module, levels) -> torch.Tensor:
         side = images.shape[2] // self.patch_size
         if self.geometry == "feature_map" or self.whole_image:
-            feature_map, whole = map_and_whole(self._output(images))
+            feature_map, whole = map_and_whole(output_of(network, levels, images))
         if self.geometry == "feature_map":
             patches = average_cells(feature_map, side).flatten(2).transpose(1, 2)
         else:
-            patches = self._per_patch(images, side)
+            patches = self._per_patch(images, side, network, levels)
         if not self.whole_image:
             return patches
         return torch.cat([whole[:, None], patches], dim=1)
 
-    def _per_patch(self, images: torch.Tensor, side: int) -> torch.Tensor:
+    def _per_patch(self, images: torch.Tensor, side: int, network: nn.Module, levels) -> torch.Tensor:
         size = self.patch_size
         patches = images.reshape(len(images), 3, side, size, side, size).permute(0, 2, 4, 1, 3, 5)
         patches = patches.reshape(-1, 3, size, size)
         at_once = max(1, PATCHES_AT_ONCE_PIXELS // self.patch_input_size**2)
-        pooled = [self._pooled(part) for part in patches.split(at_once)]
+        pooled = [self._pooled(part, network, levels) for part in patches.split(at_once)]
         return torch.cat(pooled).reshape(len(images), side * side, -1)
 
-    def _pooled(self, patches: torch.Tensor) -> torch.Tensor:
+    def _pooled(self, patches: torch.Tensor, network: nn.Module, levels) -> torch.Tensor:
         if self.patch_input_size != self.patch_size:
             size = (self.patch_input_size, self.patch_input_size)
             patches = F.interpolate(patches, size, mode="bilinear", align_corners=False, antialias=True)
-        return map_and_whole(self._output(patches))[0].mean(dim=(2, 3))
+        return map_and_whole(output_of(network, levels, patches))[0].mean(dim=(2, 3))
 
-    def _output(self, images: torch.Tensor):
-        """The network's; with `levels`, its map with those of these modules, averaged to its cells, before it."""
-        maps: list[torch.Tensor] = []
-        blocks = [getattr(self.network, name) for name in self.levels]
-        hooks = [block.register_forward_hook(lambda *given: maps.append(given[-1])) for block in blocks]
-        try:
-            output = self.network(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if not maps:
-            return output
-        return torch.cat([*(average_cells(level, output.shape[2]) for level in maps), output], dim=1)
+
+def output_of(network: nn.Module, levels, images: torch.Tensor):
+    """A network's output; with `levels`, its map with those of these modules, averaged to its cells, before it."""
+    maps: list[torch.Tensor] = []
+    blocks = [getattr(network, name) for name in levels]
+    hooks = [block.register_forward_hook(lambda *given: maps.append(given[-1])) for block in blocks]
+    try:
+        output = network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not maps:
+        return output
+    return torch.cat([*(average_cells(level, output.shape[2]) for level in maps), output], dim=1)
 
 
 def map_and_whole(output) -> tuple[torch.Tensor, torch.Tensor]:

@@ -95,6 +95,8 @@ def load_network(name: str, path: str | Path) -> tuple[nn.Module, dict[str, np.n
     """
     backbone, path = BACKBONES[name], find_weights(name, path)
     arrays = read_arrays(path)
+    if own := {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}:
+        arrays = own  # of several networks side by side, as a workdir has them
     try:
         network = backbone.build(arrays)
     except KeyError as error:
