@@ -191,11 +191,18 @@ def _absolute(section: Any) -> Any:
         value = getattr(section, field.name)
         if dataclasses.is_dataclass(value):
             changed[field.name] = _absolute(value)
-        elif field.metadata.get("is_path") and not (field.metadata["or_name"] and re.fullmatch(r"[\w+-]+", value)):
-            changed[field.name] = absolute(value)
+        elif field.metadata.get("is_path"):
+            changed[field.name] = _absolute_or_names(value) if field.metadata["or_name"] else absolute(value)
         elif field.name == "plugins":
             changed[field.name] = tuple(absolute(name) if name.endswith(".py") else name for name in value)
     return dataclasses.replace(section, **changed)
+
+
+def _absolute_or_names(value: str) -> str:
+    """`absolute` of a path, or of each path where several stand with + in between; names of packages as they are."""
+    if os.path.isfile(value):
+        return absolute(value)
+    return "+".join(part if re.fullmatch(r"[\w-]+", part) else absolute(part) for part in value.split("+"))
 
 
 def _task(name: str) -> type:

@@ -188,7 +188,7 @@ def _side_by_side(config, load: Callable) -> PatchNetwork:
 def _singles(config) -> list:
     """A config for each network that stands side by side."""
     names, weights = config.network.split(SIDE_BY_SIDE), [config.weights]
-    if len(names) > 1 and config.weights:
+    if len(names) > 1 and config.weights and not Path(config.weights).is_file():
         weights = config.weights.split(SIDE_BY_SIDE)
     if len(set(names)) < len(names):
         raise ValueError(f"patches.network {config.network!r} names a network twice: name it once")

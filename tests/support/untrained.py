@@ -47,7 +47,7 @@ def tiny(name: str, folder: Path, **changes) -> Config:
     """The project's config `name` at tiny sizes, with ``section__field=value`` changed; weights go to `folder`."""
     config = load_config(CONFIGS / f"{name}.py", [f"{key}={value}" for key, value in SIZES.items()])
     sizes = PIXELS if config.patches.network == "pixels" else NETWORK
-    weights = folder / f"{config.patches.network}.npz"
+    weights = folder / f"{config.patches.network.replace('+', '_')}.npz"  # + stands between several files
     sizes = sizes | {"patches.weights": weights}
     sizes |= {f"tasks.{name}.embedding_dim": 16 for name, task in config.tasks.items() if task.embeds}
     sizes |= {key.replace("__", "."): value for key, value in changes.items()}
@@ -55,8 +55,8 @@ def tiny(name: str, folder: Path, **changes) -> Config:
         sizes = {"patches.levels": (), "patches.frozen_blocks": 0} | sizes
     overrides = [f"{key}={value}" for key, value in (SIZES | sizes).items()]
     config = load_config(CONFIGS / f"{name}.py", overrides)
-    network = config.patches.network
-    if network in BACKBONES and BACKBONES[network].needs_weights and not weights.is_file():
+    networks = [name for name in config.patches.network.split("+") if name in BACKBONES]
+    if any(BACKBONES[name].needs_weights for name in networks) and not weights.is_file():
         write_weights(config.patches, weights)
     return config
 

