@@ -30,14 +30,31 @@ def choose_words(key: jax.Array, word_ids: jax.Array, rate: float) -> jax.Array:
     limit = limits[real.sum()]  # float32 on the device would round 0.15 * 190 up, beyond the slots
     lengths = jnp.zeros(num_tokens, jnp.int32).at[jnp.where(real, word_ids, num_tokens)].add(1, mode="drop")
 
-    def visit(taken, word):
-        fits = (taken + lengths[word] <= limit) & (lengths[word] > 0)
-        return taken + jnp.where(fits, lengths[word], 0), fits
-
     order = jnp.argsort(jax.random.uniform(key, (num_tokens,)))
-    _, fits = jax.lax.scan(visit, jnp.int32(0), order)
+    fits = take_in_order(lengths[order], limit)
     chosen = jnp.zeros(num_tokens, bool).at[order].set(fits)
     return real & chosen[word_ids]
+
+
+def take_in_order(lengths: jax.Array, limit: jax.Array) -> jax.Array:
+    """Which of ``lengths [T]`` are taken, bool [T], where each in turn is taken if it still fits into `limit`; no 0.
+
+    All that fit before the first that does not are taken at once. What is left is then shorter than that one, so the
+    number of rounds is at most that of distinct lengths, and mostly two or three where a scan has T steps.
+    """
+
+    def open_(state):
+        taken, first = state
+        left = limit - jnp.where(taken, lengths, 0).sum()
+        return (jnp.arange(len(lengths)) >= first) & (lengths > 0) & (lengths <= left), left
+
+    def take(state):
+        candidates, left = open_(state)
+        enough = jnp.cumsum(jnp.where(candidates, lengths, 0)) <= left
+        return state[0] | (candidates & enough), jnp.where(enough.all(), len(lengths), enough.argmin())
+
+    start = jnp.zeros(len(lengths), bool), jnp.int32(0)
+    return jax.lax.while_loop(lambda state: open_(state)[0].any(), take, start)[0]
 
 
 def mask_text(

@@ -12,6 +12,7 @@ from fbjax.tasks import masking
 T, MASK_ID, V = 32, 4, 1000
 word_lengths = st.lists(st.integers(1, 5), min_size=1, max_size=12).filter(lambda lengths: sum(lengths) <= T - 2)
 mask_text = jax.jit(masking.mask_text, static_argnames=("rate", "mask_id", "vocabulary_size"))
+take_in_order = jax.jit(masking.take_in_order)
 
 
 def text_of(lengths, num_tokens=T):
@@ -37,6 +38,16 @@ def test_words_are_masked_whole_and_special_tokens_never(lengths, seed):
     assert len(chosen) <= max(1, round(0.3 * sum(lengths)))
     untouched = np.setdiff1d(np.arange(T), chosen)
     np.testing.assert_array_equal(np.asarray(masked)[untouched], np.asarray(ids)[untouched])
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40).map(np.array), st.integers(1, 30))
+def test_each_word_in_turn_is_taken_if_it_still_fits(lengths, limit):
+    left, expected = limit, []
+    for length in lengths:
+        expected.append(0 < length <= left)
+        left -= length * expected[-1]
+    padded = np.pad(lengths, (0, 40 - len(lengths)))  # of one shape: compiled once
+    assert take_in_order(padded, limit).tolist()[: len(lengths)] == expected
 
 
 @given(word_lengths, st.integers(0, 2**31), st.sampled_from([33, 48, 64]))
