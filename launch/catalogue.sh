@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What retrieves best on a catalogue, from the table to the figures: the linear models to beat, then the recipe.
+# What retrieves best on a catalogue, from the table to the figures: the linear models to beat, the recipe, an encoder on top.
 # Interrupted, it goes on where it was.
 #
 #     launch/catalogue.sh [FOLDER] [validation-101.jsonl]
@@ -20,6 +20,14 @@ fbjax baseline ngrams --config configs/catalogue_towers.py --workdir "$RUNS/ngra
 fbjax train --config configs/catalogue.py --workdir "$RUNS/catalogue"
 fbjax evaluate --workdir "$RUNS/catalogue" --candidates "$LISTS" --protocol $PROTOCOLS --out "$RUNS/catalogue.json"
 
-# 3. Is the difference more than chance? Paired by query, over the lists and the whole gallery.
+# 3. FashionBERT's encoder beside it, on what such towers lack on products that they have not seen.
+fbjax train --config configs/catalogue.py --workdir "$RUNS/first" --config.train.half=first --config.train.num_steps=250
+fbjax train --config configs/catalogue_encoder.py --workdir "$RUNS/encoder"
+fbjax train --config configs/catalogue_stacked.py --workdir "$RUNS/stacked" --config.tasks.itc.towers="$RUNS/first" \
+  --config.train.start_from="$RUNS/encoder+$RUNS/catalogue"
+fbjax evaluate --workdir "$RUNS/stacked" --candidates "$LISTS" --protocol $PROTOCOLS --out "$RUNS/stacked.json"
+
+# 4. Is the difference more than chance? Paired by query, over the lists and the whole gallery.
 fbjax compare "$RUNS/vse" "$RUNS/catalogue"
 fbjax compare "$RUNS/ngrams" "$RUNS/catalogue"
+fbjax compare "$RUNS/catalogue" "$RUNS/stacked"

@@ -127,16 +127,17 @@ def _train_ngrams(workdir, config, seed, dims, num_directions, ridge, hardest, *
     given = {"--svd": num_directions is not None, "--ridge": ridge is not None, "--hardest": hardest}
     if unused := [name for name, is_given in given.items() if is_given]:
         raise ValueError(f"{', '.join(unused)} is not for ngrams: leave it out")
-    from fbjax.evaluation import mixed, protocols, queries
+    from fbjax.evaluation import protocols, queries
     from fbjax.evaluation.baselines.ngrams import ngrams_config
-    from fbjax.evaluation.evaluate import evaluate
+    from fbjax.evaluation.evaluate import MIXED, evaluate
+    from fbjax.runs.halves import trained_half
     from fbjax.training.loop import train
 
     # what the evaluation would refuse is refused before long work
     protocols.read_request(request["protocols"], request["candidates"], request["num_queries"])
     queries.read_request(request["protocols"], request["relevant"], request["num_queries"])
     if "mixed" in request["protocols"]:
-        mixed.check_run(config, workdir or "this baseline")
+        trained_half(config, workdir or "this baseline", MIXED)
     with tempfile.TemporaryDirectory() as folder:
         train(ngrams_config(config, seed, dims), workdir or folder)
         return evaluate(workdir or folder, **request)

@@ -14,7 +14,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -192,17 +192,21 @@ def _absolute(section: Any) -> Any:
         if dataclasses.is_dataclass(value):
             changed[field.name] = _absolute(value)
         elif field.metadata.get("is_path"):
-            changed[field.name] = _absolute_or_names(value) if field.metadata["or_name"] else absolute(value)
+            changed[field.name] = _absolute_paths(value, field.metadata)
+        elif field.name == "tasks":
+            changed[field.name] = {name: _absolute(task) for name, task in value.items()}
         elif field.name == "plugins":
             changed[field.name] = tuple(absolute(name) if name.endswith(".py") else name for name in value)
     return dataclasses.replace(section, **changed)
 
 
-def _absolute_or_names(value: str) -> str:
-    """`absolute` of a path, or of each path where several stand with + in between; names of packages as they are."""
-    if os.path.isfile(value):
+def _absolute_paths(value: str, metadata: Mapping) -> str:
+    """`absolute` of a path; of each where several may stand with + in between, names of packages as they are."""
+    exists = os.path.isfile if metadata["or_name"] else os.path.exists
+    if exists(value) or not (metadata["or_name"] or metadata["several"]):
         return absolute(value)
-    return "+".join(part if re.fullmatch(r"[\w-]+", part) else absolute(part) for part in value.split("+"))
+    is_name = re.compile(r"[\w-]+" if metadata["or_name"] else "")
+    return "+".join(part if is_name.fullmatch(part) else absolute(part) for part in value.split("+"))
 
 
 def _task(name: str) -> type:

@@ -4,6 +4,7 @@ A task's own settings stand in the task's file (`fbjax.tasks`), which registers 
 """
 
 import dataclasses
+import os
 from typing import Any, Literal
 
 from fbjax.config.settings import setting
@@ -235,7 +236,11 @@ class TrainConfig:
         "[0, 1]",
     )
     start_from: str = setting(
-        "", "another run's workdir whose weights this one begins with; '': see model.pretrained", is_path=True
+        "",
+        "another run's workdir whose weights this one begins with, or several with + in between, of which later ones "
+        "come first; '': see model.pretrained",
+        is_path=True,
+        several=True,
     )
     log_every: int = setting(50, "steps", "[1, inf)", may_change=True)
     save_every: int = setting(1_000, "steps between checkpoints", "[1, inf)")
@@ -245,6 +250,12 @@ class TrainConfig:
     keep_last: int = setting(
         2, "checkpoints; the best on the validation sample is kept as well", "[1, inf)", may_change=True
     )
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """The workdirs of `start_from`."""
+        whole = os.path.exists(self.start_from)
+        return (self.start_from,) if whole else tuple(filter(None, self.start_from.split("+")))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,3 +290,8 @@ class Config:
     def needs_negative(self) -> bool:
         """Whether a task reads a product's text with another product's image."""
         return any(task.needs_negative for task in self.tasks.values())
+
+    @property
+    def towers(self) -> str:
+        """The workdir of towers that a task builds on, or ""."""
+        return next((task.towers for task in self.tasks.values() if task.towers), "")

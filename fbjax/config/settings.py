@@ -22,15 +22,17 @@ def setting(
     *,
     is_path: bool = False,
     or_name: bool = False,
+    several: bool = False,
     may_change: bool = False,
 ) -> Any:
     """A field of a section of settings.
 
     `about`: its meaning. `interval`: where a number must lie, as "[0, 1)". `is_path`: a local path becomes absolute,
-    but under `or_name` not a word without a separator and an ending, which names a package. `may_change`: a run may be
-    resumed with another value, since it changes no result.
+    but under `or_name` not a word without a separator and an ending, which names a package; `several`: so does each of
+    several paths with + in between. `may_change`: a run may be resumed with another value, since it changes no result.
     """
-    metadata = {"about": about, "interval": interval, "is_path": is_path, "or_name": or_name, "may_change": may_change}
+    metadata = {"about": about, "interval": interval, "may_change": may_change}
+    metadata |= {"is_path": is_path, "or_name": or_name, "several": several}
     return dataclasses.field(default=default, metadata=types.MappingProxyType(metadata))
 
 

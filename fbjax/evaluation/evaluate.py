@@ -22,11 +22,13 @@ from fbjax.inference.model import Model
 from fbjax.inference.pair_scorer import make_scorer
 from fbjax.monitoring.telemetry import log_event
 from fbjax.runs.feature_cache import image_inputs, text_inputs
+from fbjax.runs.halves import check_table, trained_half
 from fbjax.runs.loaded import LoadedRun
 from fbjax.runs.stored_evaluation import write_evaluation, write_gallery
 
 RERANKED = 20  # of the nearest, if the run scores pairs
 BY_VECTORS = ("full", "queries", "mixed")  # protocols that rank a gallery by vectors
+MIXED = "protocol mixed"
 
 
 def evaluate(
@@ -60,7 +62,7 @@ def evaluate(
         raise ValueError(f"--rerank {rerank} needs a run that learns alignment: its tasks have no tia")
     giver = _vector_run(loaded, towers, protocols) if set(protocols) & set(BY_VECTORS) else None
     if giver and "mixed" in protocols:
-        mixed.check_run(giver.run.config, giver.workdir)
+        trained_half(giver.run.config, giver.workdir, MIXED)
     vectors = giver and _Vectors(giver)
     catalogue = loaded.catalogue(data) if "queries" in protocols else []
     records = catalogue[0] if len(catalogue) == 1 or set(protocols) == {"queries"} else loaded.records(data)
@@ -153,7 +155,7 @@ def _mixed_figures(
     correct_hubs: int | None,
 ) -> dict:
     """`records`: the validation split. Its texts are the queries, or those of `file`."""
-    mixed.check_table(vectors.giver.workdir, vectors.train)
+    check_table(vectors.giver.workdir, vectors.train, MIXED)
     if file:
         asked = queries.choose(file, records.ids, vectors.has_words, set(vectors.train.ids.tolist()))
         texts, rows, skipped = vectors.of_strings(asked.texts), asked.rows, asked.skipped

@@ -9,20 +9,13 @@ in `fbjax.evaluation.gallery`; a group never crosses a split.
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
-from fbjax.config.load import config_from_json
-from fbjax.config.schema import Config
-from fbjax.core.console import say
-from fbjax.core.paths import as_path
 from fbjax.data.batches.halves import HALVES, rows_of_half
-from fbjax.data.batches.split import Split
 from fbjax.evaluation import metrics
 from fbjax.evaluation.gallery import cosines_in_parts
 from fbjax.evaluation.queries import print_skipped
-from fbjax.runs.run import CONFIG, DATA
 
 GALLERIES = ("alone", "trained", "unseen")
 MRR_DEPTH = 10
@@ -45,37 +38,6 @@ class Pictures:
 
     def joined(self) -> np.ndarray:
         return np.concatenate([self.validation, self.trained, self.unseen])
-
-
-def check_run(config: Config, workdir: str | Path) -> None:
-    """Raises ValueError unless the run in `workdir`, and those that it started from, have seen the same half alone."""
-    half, seen = config.train.half, {str(workdir)}
-    if not half:
-        raise ValueError(
-            f"protocol mixed needs a run that was trained on half of the groups, and {workdir} was trained on all: "
-            "train one with --config.train.half=first"
-        )
-    while (start := config.train.start_from) and start not in seen:
-        seen.add(start)
-        if not (as_path(start) / CONFIG).is_file():
-            say(f"NOTE: {start}, whose weights this run began with, is gone: what that was trained on is unknown")
-            return
-        config = config_from_json((as_path(start) / CONFIG).read_text())
-        if config.train.half != half:
-            raise ValueError(
-                f"protocol mixed: {workdir} was trained on the {half} half of the groups, but began with weights of "
-                f"{start}, whose train.half is {config.train.half!r}: start from one that was trained on the same half"
-            )
-
-
-def check_table(workdir: str | Path, train: Split) -> None:
-    """Raises ValueError where `train` is not what the run in `workdir` was trained on, and so has other halves."""
-    noted = as_path(workdir) / DATA
-    if noted.is_file() and noted.read_text() != train.digest:
-        raise ValueError(
-            f"the training table is not the one that {workdir} was trained on, so its half of the groups is unknown: "
-            "protocol mixed needs the old table"
-        )
 
 
 def choose_rows(groups: np.ndarray, half: str) -> tuple[np.ndarray, np.ndarray]:

@@ -46,7 +46,7 @@ class Embedder:
                 f"this run makes no vectors, its tasks are {', '.join(task.name for task in model.tasks)}: train one "
                 "with the task itc (config.train.start_from starts from this run's weights)"
             )
-        self._model, self._mesh, self.size = model, mesh, embeds.embedding_dim
+        self._model, self._mesh, self.size = model, mesh, embeds.vector_size
         self.batch_size = batch_size(mesh, rows_per_batch, CPU_ROWS, ACCELERATOR_ROWS)
 
         def embed(variables, ids, images):

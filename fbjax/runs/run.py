@@ -159,8 +159,9 @@ def with_ngrams(run: Run, records: Split, rows: np.ndarray, workdir: str | Path)
     task = next((task for task in run.config.tasks.values() if task.reads_bags), None)
     if task is None or run.ngrams:
         return run
-    path, start = paths.as_path(workdir) / NGRAMS, run.config.train.start_from
-    started_with = _read_arrays(paths.as_path(start) / NGRAMS) if start else {}
+    path, started_with = paths.as_path(workdir) / NGRAMS, {}
+    for start in run.config.train.starts:
+        started_with = _read_arrays(paths.as_path(start) / NGRAMS) or started_with
     if is_first() and started_with:
         _write_arrays(path, started_with)  # its table has a row for each
     elif is_first() and not path.is_file():

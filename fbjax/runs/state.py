@@ -13,6 +13,7 @@ from fbjax.config.schema import ParameterGroup, TrainConfig
 from fbjax.data.batches.batch import Batch
 from fbjax.parallel.mesh import replicated_params, shardings
 
+TOWER_SIZE = 512  # of the vectors of towers, where none are opened: a plan, a benchmark
 FIXED = "(fixed)"  # the label of parameters that no group may train
 
 
@@ -144,8 +145,11 @@ def _without_empty_boxes(opt_state: Any) -> Any:
     return jax.tree.map(lambda x: x.value if empty(x) else x, opt_state, is_leaf=is_box)
 
 
-def batch_shapes(config, patches, text_tokens: int) -> Batch:
-    """Shapes and dtypes of a global batch, texts padded to `text_tokens`, for a `Config` and its patch network."""
+def batch_shapes(config, patches, text_tokens: int, tower_size: int = TOWER_SIZE) -> Batch:
+    """Shapes and dtypes of a global batch, texts padded to `text_tokens`, for a `Config` and its patch network.
+
+    `tower_size`: of the vectors of the towers that a task builds on, if one does.
+    """
     b, size = config.train.batch_size, config.patches.image_size
     text = jax.ShapeDtypeStruct((b, text_tokens), jnp.int32)
     if config.patches.mode == "cached":
@@ -153,4 +157,5 @@ def batch_shapes(config, patches, text_tokens: int) -> Batch:
     else:
         image = jax.ShapeDtypeStruct((b, size, size, 3), jnp.uint8)
     number = jax.ShapeDtypeStruct((b,), jnp.int32)
-    return Batch(number, number, text, text, image, image if config.needs_negative else None)
+    towers = jax.ShapeDtypeStruct((b, 2, tower_size), jnp.float32) if config.towers else None
+    return Batch(number, number, text, text, image, image if config.needs_negative else None, towers=towers)

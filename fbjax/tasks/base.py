@@ -89,6 +89,7 @@ class Task:
     owns: ClassVar[tuple[str, ...]] = ()  # parameters that this task alone reaches: its heads
     needs_negative: ClassVar[bool] = False  # whether the batch has to hold another product's image
     mines_negatives: ClassVar[bool] = False  # whether that image is picked on the device, from the batch's own
+    towers: ClassVar[str] = ""  # a workdir whose vectors of each product the batch has to hold
     scores_pairs: ClassVar[bool] = False  # `match_logits` says whether a text and an image belong together
     whole_batch: ClassVar[bool] = False  # the loss compares products: it reads those of all micro-batches together
     embeds: ClassVar[bool] = False  # `vector` of a `Reading` and `logit_scale` make vectors of texts and images

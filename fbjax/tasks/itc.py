@@ -22,6 +22,7 @@ from fbjax.tasks.base import IMAGE, TEXT, About, Task, register_task
 
 START_SCALE = {"softmax": 1 / 0.07, "sigmoid": 10.0, "hinge": 1 / 0.07}  # of cosines
 MAX_SCALE = 100.0  # Radford et al. 2021
+START_SHARE = 0.5  # of the encoder's logits beside the linear branch's
 START_BIAS = -10.0  # Zhai et al. 2023: most pairs are mismatches
 LOSSES = {"softmax": contrast.info_nce, "sigmoid": contrast.sigmoid_loss, "hinge": contrast.hinge_loss}
 
@@ -29,13 +30,20 @@ LOSSES = {"softmax": contrast.info_nce, "sigmoid": contrast.sigmoid_loss, "hinge
 @register_task("itc")
 @dataclasses.dataclass(frozen=True)
 class ImageTextContrast(Task):
-    """A contrast over the batch, both directions; a product's own group and equal texts are no negatives."""
+    """A contrast over the batch, both directions; a product's own group and equal texts are no negatives.
 
-    embedding_dim: int = setting(256, "E, of the vectors of texts, images and products (64 to 512)", "[1, inf)")
+    With `towers` an encoder learns what they lack (stacking, Wolpert 1992). These have not seen its products: of those
+    that they know by heart they lack nothing (cross-fitting, Chernozhukov et al. 2018, arXiv 1608.00060).
+    """
+
+    embedding_dim: int = setting(
+        256, "E, of the vectors of texts, images and products (64 to 512); with both branches 2 E", "[1, inf)"
+    )
     branches: Literal["encoder", "linear", "both"] = setting(
         "encoder",
         "what makes a vector: the encoder's mean (encoder, the paper's application); a bag of the text's words and "
-        "word pairs, and patch features side by side, each mapped linearly (linear); or the sum of the two (both)",
+        "word pairs, and patch features side by side, each mapped linearly (linear); or the two side by side, so "
+        "that their logits add up (both)",
     )
     ngrams_of: Literal["words", "pieces"] = setting(
         "words", "what a bag counts singly and in pairs; pieces: for languages that write no spaces"
@@ -55,7 +63,14 @@ class ImageTextContrast(Task):
         "temperature and bias (SigLIP); hinge: the sum over negatives within a margin of .2 (VSE)",
     )
 
-    owns = ("projection", "log_scale", "logit_bias", "linear")
+    towers: str = setting(
+        "",
+        "a workdir of towers that were trained on the other half of the groups (train.half): their logits are added to "
+        "those of the encoder, which learns what they lack; '': none",
+        is_path=True,
+    )
+
+    owns = ("projection", "log_scale", "log_share", "logit_bias", "linear")
     whole_batch = True
     embeds = True
     about = About(
@@ -64,6 +79,11 @@ class ImageTextContrast(Task):
         "Each text's own picture against those of its batch, and the other way round. As a cross-entropy (form "
         "softmax), guessing among {batch_size:,} products would cost {log_batch:.1f}.",
     )
+
+    @property
+    def vector_size(self) -> int:
+        """Of the vectors of texts, images and products."""
+        return self.embedding_dim * (1 + (self.branches == "both"))
 
     @property
     def views(self):
@@ -77,6 +97,15 @@ class ImageTextContrast(Task):
     def reads_bags(self):
         return self.branches != "encoder"
 
+    def check(self, config):
+        if not self.towers or (config.train.half and self.reads_encoder and self.form == "softmax"):
+            return []
+        return [
+            f"tasks.itc.towers {self.towers} is built on by an encoder, by softmax, on products that these towers have "
+            "not seen: set tasks.itc.branches 'encoder' or 'both', form 'softmax', and train.half to the half that "
+            "they were not trained on"
+        ]
+
     def heads(self, model, spec):
         def log_scale(module: nn.Module) -> Any:
             return _scalar(module, "log_scale", math.log(START_SCALE[self.form]))
@@ -87,6 +116,8 @@ class ImageTextContrast(Task):
         if self.reads_bags:
             num_cells = spec.num_patches * spec.feature_size
             found["linear"] = LinearBranch(spec.num_ngrams, num_cells, self.embedding_dim, self.feature_dropout)
+        if self.branches == "both":
+            found["log_share"] = lambda module: _scalar(module, "log_share", math.log(START_SHARE))
         if self.form == "sigmoid":
             found["logit_bias"] = lambda module: _scalar(module, "logit_bias", START_BIAS)
         return found
@@ -98,14 +129,31 @@ class ImageTextContrast(Task):
             model.linear.image(jnp.zeros((1, model.spec.num_patches, model.spec.feature_size)))
 
     def vector(self, model, reading) -> jax.Array:
-        """A `Reading` as vectors of length 1, [..., E] float32: the sum of the branches."""
-        total = 0.0 if reading.linear is None else reading.linear
-        if reading.mean is not None:
-            total = total + model.projection(reading.mean).astype(jnp.float32)
-        return total * jax.lax.rsqrt(jnp.square(total).sum(axis=-1, keepdims=True) + 1e-12)
+        """A `Reading` as vectors of length 1, [..., `vector_size`] float32.
+
+        Of both branches each has length 1 before they stand side by side, the encoder's then the root of its share: a
+        cosine is ``(linear cosine + share * encoder cosine) / (1 + share)``.
+        """
+        if self.branches == "linear":
+            return _unit(reading.linear)
+        encoder = _unit(model.projection(reading.mean).astype(jnp.float32))
+        if self.branches == "encoder":
+            return encoder
+        share = jnp.exp(model.log_share)
+        both = [_unit(reading.linear), jnp.sqrt(share) * encoder]
+        return jax.lax.concatenate(both, encoder.ndim - 1) / jnp.sqrt(1 + share)  # jnp's: see fashionbert._whole_mask
+
+    def encoder_vector(self, model, reading) -> jax.Array:
+        """The encoder's vector [..., E] alone, such that a text times an image is its part of their logit."""
+        scale = self._scale(model) * (jnp.exp(model.log_share) if self.branches == "both" else 1.0)
+        return jnp.sqrt(scale) * _unit(model.projection(reading.mean).astype(jnp.float32))
 
     def logit_scale(self, model) -> jax.Array:
-        """What cosines are multiplied by before the softmax over a batch: 1 over the learned temperature."""
+        """What cosines are multiplied by before the softmax over a batch."""
+        return self._scale(model) * (1 + jnp.exp(model.log_share) if self.branches == "both" else 1.0)
+
+    def _scale(self, model) -> jax.Array:
+        """1 over the learned temperature; with both branches the linear one's."""
         above = jax.nn.relu(model.log_scale - math.log(MAX_SCALE))
         return jnp.exp(model.log_scale - jax.lax.stop_gradient(above))  # at the limit it can still learn its way down
 
@@ -117,10 +165,19 @@ class ImageTextContrast(Task):
         return scaled + model.logit_bias if self.form == "sigmoid" else scaled
 
     def loss(self, head, views, targets, batch):
-        cosines = contrast.cosine_matrix(head("vector", views.text), head("vector", views.image))
         negatives = contrast.valid_negatives(batch.batch.group, batch.batch.ids)
-        losses = LOSSES[self.form](head("pair_logits", cosines), negatives)
-        return batch.weight @ losses, {"itc_accuracy": batch.weight @ contrast.hits(cosines, negatives)}
+        if (towers := batch.batch.towers) is None:
+            cosines = contrast.cosine_matrix(head("vector", views.text), head("vector", views.image))
+            logits = head("pair_logits", cosines)
+        else:
+            own = contrast.cosine_matrix(head("encoder_vector", views.text), head("encoder_vector", views.image))
+            logits = own + contrast.cosine_matrix(towers[:, 0], towers[:, 1])
+        losses = LOSSES[self.form](logits, negatives)
+        return batch.weight @ losses, {"itc_accuracy": batch.weight @ contrast.hits(logits, negatives)}
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.square(x).sum(axis=-1, keepdims=True) + 1e-12)
 
 
 def _scalar(module: nn.Module, name: str, start: float) -> Any:

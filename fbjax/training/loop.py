@@ -28,6 +28,7 @@ from fbjax.runs import run as workdirs
 from fbjax.runs.checkpoints import Checkpoints
 from fbjax.runs.feature_cache import describe, features_of
 from fbjax.runs.state import TrainState, abstract_state, batch_shapes, init_state
+from fbjax.training.cross_fitting import check_towers, tower_vectors, with_towers
 from fbjax.training.device_images import put_images, with_rows
 from fbjax.training.memory import available_memory, check_memory
 from fbjax.training.step import compiled, make_step, with_seed
@@ -51,6 +52,7 @@ def train(config: Config, workdir: str | Path, begun: float | None = None) -> Tr
 def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Telemetry) -> TrainState:
     config = run.config
     check_start(run, workdir, mesh)
+    towers = check_towers(run, mesh)
     with telemetry.spent("records"):
         splits = run.splits()
     records, validation = splits["train"], splits["validation"]
@@ -61,6 +63,7 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
     with telemetry.spent("patch features"):
         features = features_of(run, records)
     describe_run(run, records, features, sampler)
+    vectors = tower_vectors(towers, records, sampler.rows)
     images = put_images(config, records.stored if features is None else features, mesh)
 
     shape = abstract_state(objective, optimizer, config, mesh)
@@ -104,7 +107,8 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
         if start < config.train.num_steps:
             used = sampler.text_tokens_used(config.train.num_steps)
             say(f"compiling the step for texts of {', '.join(map(str, used))} tokens ..")
-            shapes = [batch_shapes(config, run.feature_input, length) for length in used]
+            tower_size = 0 if vectors is None else vectors.shape[-1]
+            shapes = [batch_shapes(config, run.feature_input, length, tower_size) for length in used]
             log.work = step_work(objective, shape.params, frozen, shapes)
             with telemetry.spent(COMPILE):
                 shapes = [with_rows(batch, images) for batch in shapes]
@@ -129,7 +133,7 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
             if last:
                 break
             with log.waiting():
-                batch = put_batch(next(batches), mesh, share)._replace(pictures=images)
+                batch = put_batch(with_towers(next(batches), vectors), mesh, share)._replace(pictures=images)
             state, metrics = train_step(state, constants, batch)
             log.add(step + 1, metrics, batch.ids.shape[1])
     log.summary()

@@ -32,16 +32,17 @@ def check_start(run: Run, workdir: str | Path, mesh) -> None:
     config = run.config
     if not config.train.start_from or any((as_path(workdir) / "checkpoints").glob("[0-9]*")):
         return
-    start = LoadedRun.newest(config.train.start_from, run, mesh)
-    if "patches" in start.params and config.patches.mode != "trained":
-        raise ValueError(
-            f"train.start_from {config.train.start_from} has trained its patch network, this config does not: "
-            "its weights would be lost (set patches.mode to 'trained')"
-        )
+    for name in config.train.starts:
+        start = LoadedRun.newest(name, run, mesh)
+        if "patches" in start.params and config.patches.mode != "trained":
+            raise ValueError(
+                f"train.start_from {name} has trained its patch network, this config does not: "
+                "its weights would be lost (set patches.mode to 'trained')"
+            )
 
 
 def initial_params(params: dict, run: Run, records: Split, rows: np.ndarray, mesh) -> dict:
-    """`params`, freshly initialised, with all that the run of `train.start_from`, else its BERT, has of them.
+    """`params`, freshly initialised, with all that the runs of `train.start_from`, else its BERT, have of them.
 
     A run that reads longer texts than the one it starts from has the positions that this lacks from BERT. A linear
     branch has the moments of the features of the training images, `rows` of `records`.
@@ -57,9 +58,9 @@ def initial_params(params: dict, run: Run, records: Split, rows: np.ndarray, mes
         say(f"BERT {config.model.pretrained}: {taken} arrays, its first {layers} layers")
         if not config.train.start_from:
             say(f"initialised, as BERT lacks them: {', '.join(imported.initialised)}")
-    if config.train.start_from:
-        start = LoadedRun.newest(config.train.start_from, run, mesh)
-        params = _taken_over(params, start.params, f"{config.train.start_from}, step {start.step}")
+    for name in config.train.starts:
+        start = LoadedRun.newest(name, run, mesh)
+        params = _taken_over(params, start.params, f"{name}, step {start.step}")
     return params
 
 

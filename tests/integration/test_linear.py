@@ -112,6 +112,14 @@ def unit(x):
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
+def side_by_side(loaded, linear, encoder):
+    """Both branches at length 1, the encoder's times the root of its share; the linear branch alone without encoder."""
+    if "projection" not in loaded.params["fashionbert"]:
+        return unit(linear)
+    share = np.exp(float(loaded.params["fashionbert"]["log_share"]))
+    return unit(np.concatenate([unit(linear), np.sqrt(share) * unit(encoder)], axis=1))
+
+
 def images_of(loaded, split):
     records, patches = loaded.run.splits()[split], loaded.run.config.patches
     return next(records.images(np.arange(len(records)), patches.image_size, len(records), patches.fit))
@@ -138,8 +146,8 @@ def test_vectors_are_those_of_numpy(trained, tmp_path):
     texts = np.stack([text_by_hand(loaded, row) for row in ids])
     assert np.linalg.matrix_rank(texts) > 8
     expected = {
-        "text": unit(texts + encoder_part(loaded, ids=ids)),
-        "image": unit(image_by_hand(loaded, images) + encoder_part(loaded, images=images)),
+        "text": side_by_side(loaded, texts, encoder_part(loaded, ids=ids)),
+        "image": side_by_side(loaded, image_by_hand(loaded, images), encoder_part(loaded, images=images)),
     }
     if "projection" not in loaded.params["fashionbert"]:
         expected["product"] = unit(texts + image_by_hand(loaded, images))
@@ -148,10 +156,11 @@ def test_vectors_are_those_of_numpy(trained, tmp_path):
         np.testing.assert_allclose(found, vectors, atol=2e-5)
 
 
-def test_a_linear_run_has_no_encoder_and_both_add_up(linear, both):
+def test_a_linear_run_has_no_encoder(linear, both):
     alone, beside = (run.loaded.params["fashionbert"] for run in (linear, both))
     assert alone.keys() == {"linear", "log_scale"}
-    assert beside.keys() == {"linear", "log_scale", "projection", "encoder", "text_embeddings", "image_embeddings"}
+    encoders = {"projection", "encoder", "text_embeddings", "image_embeddings"}
+    assert beside.keys() == {"linear", "log_scale", "log_share", *encoders}
 
 
 def test_a_run_stopped_in_the_middle_ends_the_same_bit_for_bit(trained, tmp_path, capfd):

@@ -44,6 +44,11 @@ def make_batch(seed=0, text_tokens=T):
     return Batch(index, index // 2, ids, word_ids, images[0], images[1])
 
 
+def make_tower_vectors(seed=1):
+    """[B, 2, 8]: a text times an image is a logit."""
+    return np.random.default_rng(seed).normal(size=(B, 2, 8)).astype(np.float32)
+
+
 def make_objective(model=MODEL, tasks=None, patches=PATCHES):
     network, tasks = build_patch_network(patches), tuple((tasks or make_tasks()).values())
     return Objective(build_model(model, tasks, network, V, mask_id=4), network, tasks)

@@ -29,6 +29,7 @@ from tests.support.objectives import (
     make_objective,
     make_state,
     make_tasks,
+    make_tower_vectors,
 )
 from tests.support.runs import make_one_device_mesh, write_mobilenet
 
@@ -161,6 +162,7 @@ def test_attention_with_a_gate_by_hand():
 
 
 MINED = make_tasks("itc", "tia", itc={"embedding_dim": 8}, tia={"negatives": "batch"})
+ON_TOWERS = make_tasks("itc", itc={"embedding_dim": 8, "towers": "runs/other_half"})
 
 
 def test_mined_negatives_are_drawn_by_a_softmax_over_the_towers_logits():
@@ -191,6 +193,21 @@ def test_mined_negatives_are_what_tia_reads():
     np.testing.assert_array_equal(
         losses_of(objective, params, batch._replace(negative=None)), losses_of(from_table, params, mined)
     )
+
+
+def test_the_logits_of_towers_are_added_to_the_encoder_s():
+    objective, batch = make_objective(tasks=ON_TOWERS), make_batch()._replace(towers=make_tower_vectors())
+    params = make_state(objective).params
+    apply = partial(objective.model.apply, {"params": params["fashionbert"]})
+    features = objective.patches.apply({}, batch.image)
+    readings = apply(batch.ids, None, None, method="read"), apply(None, None, features, method="read")
+    texts, images = (np.asarray(apply("itc", "vector", x, method="run_head")) for x in readings)
+    logits = np.exp(float(params["fashionbert"]["log_scale"])) * texts @ images.T
+    logits += batch.towers[:, 0] @ batch.towers[:, 1].T
+    siblings = (batch.group[:, None] == batch.group) & ~np.eye(B, dtype=bool)
+    logits[siblings] = -np.inf
+    log_shares = [np.diag(jax.nn.log_softmax(logits, axis=axis)) for axis in (0, 1)]
+    assert float(losses_of(objective, params, batch)[0]) == pytest.approx(-np.mean(log_shares), rel=1e-5)
 
 
 def test_nothing_is_hidden_for_a_task_that_is_left_out_and_the_whole_image_never():
@@ -277,7 +294,8 @@ def _stepped(config, steps, mesh):
     seen = []
     with jax.set_mesh(devices):
         for i in range(steps):
-            state, metrics = step(state, with_seed({"patches": {}}, config), put_batch(make_batch(i), devices))
+            batch = make_batch(i)._replace(towers=make_tower_vectors(i) if config.towers else None)
+            state, metrics = step(state, with_seed({"patches": {}}, config), put_batch(batch, devices))
             seen.append(jax.device_get((state.task_weights, metrics)))
     return jax.device_get(state.params), *zip(*seen, strict=True)
 
@@ -445,8 +463,9 @@ def test_device_count_does_not_change_the_step(method, mesh, monkeypatch):
     assert_same_step(stepped(config), stepped(config, mesh=mesh))
 
 
-def test_device_count_does_not_change_the_step_of_mined_negatives():
-    config = dataclasses.replace(CONFIG, model=ONE_LAYER, tasks=MINED, adaptive=AdaptiveConfig(method="fixed"))
+@pytest.mark.parametrize("tasks", [MINED, ON_TOWERS], ids=["mined negatives", "towers"])
+def test_device_count_does_not_change_the_step_of_what_towers_say_of_the_batch(tasks):
+    config = dataclasses.replace(CONFIG, model=ONE_LAYER, tasks=tasks, adaptive=AdaptiveConfig(method="fixed"))
     assert_same_step(stepped(config), stepped(config, mesh=MeshConfig(data=8)))
 
 

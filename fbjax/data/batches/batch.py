@@ -15,6 +15,7 @@ class Batch(NamedTuple):
     image: Array  # or [B] int32 with `pictures`
     negative: Array | None  # the image of another product; None where no task reads negative pairs
     pictures: Array | None = None  # [N, ..]: the images of all products, on the devices
+    towers: Array | None = None  # [B, 2, E]: text and image by towers that have not seen them; their product is a logit
 
     def looked_up(self) -> "Batch":
         """The batch with images in place of their rows."""

@@ -77,6 +77,8 @@ class FashionBertModel(PreTrainedModel):
             cells = config.patches["num_patches"] * config.patches["feature_size"]
             self.ngrams = Ngrams(config.vocab_size, config.ngrams["codes"], config.ngrams["buckets"])
             self.linear = LinearBranch(config.ngrams["rows"], cells, config.embedding_dim)
+        if config.branches == "both":
+            self.log_share = nn.Parameter(torch.tensor(math.log(0.5)))
 
     def forward(
         self, input_ids, images=None, features=None, attention_mask=None, labels=None, **_
@@ -124,7 +126,8 @@ class FashionBertModel(PreTrainedModel):
     def scale(self) -> torch.Tensor:
         """The factor of cosines in the contrast's softmax over a batch."""
         above = F.relu(self.log_scale - math.log(MAX_SCALE))
-        return torch.exp(self.log_scale - above.detach())
+        share = torch.exp(self.log_share) if self.config.branches == "both" else 0.0
+        return torch.exp(self.log_scale - above.detach()) * (1 + share)
 
     def _features(self, images, features) -> torch.Tensor:
         if (images is None) == (features is None):
@@ -159,14 +162,18 @@ class FashionBertModel(PreTrainedModel):
         if not self.config.embedding_dim:
             raise ValueError("this model makes no vectors (embedding_dim 0)")
         parts = []
+        if self.config.branches != "encoder":
+            found = [] if input_ids is None else [self.linear.text(*self.ngrams(input_ids))]
+            found += [] if features is None else [self.linear.image(features)]
+            parts.append(_unit(sum(found)))
         if self.config.branches != "linear":
             most = self.config.encoder_tokens or None
             cut = (None, None) if input_ids is None else (input_ids[:, :most], mask[:, :most])
-            parts.append(self.projection(self._mean_alone(*cut, features)))
-        if self.config.branches != "encoder":
-            parts += [] if input_ids is None else [self.linear.text(*self.ngrams(input_ids))]
-            parts += [] if features is None else [self.linear.image(features)]
-        return _unit(sum(parts))
+            parts.append(_unit(self.projection(self._mean_alone(*cut, features))))
+        if self.config.branches != "both":
+            return parts[0]
+        share = torch.exp(self.log_share)
+        return torch.cat([parts[0], torch.sqrt(share) * parts[1]], dim=-1) / torch.sqrt(1 + share)
 
     def _mean_alone(self, input_ids, mask, features) -> torch.Tensor:
         """The encoder's mean [B, D] over a text, an image or a product."""

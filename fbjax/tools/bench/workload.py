@@ -15,7 +15,7 @@ from fbjax.model.fashionbert import build_model, match_score
 from fbjax.model.ngrams import Ngrams, num_rows, random_ngrams
 from fbjax.model.patch_features import PatchNetwork
 from fbjax.parallel.mesh import make_mesh, put_batch, replicated
-from fbjax.runs.state import abstract_state, init_state, make_optimizer
+from fbjax.runs.state import TOWER_SIZE, abstract_state, init_state, make_optimizer
 from fbjax.tasks.objective import Objective
 from fbjax.training.memory import bytes_of, peak_bytes
 from fbjax.training.step import make_step, with_seed
@@ -142,7 +142,8 @@ def synthetic_batch(workload: Workload, length: int) -> Batch:
         images = rng.integers(0, 255, (2, b, size, size, 3), dtype=np.uint8)
     number = np.arange(b, dtype=np.int32)
     negative = images[1] if config.needs_negative else None
-    return put_batch(Batch(number, number, ids, word_ids, images[0], negative), workload.mesh)
+    towers = rng.normal(size=(b, 2, TOWER_SIZE)).astype(np.float32) if config.towers else None
+    return put_batch(Batch(number, number, ids, word_ids, images[0], negative, towers=towers), workload.mesh)
 
 
 def padded_lengths(config: Config, most: int) -> list[int]:
