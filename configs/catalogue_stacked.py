@@ -1,4 +1,4 @@
-"""Linear towers and FashionBERT's encoder side by side; the encoder learns what linear towers lack on new products.
+"""Linear towers and FashionBERT's encoder side by side, trained on top of what linear towers say of new products.
 
     fbjax train --config configs/catalogue.py --workdir runs/catalogue
     fbjax train --config configs/catalogue.py --workdir runs/first --config.train.half=first \\

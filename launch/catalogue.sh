@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What retrieves best on a catalogue, from the table to the figures: the linear models to beat, the recipe, an encoder on top.
-# Interrupted, it goes on where it was.
+# What retrieves best on a catalogue, from the table to the figures: the linear models to beat, the recipe, and an
+# encoder beside it. Interrupted, it goes on where it was.
 #
 #     launch/catalogue.sh [FOLDER] [validation-101.jsonl]
 set -euo pipefail

@@ -238,7 +238,7 @@ class TrainConfig:
     start_from: str = setting(
         "",
         "another run's workdir whose weights this one begins with, or several with + in between, of which later ones "
-        "come first; '': see model.pretrained",
+        "win; '': see model.pretrained",
         is_path=True,
         several=True,
     )

@@ -32,8 +32,9 @@ LOSSES = {"softmax": contrast.info_nce, "sigmoid": contrast.sigmoid_loss, "hinge
 class ImageTextContrast(Task):
     """A contrast over the batch, both directions; a product's own group and equal texts are no negatives.
 
-    With `towers` an encoder learns what they lack (stacking, Wolpert 1992). These have not seen its products: of those
-    that they know by heart they lack nothing (cross-fitting, Chernozhukov et al. 2018, arXiv 1608.00060).
+    With `towers` an encoder learns what they lack (stacking, Wolpert 1992). These have not seen its products, so that
+    they err as on new ones (cross-fitting, Chernozhukov et al. 2018, arXiv 1608.00060). Whether that matters was not
+    settled: docs/lab/winning.md.
     """
 
     embedding_dim: int = setting(

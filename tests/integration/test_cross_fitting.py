@@ -20,7 +20,7 @@ def on_towers(folder, towers, *more):
     """The config of both branches on the second half: linear of all groups, and an encoder built on `towers`."""
     starts = f"train.start_from={folder / 'encoder'}+{folder / 'all'}"
     frozen = ("groups.fashionbert/linear.frozen=true", "groups.fashionbert/log_scale.frozen=true")
-    both = ("tasks.itc.branches=both", f"tasks.itc.towers={towers}", "train.half=second")
+    both = ("tasks.itc.branches=both", f"tasks.itc.towers={towers}", "train.half=second", "train.seed=1")
     return tiny_config(folder, *FEW, *both, starts, *frozen, *more)
 
 
