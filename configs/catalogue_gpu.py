@@ -4,8 +4,8 @@
     fbjax train --config configs/catalogue_gpu.py --workdir runs/catalogue_gpu --config.data.arrays=arrays \\
         --config.data.on_device=true
 
-The second command needs JAX alone: arrays can be carried to the machine with the GPU. `launch/gpu.sh` runs it there.
-Not measured: docs/lab/winning.md says what was tried.
+The second command needs JAX alone: arrays can be carried to the machine with the GPU, where `launch/catalogue_gpu.sh`
+runs it. Not measured: docs/lab/winning.md says what was tried.
 
 Departs from the paper as `configs/catalogue.py` does; the whole network is trained, pictures have 160 pixels and lie
 on the GPU, and the first three layers of MiniLM read the first 64 tokens of a text.

@@ -4,7 +4,7 @@
         --config.train.start_from=runs/catalogue_gpu --config.data.arrays=arrays --config.data.on_device=true
     fbjax evaluate --workdir runs/gpu_fashionbert --protocol full --towers runs/catalogue_gpu --rerank 20
 
-`launch/gpu.sh` runs it after the towers. Not measured.
+`launch/catalogue_gpu.sh` runs it after the towers. Not measured.
 
 Departs from the paper as the towers do. Negatives of alignment are images of the batch that the towers confuse, and the
 patch network stays as the towers have trained it.

@@ -23,10 +23,11 @@ def products_with_captions(c: ConfigDict) -> None:
 
 def own_table(c: ConfigDict) -> None:
     """One table of your own; `fbjax prepare --check products.csv` proposes its columns."""
-    c.data.train = "products.csv"  # .parquet, .csv, .tsv or .jsonl; a glob for several files
+    c.data.train = "products.csv"  # .csv, .jsonl, .parquet, .xlsx, ..; a glob or a folder for several files
     c.data.validation = ""  # a table of its own, or "": a share of the groups is held out
     c.data.holdout = 0.05
     c.data.image_root = ""  # the folder that image paths are relative to, if not the table's
+    c.data.images_outside = False  # whether image files outside that folder are read too
     c.data.columns.id = "id"  # all different
     c.data.columns.text = ("title",)  # one or more columns, joined by a space
     c.data.columns.image = "image"  # a path, or embedded bytes
@@ -68,10 +69,10 @@ def gentle_augmentation(c: ConfigDict) -> None:
     c.patches.augment.brightness = c.patches.augment.contrast = 0.15
 
 
-def linear_towers(c: ConfigDict, size: int, tokens: int, feature_dropout: float) -> None:
+def linear_towers(c: ConfigDict, size: int, tokens: int, feature_dropout: float, task: str = "itc") -> None:
     """Towers without an encoder: a bag of n-grams against patch features side by side."""
     c.model.text_tokens = c.model.text_bucket = tokens
-    c.tasks = {"itc": {"branches": "linear", "embedding_dim": size, "feature_dropout": feature_dropout}}
+    c.tasks = {task: {"branches": "linear", "embedding_dim": size, "feature_dropout": feature_dropout}}
     c.adaptive.method = "fixed"
 
 

@@ -22,11 +22,16 @@ _LAZY = {  # public name -> its definition, imported when it is first used
 }
 
 
-def load(workdir, step=None):
-    """The trained model in `workdir`, for notebooks and services: `fbjax.inference.model.Model`."""
+def load(workdir, step=None, **settings):
+    """The trained model in `workdir`, for notebooks and services: `fbjax.inference.model.Model`.
+
+    `settings`: its `cache_bytes` and `rows`.
+    """
+    import dataclasses
+
     from fbjax.inference.model import Model
 
-    return Model.load(workdir, step)
+    return dataclasses.replace(Model.load(workdir, step), **settings)
 
 
 def load_exported(folder):

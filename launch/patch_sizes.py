@@ -20,7 +20,8 @@ import jax
 import numpy as np
 
 from fbjax.config.schema import DataConfig, PatchConfig
-from fbjax.data.sources.table_readers import count_rows, sample_rows
+from fbjax.data.sources.image_folder import ImageFolder
+from fbjax.data.sources.readers.sampling import sample_rows
 from fbjax.data.sources.tables import Tables, image_bytes
 from fbjax.model.backbones.registry import BACKBONES
 from fbjax.model.patch_features import PatchNetwork, build_patch_network, count_live_dimensions
@@ -40,9 +41,11 @@ def read_images(pattern: str, count: int) -> np.ndarray:
     """uint8 [count, 256, 256, 3], spread over a table's rows."""
     from fbjax.data.records.pipeline import decode_image
 
-    files = Tables(DataConfig(), IMAGE_SIZE).find(pattern)
-    rows = sample_rows(files, {"image"}, count, count_rows(files))
-    return np.stack([decode_image(image_bytes(row["image"], file.parent), IMAGE_SIZE) for file, _, row in rows])
+    source = Tables(DataConfig(), IMAGE_SIZE)
+    opened = [source.open(file) for file in source.find(pattern)]
+    rows = sample_rows(opened, {"image"}, count, sum(1 for table in opened for _ in table.rows(set())))
+    encoded = (image_bytes(row["image"], ImageFolder(table.folder)) for table, _, row in rows)
+    return np.stack([decode_image(image, IMAGE_SIZE) for image in encoded])
 
 
 def measured(network: PatchNetwork, images: np.ndarray) -> str:

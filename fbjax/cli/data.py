@@ -2,8 +2,22 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
-from fbjax.cli.common import CONFIG, CONFIG_HELP, MOST_QUERIES, SPLITS, flag, out_file, verb
+from fbjax.cli.common import (
+    CONFIG,
+    CONFIG_HELP,
+    MOST_QUERIES,
+    SPLITS,
+    flag,
+    names,
+    out_file,
+    out_folder,
+    share,
+    verb,
+    whole_number,
+)
+from fbjax.core.console import answer, progress, say
 
 ARRAYS = "folder for decoded pictures and texts, which config.data.arrays then names (default: none)"
 SMALL = "categories with too few groups: exclude their queries, fill their lists from others, or keep their lists short"
@@ -11,27 +25,71 @@ SMALL = "categories with too few groups: exclude their queries, fill their lists
 
 @verb(
     "draw a synthetic catalogue of garments with captions",
-    flag("--out", "folder for the files of both splits", required=True, metavar="DIR"),
+    out_folder("--out", "folder for the files of both splits", required=True, metavar="DIR"),
     flag("--format", "parquet, or h5 for the two files of Fashion-Gen", choices=["parquet", "h5"], default="parquet"),
-    flag("--products", "number of products", type=int, default=8000),
-    flag("--seed", "random seed of the catalogue", type=int, default=0),
+    whole_number("--products", "number of products", default=8000),
+    whole_number("--seed", "random seed of the catalogue", at_least=0, default=0),
     examples=("fbjax draw --out drawn --products 1000", "fbjax draw --out garments --products 100 --format h5"),
 )
 def draw(out, format, products, seed) -> None:
-    from fbjax.core.console import progress
     from fbjax.data.synthetic.hdf5 import write_hdf5
     from fbjax.data.synthetic.products import is_drawn, write_catalogue
 
     status = "reusing" if is_drawn(out, products, seed) else "drawn"
     write = {"parquet": write_catalogue, "h5": write_hdf5}[format]
     files = write(out, products, seed, progress)
-    print(f"{status}: {products:,} products, seed {seed}: {', '.join(map(str, files.values()))}")
+    answer(f"{status}: {products:,} products, seed {seed}: {', '.join(map(str, files.values()))}")
+
+
+@verb(
+    "derive a synthetic click log from a catalogue, to try out what needs one",
+    CONFIG,
+    out_file("--out", "table for the events of both splits, .parquet or .csv", required=True),
+    flag(
+        "--attributes",
+        "columns with commas between, such as colour,article_type,brand: what queries name besides words of the text",
+        type=names,
+        required=True,
+        metavar="NAME,..",
+    ),
+    share(
+        "--mismatches",
+        "also rows with label 0, a product that lacks what its query names: as a share of the others",
+        default=0.0,
+    ),
+    whole_number("--seed", "random seed of the queries", at_least=0, default=0),
+    examples=(
+        "fbjax draw-log --config configs/my_catalogue.py --config.data.train=products.csv --attributes category "
+        "--out clicks.parquet",
+    ),
+)
+def draw_log(config, out, attributes, mismatches, seed) -> None:
+    from fbjax.data.sources.base import open_source
+    from fbjax.data.sources.tables import read_labels
+    from fbjax.data.synthetic.queries import FORMATS, Described, write_log
+
+    if Path(out).suffix not in FORMATS:
+        raise ValueError(f"--out {out}: give it a name that ends in {' or '.join(FORMATS)}")
+    source, columns = open_source(config.data, config.patches.image_size), config.data.columns
+    wanted = (columns.category, *attributes, *columns.text)
+    splits = {}
+    for split, files in source.files().items():
+        labels = read_labels(files, config.data, wanted)
+        end = 1 + len(attributes)
+        splits[split] = [Described(i, row[0], row[1:end], " ".join(row[end:])) for i, row in labels.items()]
+    counts = write_log(out, splits, seed, mismatches, progress)
+    events = ", ".join(f"{count:,} events of {split} products" for split, count in counts.items())
+    answer(f"synthetic log, seed {seed}: {events}: {out}; use it with --config.log.table={out}")
 
 
 @verb(
     "convert product tables to records, or check a table first",
     flag("--config", f"{CONFIG_HELP} (default: none; required without --check)"),
-    flag("--check", "table to inspect; prints its contents and a column mapping (default: none)", metavar="TABLE"),
+    flag(
+        "--check",
+        "table or folder to inspect; prints its contents and a mapping of columns (default: none)",
+        metavar="TABLE",
+    ),
     flag(
         "--arrays", "also decode all pictures into this folder, which data.arrays names (default: none)", metavar="DIR"
     ),
@@ -55,13 +113,12 @@ def prepare(config, check, arrays, beam, beam_options) -> None:
     if check:
         from fbjax.data.inspection.check import check as check_table
 
-        return check_table(check, config, print)
+        return check_table(check, config, answer, _ready_vocabulary(config) if config else None)
 
-    from fbjax.core.console import progress, say
     from fbjax.data.arrays.writer import check_folder, write_arrays
     from fbjax.data.records.builder import build_records, is_prepared
     from fbjax.data.sources.base import open_source
-    from fbjax.runs.vocabulary import make_vocabulary
+    from fbjax.runs.vocabulary import make_vocabulary, unknown_of
 
     builder = None
     if beam:
@@ -78,13 +135,37 @@ def prepare(config, check, arrays, beam, beam_options) -> None:
     report = splits["train"].report()
     for split, count in report["splits"].items():
         groups, categories = report["groups"][split], report["categories"][split]
-        print(f"{split}: {count:,} products, {groups:,} groups, {categories} categories")
+        answer(f"{split}: {count:,} products, {groups:,} groups, {categories} categories")
     for reason, count in report["skipped"].items():
-        print(f"skipped: {count:,} {reason}")
-    print(f"{status}: {splits['train'].home}")
+        answer(f"skipped: {count:,} {reason}")
+    answer(f"texts: {unknown_of(splits['train'], vocabulary)}")
+    answer(f"{status}: {splits['train'].home}")
+    if config.log.table:
+        _check_log(config, splits, vocabulary)
     if arrays:
         status = "written" if write_arrays(config, splits, vocabulary, arrays, progress) else "reusing"
-        print(f"{status}: {arrays}; use it with --config.data.arrays={arrays}")
+        answer(f"{status}: {arrays}; use it with --config.data.arrays={arrays}")
+
+
+def _check_log(config, splits, vocabulary) -> None:
+    """Joins the config's log, says what is in it, and lists what was skipped."""
+    from fbjax.data.log.events import described, join_log, write_skipped
+
+    joined = join_log(config.log, config.data, splits, vocabulary)
+    for line in described(joined):
+        answer(line)
+    if joined.skipped:
+        answer(f"log, skipped events: {write_skipped(joined, config.data.prepared)}")
+
+
+def _ready_vocabulary(config):
+    """The vocabulary that a config takes pieces from; None where it trains its own. Says where it cannot be read."""
+    from fbjax.runs.vocabulary import ready_vocabulary
+
+    try:
+        return ready_vocabulary(config)
+    except (OSError, ModuleNotFoundError) as error:
+        answer(f"! {error}: what it knows of the texts is not checked")
 
 
 @verb(
@@ -93,9 +174,9 @@ def prepare(config, check, arrays, beam, beam_options) -> None:
     out_file("--out", "JSONL file for the lists; FILE.json describes how they were drawn", required=True),
     flag("--split", "split of the config to draw from (default: validation)", choices=SPLITS),
     flag("--data", "product table or glob to draw from (default: the split)", metavar="TABLE"),
-    flag("--others", "number of other products in each list", type=int, default=100),
-    flag("--queries", MOST_QUERIES, type=int, default=1000),
-    flag("--seed", "random seed of the lists", type=int, default=0),
+    whole_number("--others", "number of other products in each list", default=100),
+    whole_number("--queries", MOST_QUERIES, default=1000),
+    whole_number("--seed", "random seed of the lists", at_least=0, default=0),
     flag("--small", SMALL, choices=["exclude", "fill", "short"], default="exclude"),
     examples=(
         "fbjax candidates --config configs/my_catalogue.py --config.data.train=products.csv "
@@ -105,7 +186,6 @@ def prepare(config, check, arrays, beam, beam_options) -> None:
     ),
 )
 def candidates(config, out, split, data, **rules) -> None:
-    from fbjax.core.console import progress, say
     from fbjax.data.records.builder import build_records
     from fbjax.data.sources.base import open_source
     from fbjax.evaluation.fixed_lists import Rules, describe, make_lists, print_record, record_path, write_lists
@@ -122,5 +202,5 @@ def candidates(config, out, split, data, **rules) -> None:
     record["tables"] = [file.name for file in source.files()[split if split in source.files() else "train"]]
     record["columns"] = {"category": config.data.columns.category, "group": config.data.columns.group}
     status = "written" if write_lists(out, lists, record) else "unchanged"
-    print_record(record, print)
-    print(f"{status}: {out}, described in {record_path(out)}")
+    print_record(record, answer)
+    answer(f"{status}: {out}, described in {record_path(out)}")

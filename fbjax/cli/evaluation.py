@@ -1,6 +1,7 @@
 """Verbs that compute metrics: of a run, of two runs, of a linear baseline, of a score file."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from fbjax.cli.common import (
@@ -14,14 +15,19 @@ from fbjax.cli.common import (
     WORKDIR,
     flag,
     names,
+    out_folder,
+    positive_number,
     show,
     verb,
+    whole_number,
 )
+from fbjax.core.console import say
 
 DIRECTION = "direction of the --release file (default: inferred from its rows)"
 RERANK = "protocol full: number of nearest products to rerank, 0 for none (default: 20 if the run has the task tia)"
 TABLES = "product tables or globs, together the data (default: the run's validation split)"
-TOWERS = "protocols full, queries, mixed: run that embeds the products (default: the run itself)"
+LOG = "protocol log: table of events, or groups for products of one group (default: the run's log)"
+TOWERS = "protocols full, queries, mixed, log: run that embeds the products (default: the run itself)"
 HUBS = "protocols queries, mixed: also correct for hubs by at most N training texts, 100,000 without N (default: off)"
 
 
@@ -36,8 +42,9 @@ HUBS = "protocols queries, mixed: also correct for hubs by at most N training te
     RELEVANT,
     QUERIES,
     flag("--towers", TOWERS, metavar="WORKDIR"),
-    flag("--rerank", RERANK, type=int, metavar="N"),
-    flag("--correct-hubs", HUBS, type=int, nargs="?", const=100_000, metavar="N"),
+    whole_number("--rerank", RERANK, at_least=0, metavar="N"),
+    flag("--log", LOG, metavar="TABLE"),
+    whole_number("--correct-hubs", HUBS, nargs="?", const=100_000, metavar="N"),
     STEP,
     OUT,
     examples=(
@@ -58,12 +65,11 @@ def evaluate(release, direction, out, **request) -> None:
 
 
 def _evaluate_release(release: str | None, direction: str | None, out: str | None, request: dict) -> None:
-    from fbjax.core.console import say
     from fbjax.evaluation.released.prediction_file import evaluate_release, print_figures
 
     if not release:
         raise ValueError(f"--direction {direction} is for --release FILE")
-    for name in ("data", "candidates", "relevant", "num_queries", "towers", "rerank", "correct_hubs"):
+    for name in ("data", "candidates", "relevant", "num_queries", "towers", "rerank", "correct_hubs", "log"):
         if request[name] is not None:
             flag = f"--{name.removeprefix('num_').replace('_', '-')}"
             raise ValueError(f"{flag} does not go with --release, whose file holds the pairs: leave it out")
@@ -86,34 +92,38 @@ def compare(first, second, out) -> None:
 
 FAMILIES = (
     "ngrams: a learned vector for each word, word pair and image feature, by a contrast; vse: embeddings from a hinge "
-    "loss, as in the paper; cca: canonical correlation analysis"
+    "loss, as in the paper; cca: canonical correlation analysis; bm25: no model, for the queries of a log"
 )
 
 
 @verb(
-    "evaluate a linear model on the same features: n-grams, VSE as in the paper, or CCA",
-    flag("family", FAMILIES, choices=["cca", "ngrams", "vse"]),
+    "evaluate a linear model on the same features: n-grams, VSE as in the paper, or CCA; or a search of words, BM25",
+    flag("family", FAMILIES, choices=["bm25", "cca", "ngrams", "vse"]),
     CONFIG,
-    flag("--workdir", "folder that keeps the evaluation, and the model of ngrams, as a run does (default: none)"),
+    out_folder("--workdir", "folder that keeps the evaluation, and the model of ngrams, as a run does (default: none)"),
     CANDIDATES,
     PROTOCOL,
     RELEVANT,
     QUERIES,
-    flag("--seed", "random seed of the model", type=int, default=0),
-    flag("--dims", "dimensions of the embeddings", type=int, default=512),
-    flag("--svd", "cca, vse: dimensions of the text features (default: 1000)", dest="num_directions", type=int),
-    flag("--ridge", "cca: regularisation, as a share of the mean variance (default: 0.03)", type=float),
+    whole_number("--seed", "random seed of the model", at_least=0, default=0),
+    whole_number("--dims", "dimensions of the embeddings", default=512),
+    whole_number("--svd", "cca, vse: dimensions of the text features (default: 1000)", dest="num_directions"),
+    positive_number("--ridge", "cca: regularisation, as a share of the mean variance (default: 0.03)"),
     flag("--hardest", "vse: use only the hardest negative (VSE++), not all", action="store_true"),
     OUT,
     examples=(
         "fbjax baseline ngrams --config configs/my_catalogue.py --config.data.train=products.csv --queries 100",
         "fbjax baseline cca --config configs/my_catalogue.py --config.data.train=products.csv --queries 100",
+        "fbjax baseline bm25 --config configs/my_catalogue.py --config.data.train=products.csv "
+        "--config.log.table=clicks.csv",
     ),
 )
 def baseline(family, out, workdir, **request) -> None:
     from fbjax.evaluation.protocols import print_figures
 
-    if family == "ngrams":
+    if family == "bm25":
+        figures = _search_words(workdir, **request)
+    elif family == "ngrams":
         figures = _train_ngrams(workdir, **request)
     else:
         from fbjax.evaluation.baselines.run import baseline
@@ -122,14 +132,26 @@ def baseline(family, out, workdir, **request) -> None:
     show(figures, print_figures, out)
 
 
+def _search_words(workdir, config, num_queries, num_directions, ridge, hardest, candidates, relevant, **_) -> dict:
+    """The figures of BM25, which answers the queries of a log and has nothing to fit."""
+    from fbjax.evaluation.baselines.bm25 import bm25
+
+    given = {"--svd": num_directions, "--ridge": ridge, "--candidates": candidates, "--relevant": relevant}
+    given["--hardest"] = hardest or None
+    if unused := [name for name, value in given.items() if value is not None]:
+        raise ValueError(f"{', '.join(unused)} is not for bm25: leave it out")
+    return bm25(config, num_queries=num_queries, workdir=workdir)
+
+
 def _train_ngrams(workdir, config, seed, dims, num_directions, ridge, hardest, **request) -> dict:
     """Trains the linear model of n-grams in `workdir`, or in a folder that is removed, and evaluates it."""
     given = {"--svd": num_directions is not None, "--ridge": ridge is not None, "--hardest": hardest}
     if unused := [name for name, is_given in given.items() if is_given]:
         raise ValueError(f"{', '.join(unused)} is not for ngrams: leave it out")
-    from fbjax.evaluation import protocols, queries
+    from fbjax.evaluation import protocols
     from fbjax.evaluation.baselines.ngrams import ngrams_config
     from fbjax.evaluation.evaluate import MIXED, evaluate
+    from fbjax.evaluation.galleries import queries
     from fbjax.runs.halves import trained_half
     from fbjax.training.loop import train
 
@@ -147,7 +169,7 @@ def _train_ngrams(workdir, config, seed, dims, num_directions, ridge, hardest, *
     "fit a linear probe on a run's representation, to predict labels of products",
     WORKDIR,
     flag("--labels", "label columns, with commas between (default: the category column)", type=names, default=()),
-    flag("--products", "maximum number of training products", dest="num_products", type=int, default=8000),
+    whole_number("--products", "maximum number of training products", dest="num_products", default=8000),
     STEP,
     OUT,
     examples=("fbjax probe --workdir runs/mine --labels category --products 2000",),
@@ -161,14 +183,18 @@ def probe(out, **request) -> None:
 @verb(
     "compute a score file's metrics with the counting error of the authors' release, and without it",
     flag("scores", "tab-separated rows of query, label (1 or 0) and score", metavar="SCORES.tsv"),
-    flag("--batch", "rows in each batch of the release's output", type=int, default=64),
-    flag("--shuffle", "random seed to shuffle the rows with (default: no shuffling)", type=int, metavar="SEED"),
+    whole_number("--batch", "rows in each batch of the release's output", default=64),
+    whole_number(
+        "--shuffle", "random seed to shuffle the rows with (default: no shuffling)", at_least=0, metavar="SEED"
+    ),
     OUT,
     examples=("fbjax legacy scores.tsv", "fbjax legacy scores.tsv --shuffle 0 --out legacy.json"),
 )
 def legacy(scores, batch, shuffle, out) -> None:
     from fbjax.evaluation.released.legacy import WARNING, legacy_figures, print_figures, read_scores
 
-    figures = legacy_figures(*read_scores(scores), batch, shuffle)
-    print(WARNING)
-    show(figures, lambda figures, say: print_figures(figures, Path(scores).name, say), out)
+    def print_with_warning(figures: dict, say: Callable) -> None:
+        say(WARNING)
+        print_figures(figures, Path(scores).name, say)
+
+    show(legacy_figures(*read_scores(scores), batch, shuffle), print_with_warning, out)

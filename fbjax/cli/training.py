@@ -2,7 +2,8 @@
 
 import time
 
-from fbjax.cli.common import CONFIG, WORKDIR, flag, out_file, verb
+from fbjax.cli.common import CONFIG, WORKDIR, flag, out_file, verb, whole_number
+from fbjax.core.console import answer
 
 
 @verb(
@@ -11,9 +12,11 @@ from fbjax.cli.common import CONFIG, WORKDIR, flag, out_file, verb
     flag("--workdir", "folder for checkpoints and logs", required=True),
     flag("--distributed", "join the other processes of SLURM, a TPU pod or Kubernetes", action="store_true"),
     flag("--coordinator", "elsewhere: address of process 0 (default: none, one process)", metavar="HOST:PORT"),
-    flag("--num-processes", "with --coordinator: number of processes (default: none)", type=int, metavar="N"),
-    flag("--process-id", "with --coordinator: number of this process, from 0 (default: none)", type=int, metavar="I"),
-    flag("--timeout", "maximum wait for the other processes", type=int, default=300, metavar="SECONDS"),
+    whole_number("--num-processes", "with --coordinator: number of processes (default: none)", metavar="N"),
+    whole_number(
+        "--process-id", "with --coordinator: number of this process, from 0 (default: none)", at_least=0, metavar="I"
+    ),
+    whole_number("--timeout", "maximum wait for the other processes", default=300, metavar="SECONDS"),
     examples=("fbjax train --config configs/my_catalogue.py --workdir runs/mine --config.data.train=products.csv",),
 )
 def train(config, workdir, **processes) -> None:
@@ -30,10 +33,10 @@ def train(config, workdir, **processes) -> None:
     "write an HTML report of a run: curves, metrics, and rankings with pictures",
     WORKDIR,
     out_file("--out", "HTML file (default: report.html in the workdir)"),
-    flag("--queries", "queries in each direction, if the checkpoint is not evaluated yet", type=int, default=200),
+    whole_number("--queries", "queries in each direction, if the checkpoint is not evaluated yet", default=200),
     examples=("fbjax report --workdir runs/mine",),
 )
 def report(workdir, out, queries) -> None:
     from fbjax.report.report import write_report
 
-    print(f"report: {write_report(workdir, out, queries)}")
+    answer(f"report: {write_report(workdir, out, queries)}")

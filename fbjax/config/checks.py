@@ -1,21 +1,27 @@
 """What a config must fulfil as a whole before long work starts: ranges, then settings that contradict one another."""
 
-from fbjax.config.schema import TASKS, Config
+from fbjax.config.schema import LINEAR_LAYERS, TASKS, Config
 from fbjax.config.settings import problems
+from fbjax.core.registry import meant
 
 
 def contradictions(config: Config) -> list[str]:
     """What is out of range or contradicts what, each with its values and the remedy. Each task checks itself."""
-    sections = {name: getattr(config, name) for name in ("data", "patches", "model", "adaptive", "train", "mesh")}
+    if found := out_of_range(config):  # what follows computes with these values
+        return found
+    rules = [*_data(config), *_log(config), *_patches(config), *_model(config), *_training(config), *_lora(config)]
+    found = [message for broken, message in rules if broken]
+    return found + [problem for task in config.tasks.values() for problem in task.check(config)]
+
+
+def out_of_range(config: Config) -> list[str]:
+    """What has a value that its setting does not allow, each with the value and what is allowed."""
+    plain = ("data", "log", "patches", "model", "adaptive", "train", "lora", "mesh")
+    sections = {name: getattr(config, name) for name in plain}
     sections |= {"data.columns": config.data.columns, "patches.augment": config.patches.augment}
     sections |= {f"tasks.{name}": task for name, task in config.tasks.items()}
     sections |= {f"groups.{name}": group for name, group in config.groups.items()}
-    found = [problem for prefix, section in sections.items() for problem in problems(section, prefix)]
-    if found:  # what follows computes with these values
-        return found
-    rules = [*_data(config), *_patches(config), *_model(config), *_training(config)]
-    found = [message for broken, message in rules if broken]
-    return found + [problem for task in config.tasks.values() for problem in task.check(config)]
+    return [problem for prefix, section in sections.items() for problem in problems(section, prefix)]
 
 
 def _data(config: Config) -> list[tuple]:
@@ -42,6 +48,29 @@ def _data(config: Config) -> list[tuple]:
         (
             data.on_device and not data.arrays and patches.mode != "cached",
             "data.on_device true needs data.arrays, or patches.mode 'cached': pictures in records are encoded",
+        ),
+    ]
+
+
+def _log(config: Config) -> list[tuple]:
+    log = config.log
+    readers = {
+        "queries": [name for name, task in config.tasks.items() if task.reads_queries],
+        "pairs of products": [name for name, task in config.tasks.items() if task.reads_partners],
+    }
+    has = "pairs of products" if log.has_pairs else "queries"
+    missing = [what for what, names in readers.items() if names and (not log.table or what != has)]
+    named = ", ".join(name for what in missing for name in readers[what])
+    return [
+        (
+            missing,
+            f"log.table {log.table!r} has no {' and no '.join(missing)}, which task {named} reads (name a table in "
+            "log.table; log.other makes its events pairs of products, and so does the table 'groups')",
+        ),
+        (not log.query or not all(log.query), f"log.query {log.query} must name at least one column"),
+        (
+            log.table and log.query_tokens > config.model.text_tokens,
+            f"log.query_tokens {log.query_tokens} must be at most model.text_tokens {config.model.text_tokens}",
         ),
     ]
 
@@ -135,5 +164,28 @@ def _training(config: Config) -> list[tuple]:
         (
             adaptive.method == "fixed" and tasks and sum(task.weight for task in tasks.values()) <= 0,
             "adaptive.method 'fixed' needs a task whose weight is above 0",
+        ),
+    ]
+
+
+def _lora(config: Config) -> list[tuple]:
+    lora, width = config.lora, config.model.width
+    unknown = [name for name in lora.layers if name not in LINEAR_LAYERS]
+    known = ", ".join(LINEAR_LAYERS)
+    return [
+        *((True, f"lora.layers {name!r} is unknown (use {known}){meant(name, LINEAR_LAYERS)}") for name in unknown),
+        (
+            lora.layers and lora.rank > width,
+            f"lora.rank {lora.rank} is above model.width {width}: a product of rank {width} is any change of a kernel "
+            "already (lower it)",
+        ),
+        (
+            lora.layers and not config.reads_encoder,
+            f"lora.layers {', '.join(lora.layers)}: no task reads the encoder, whose layers these are",
+        ),
+        (
+            lora.layers and not (config.train.start_from or config.model.pretrained),
+            f"lora.layers {', '.join(lora.layers)} adapts weights that are there: name them in train.start_from or "
+            "model.pretrained",
         ),
     ]

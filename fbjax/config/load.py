@@ -7,12 +7,11 @@ returns it; ``--config.field=value`` overrides it.
 import ast
 import contextlib
 import dataclasses
-import importlib.util
+import importlib
 import json
 import os
 import re
 import sys
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,12 +20,15 @@ from typing import Any
 import ml_collections
 
 import fbjax
-from fbjax.config.checks import contradictions
+from fbjax.config.checks import contradictions, out_of_range
+from fbjax.config.python_files import UnknownSetting, config_of, faults_told, module_at
 from fbjax.config.renamed import RENAMED
 from fbjax.config.schema import PAPER_TASKS, TASKS, Config, ParameterGroup
-from fbjax.config.settings import meant
+from fbjax.core.registry import meant, meant_or_nearest
 
 PACKAGED = [Path(fbjax.__file__).parent / "configs", Path(fbjax.__file__).parents[1] / "configs"]  # installed, cloned
+NEEDED = ("data", "patches", "model", "tasks", "train")  # sections that every version of a run's config has
+REPLACE = "put a copy of the file there, or train in another --workdir"
 SHARED = ("common",)  # not a config: what configs are made of
 
 
@@ -40,20 +42,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Paths become absolute: a run can be resumed and evaluated from any folder. Raises FileNotFoundError or ValueError.
     """
-    path = find_config(path)
-    with _importable(path.parent):
-        module = _module_at(path)
-        if not hasattr(module, "get_config"):
-            raise ValueError(f"{path} has no get_config() function")
-        try:
-            config = module.get_config()
-        except (AttributeError, KeyError) as error:  # of ml_collections: a setting that there is not
-            raise ValueError(f"{path}: {_no_such_setting(error)}") from error
-    import_plugins(config.plugins)
-    config = _completed(config)
+    config = _read(find_config(path))
     for override in sorted(overrides, key=lambda override: not override.startswith("tasks=")):
         config = _overridden(config, override)
     return freeze(config)
+
+
+def _read(path: Path) -> ml_collections.ConfigDict:
+    """What the file at `path` makes of the defaults, with every setting of the tasks and groups that it only names."""
+    try:
+        values = config_of(path).to_dict()
+    except UnknownSetting as error:
+        name, where = error.args
+        raise ValueError(f"{where}: {_no_such_setting(name)}") from error
+    try:
+        import_plugins(_typed("plugins", values.get("plugins", ()), ()))
+        return _mutable(build(values))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def find_config(path: str | Path) -> Path:
@@ -65,6 +71,8 @@ def find_config(path: str | Path) -> Path:
     for folder in PACKAGED if by_name else ():
         if (folder / f"{path.stem}.py").is_file():
             return folder / f"{path.stem}.py"
+    if path.is_dir():
+        raise IsADirectoryError(f"--config {path} is a folder: give a .py file, or the name of a packaged config")
     known = packaged_configs()
     raise FileNotFoundError(
         f"no config file {path}{meant(path.stem, known)} (packaged, to be had by name: {', '.join(known)})"
@@ -81,14 +89,15 @@ def freeze(config: ml_collections.ConfigDict) -> Config:
     """The frozen form of `config`; every setting that contradicts another is reported in one error."""
     frozen = _absolute(build(config.to_dict()))
     if problems := contradictions(frozen):
-        raise ValueError("config:\n  " + "\n  ".join(problems))
+        raise ValueError(f"config.{problems[0]}" if len(problems) == 1 else "\n  ".join(["config:", *problems]))
     return frozen
 
 
 def build(values: dict) -> Config:
-    """The frozen form of nested dicts, unchecked but for names and types."""
-    tasks = {name: _build(_task(name), values["tasks"][name], f"tasks.{name}") for name in sorted(values["tasks"])}
-    groups = {name: _build(ParameterGroup, group, f"groups.{name}") for name, group in values["groups"].items()}
+    """The frozen form of nested dicts, unchecked but for names and types. What they lack has its default."""
+    tasks, groups = (_section(values.get(name, {}), name) for name in ("tasks", "groups"))
+    tasks = {name: _build(_task(name), tasks[name], f"tasks.{name}") for name in sorted(tasks)}
+    groups = {name: _build(ParameterGroup, group, f"groups.{name}") for name, group in groups.items()}
     rest = {name: value for name, value in values.items() if name not in ("tasks", "groups")}
     return dataclasses.replace(_build(Config, rest, ""), tasks=tasks, groups=groups)
 
@@ -98,14 +107,41 @@ def config_to_json(config: Config) -> str:
 
 
 def config_from_json(text: str) -> Config:
-    values = json.loads(text)
-    import_plugins(values.get("plugins", ()))
-    return build({"tasks": {}, "groups": {}} | values)
+    """The config that `config_to_json` gave as `text`. Raises ValueError where it is none of this version."""
+    return _from_values(_section(json.loads(text), ""))
 
 
-def difference(stored: str, given: Config) -> list[str]:
-    """One line for each setting in which a config differs from JSON, or that this lacks, but for those that may."""
-    old, new = flat(json.loads(stored)), flat(dataclasses.asdict(given))
+def read_config(path: Path) -> Config:
+    """The config that a run keeps at `path`, as `config_to_json` gave it. Raises ValueError as `read_values` does."""
+    values = read_values(path)
+    try:
+        return _from_values(values)
+    except ValueError as error:
+        raise ValueError(f"{path} is no config of this version of fbjax: {error} ({REPLACE})") from error
+
+
+def read_values(path: Path) -> dict:
+    """What the JSON at `path` says of each setting. Raises ValueError, with a remedy, where it is no JSON of them."""
+    try:
+        return _section(json.loads(path.read_text(encoding="utf-8")), "")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error} ({REPLACE})") from error
+
+
+def _from_values(values: dict) -> Config:
+    if lacking := [name for name in NEEDED if name not in values]:
+        raise ValueError(f"it lacks {', '.join(lacking)}")
+    import_plugins(_typed("plugins", values.get("plugins", []), []))
+    config = build(values)
+    if wrong := out_of_range(config):
+        raise ValueError(f"config.{wrong[0]}")
+    return config
+
+
+def difference(stored: dict, given: Config) -> list[str]:
+    """One line for each setting in which a config differs from `read_values`, or that this lacks, but for those that
+    may."""
+    old, new = flat(stored), flat(dataclasses.asdict(given))
     names = dict.fromkeys([*new, *(name for name in old if name.startswith(("tasks.", "groups.")))])
     free = {name for name, field in fields_of(given) if field.metadata["may_change"]}
     return [
@@ -146,42 +182,14 @@ def import_plugins(plugins: Sequence[str]) -> None:
     """Imports modules, by name or by the path of a .py file, that register tasks, backbones or sources."""
     for name in plugins:
         if not name.endswith(".py"):
-            importlib.import_module(name)
+            with faults_told(Path(name)):
+                importlib.import_module(name)
         elif (key := f"fbjax_plugin:{os.path.abspath(name)}") not in sys.modules:
-            sys.modules[key] = _module_at(Path(name))
-
-
-def _module_at(path: Path) -> types.ModuleType:
-    """The module that a .py file makes, in no package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@contextlib.contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Makes the modules in a config file's folder, such as configs/common.py, importable by their names meanwhile."""
-    names = {file.stem for file in folder.glob("*.py")}
-    elsewhere = {name: sys.modules.pop(name) for name in names & sys.modules.keys()}
-    sys.path.insert(0, str(folder.absolute()))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder.absolute()))
-        for name in names:
-            sys.modules.pop(name, None)
-        sys.modules.update(elsewhere)
+            sys.modules[key] = module_at(Path(name))
 
 
 def _mutable(config: Config) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(dataclasses.asdict(config))
-
-
-def _completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """`config` with every setting of the tasks and groups that a file has only named."""
-    return _mutable(build(config.to_dict()))
 
 
 def _absolute(section: Any) -> Any:
@@ -219,7 +227,7 @@ def _build(cls: type, values: dict, prefix: str) -> Any:
     """An instance of the dataclass `cls` from nested dicts; lists become tuples, and whole numbers floats."""
     fields, hints = {field.name: field for field in dataclasses.fields(cls)}, typing.get_type_hints(cls)
     built = {}
-    for name, value in values.items():
+    for name, value in _section(values, prefix).items():
         dotted = f"{prefix}.{name}".lstrip(".")
         if name not in fields:
             raise ValueError(_unknown(dotted, [f"{prefix}.{known}".lstrip(".") for known in fields]))
@@ -227,7 +235,15 @@ def _build(cls: type, values: dict, prefix: str) -> Any:
             built[name] = _build(hints[name], value, dotted)
         else:
             built[name] = _typed(dotted, value, getattr(cls, name, None))
+            _check_parts(dotted, built[name], typing.get_args(hints[name]))
     return cls(**built)
+
+
+def _section(values: Any, name: str) -> dict:
+    """`values`, which must be settings by their names, else ValueError."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{f'config.{name}' if name else 'it'} holds settings by their names, not {values!r}")
+    return values
 
 
 def _typed(name: str, value: Any, default: Any) -> Any:
@@ -241,6 +257,13 @@ def _typed(name: str, value: Any, default: Any) -> Any:
     return value
 
 
+def _check_parts(name: str, value: Any, kinds: tuple) -> None:
+    """Raises ValueError where a part of a tuple is not of the first of `kinds`."""
+    for part in value if isinstance(value, tuple) else ():
+        if type(part) is not kinds[0]:
+            raise ValueError(f"config.{name} expects {kinds[0].__name__} only, not {part!r}")
+
+
 def _overridden(config: ml_collections.ConfigDict, override: str) -> ml_collections.ConfigDict:
     """`config` with one ``section.field=value``: a Python literal, or the string itself; ``a,b`` where strings are
     listed. ``tasks=mlm,tia`` names the tasks and keeps the settings of those that the config has."""
@@ -250,7 +273,7 @@ def _overridden(config: ml_collections.ConfigDict, override: str) -> ml_collecti
         wanted = [part.strip() for part in text.split(",") if part.strip()]
         return _mutable(build(values | {"tasks": {task: values["tasks"].get(task, {}) for task in wanted}}))
     *parents, field = name.split(".")
-    if parents[:1] == ["groups"]:
+    if len(parents) == 2 and parents[0] == "groups":
         values["groups"].setdefault(parents[1], dataclasses.asdict(ParameterGroup()))
     node: Any = values
     for parent in parents:
@@ -258,6 +281,8 @@ def _overridden(config: ml_collections.ConfigDict, override: str) -> ml_collecti
     if field not in node or isinstance(node[field], dict):
         raise ValueError(_unknown(name, flat(values)))
     node[field] = _typed(name, _parsed(text, node[field]), node[field])
+    if name == "plugins":
+        import_plugins(node[field])
     return ml_collections.ConfigDict(values)
 
 
@@ -277,22 +302,18 @@ def _parsed(text: str, current: Any) -> Any:
 
 
 def _unknown(name: str, known: typing.Collection[str]) -> str:
-    """What to say of a setting that there is not: its new name, the one that was meant, or all that there are."""
+    """What to say of a setting that there is not: its new name, the one that was meant, or the nearest."""
     if name in RENAMED:
         return f"config.{name} {RENAMED[name]}"
     section, _, rest = name.partition(".")
     task = rest.split(".")[0]
     if section == "tasks" and _task(task) and not any(other.startswith(f"tasks.{task}.") for other in known):
         return f"config.{name}: this config has no task {task!r} (name all that it has in config.tasks)"
-    hint = meant(name, known)
-    return f"no setting config.{name}" + (hint or f" (there are: {', '.join(known)})")
+    return f"no setting config.{name}{meant_or_nearest(name, known)}"
 
 
-def _no_such_setting(error: Exception) -> str:
-    """The same for an error of ml_collections, which names the field alone."""
-    match = re.search(r"['\"](\w+)['\"]", str(error))
-    field = match.group(1) if match else str(error)
-    old = [f"config.{name} {told}" for name, told in RENAMED.items() if name.split(".")[-1] == field]
-    names = {name.split(".")[-1]: name for name in flat(defaults().to_dict())}
-    hint = meant(field, names)
-    return "; ".join(old) or f"no setting {field!r}" + (hint or f" (there are: {', '.join(names.values())})")
+def _no_such_setting(field: str) -> str:
+    """The same of a setting whose last name alone is known."""
+    if old := [f"config.{name} {told}" for name, told in RENAMED.items() if name.split(".")[-1] == field]:
+        return "; ".join(old)
+    return f"no setting {field!r}" + meant_or_nearest(field, flat(defaults().to_dict()))

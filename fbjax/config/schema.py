@@ -1,74 +1,20 @@
 """Every setting of a run, its default and its meaning: the only place where a default is written.
 
-A task's own settings stand in the task's file (`fbjax.tasks`), which registers itself in `TASKS`.
+Those of the tables stand in `fbjax.config.data`, a task's own in the task's file (`fbjax.tasks`), which registers
+itself in `TASKS`.
 """
 
 import dataclasses
 import os
 from typing import Any, Literal
 
+from fbjax.config.data import DataConfig, LogConfig
 from fbjax.config.settings import setting
 from fbjax.core.registry import Registry
 
 TASKS = Registry("task", "fbjax.tasks")  # name -> the frozen dataclass of its settings
 PAPER_TASKS = ("mlm", "mpm", "tia")
-
-
-@dataclasses.dataclass(frozen=True)
-class Columns:
-    """Which column of the product table holds what."""
-
-    id: str = setting("id", "identifies a product; the first row of each id counts")
-    text: tuple[str, ...] = setting(("title",), "one or more columns, joined by a space")
-    image: str = setting("image", "a path, bytes, or a {bytes, path} struct (Hugging Face's convention)")
-    category: str = setting("category", "negatives and candidates come from the same value")
-    group: str = setting("", "products never to be told apart (variants, duplicates); '': every product on its own")
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """The product tables and how they are read."""
-
-    source: str = setting(
-        "tables",
-        "tables: product tables; release: files of the authors' release, with patch features for images; or a source "
-        "that is registered elsewhere",
-    )
-    train: str = setting(
-        "",
-        "a table or a glob of tables (.parquet, .csv, .tsv, .jsonl, .h5), or 'fashiongen:train'",
-        is_path=True,
-        may_change=True,
-    )
-    validation: str = setting("", "the same; '': a part of `train` is held out", is_path=True, may_change=True)
-    holdout: float = setting(0.05, "share of the groups held out where there is no validation table")
-    image_root: str = setting("", "folder of image paths; '': the table's folder", is_path=True, may_change=True)
-    manual_dir: str = setting(
-        "",
-        "folder of Fashion-Gen's HDF5 files, which 'fashiongen:train' and 'fashiongen:validation' name; '': TFDS's "
-        "own, $TFDS_DATA_DIR or ~/tensorflow_datasets, + /downloads/manual",
-        is_path=True,
-        may_change=True,
-    )
-    columns: Columns = Columns()
-    num_patches: int = setting(0, "P of features that the source gives for images (the release: 64)", "[0, inf)")
-    feature_size: int = setting(0, "C of them (the release: 2048); both 0: it gives images", "[0, inf)")
-    prepared: str = setting(
-        "prepared", "folder for records, may be gs://.., and cached features, may not", is_path=True, may_change=True
-    )
-    arrays: str = setting(
-        "",
-        "folder that fbjax prepare --arrays has written: training and evaluation read it in place of records, and "
-        "import no TensorFlow; '': records",
-        is_path=True,
-        may_change=True,
-    )
-    on_device: bool = setting(
-        False,
-        "pictures of data.arrays, or cached features, are put on the devices once, sharded by row over the devices "
-        "that share a batch; a batch is then a list of rows",
-        may_change=True,
-    )
+LINEAR_LAYERS = ("query", "key", "value", "out", "mlp_in", "mlp_out")  # of each of the encoder's layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +100,8 @@ class ModelConfig:
     pretrained: str = setting("", "a BERT to start from: 'minilm', a folder, or a hub name; '': random weights")
     vocabulary: str = setting(
         "",
-        "'': the pretrained BERT's; 'used': those of its pieces that the catalogue uses; a path to vocab.txt; "
+        "'': the pretrained BERT's; 'used': those of its pieces that the catalogue uses; a path to vocab.txt, or to a "
+        "run's tokenizer.json; "
         "'train:8000': trained on the catalogue",
         is_path=True,
     )
@@ -204,7 +151,20 @@ class ParameterGroup:
 
     rate: float = setting(1.0, "learning rate, as a multiple of train.learning_rate", "[0, inf)")
     weight_decay: float = setting(-1.0, "of kernels; -1: train.weight_decay", "[-1, inf)")
-    frozen: bool = setting(False, "never updated; no optimizer state is kept")
+    frozen: bool = setting(
+        False, "never updated; no gradient is computed, no optimizer state is kept, and checkpoints leave them out"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank factors of the encoder's kernels (LoRA): they train in place of all parameters that no group names."""
+
+    layers: tuple[str, ...] = setting(
+        (), f"linear layers of the encoder that get factors, of {', '.join(LINEAR_LAYERS)}; (): no LoRA"
+    )
+    rank: int = setting(8, "r; a kernel [D, E] becomes W + alpha / r A B, with A [D, r] and B [r, E]", "[1, inf)")
+    alpha: float = setting(16.0, "scales the product of the factors, divided by the rank", "(0, inf)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +182,12 @@ class TrainConfig:
     beta2: float = setting(0.999, "Adam's decay of the mean square", "[0, 1)")
     epsilon: float = setting(1e-6, "Adam's, as in BERT's own code", "(0, 1)")
     weight_decay: float = setting(1e-4, "not of biases and LayerNorm", "[0, inf)")
+    layer_decay: float = setting(
+        1.0,
+        "a layer of the encoder learns at this multiple of the rate of the layer above it, and the top one of the "
+        "rate of the heads; embeddings and a patch network count as one layer below all",
+        "(0, 1]",
+    )
     clip_norm: float = setting(1.0, "of the weighted gradient's global norm", "(0, inf)")
     seed: int = setting(0, "of weights, data order, negatives, masks and dropout", "[0, inf)")
     half: Literal["", "first", "second"] = setting(
@@ -272,12 +238,14 @@ class Config:
     """All settings of a run. `tasks` are its losses by name, sorted; `groups` its parameter groups by prefix."""
 
     data: DataConfig = DataConfig()
+    log: LogConfig = LogConfig()
     patches: PatchConfig = PatchConfig()
     model: ModelConfig = ModelConfig()
     tasks: dict[str, Any] = dataclasses.field(default_factory=dict)
     adaptive: AdaptiveConfig = AdaptiveConfig()
     train: TrainConfig = TrainConfig()
     groups: dict[str, ParameterGroup] = dataclasses.field(default_factory=dict)
+    lora: LoraConfig = LoraConfig()
     mesh: MeshConfig = MeshConfig()
     plugins: tuple[str, ...] = setting((), "modules to import first: they register tasks, backbones or sources")
 
@@ -290,6 +258,31 @@ class Config:
     def needs_negative(self) -> bool:
         """Whether a task reads a product's text with another product's image."""
         return any(task.needs_negative for task in self.tasks.values())
+
+    @property
+    def reads_queries(self) -> bool:
+        """Whether a task reads queries of a log."""
+        return any(task.reads_queries for task in self.tasks.values())
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether a task learns which queries of a log match."""
+        return any(task.reads_labels for task in self.tasks.values())
+
+    @property
+    def draws_queries(self) -> bool:
+        """Whether a task reads a product with another product's query."""
+        return any(task.aligns_queries and not task.reads_labels for task in self.tasks.values())
+
+    @property
+    def reads_partners(self) -> bool:
+        """Whether a task reads the other product of a log's events."""
+        return any(task.reads_partners for task in self.tasks.values())
+
+    @property
+    def teacher(self) -> str:
+        """The workdir of the model that teaches this one, or ""."""
+        return next((task.teacher for task in self.tasks.values() if task.teacher), "")
 
     @property
     def towers(self) -> str:

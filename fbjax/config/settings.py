@@ -5,14 +5,16 @@ settings.
 """
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
+from fbjax.core.registry import meant
+
 INTERVALS = {"[1, inf)": "at least 1", "[0, inf)": "at least 0", "(0, inf)": "above 0", "(-inf, inf)": "finite"}
+MAX_INT = 2**31 - 1  # of JAX's whole numbers
 
 
 def setting(
@@ -56,15 +58,11 @@ def problems(section: Any, prefix: str) -> list[str]:
         if known and value not in known:
             found.append(f"{name} {value!r} is unknown (use {' or '.join(map(repr, known))}){meant(value, known)}")
         interval = field.metadata["interval"]
-        if interval and not _lies_in(value, interval):
+        if type(value) is int and abs(value) > MAX_INT:
+            found.append(f"{name} {value} must be at most {MAX_INT}")
+        elif interval and not _lies_in(value, interval):
             found.append(f"{name} {value} must be {INTERVALS.get(interval, f'in {interval}')}")
     return found
-
-
-def meant(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'?" where one of `known` is close to `name`, else nothing."""
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _lies_in(value: float, interval: str) -> bool:

@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,11 +25,16 @@ def check_fresh(flag: str, folder: str | Path) -> None:
 def fresh_folder(flag: str, folder: str | Path) -> Iterator[Path]:
     """A temporary folder, renamed to `folder` at the end of the block and deleted after an error.
 
-    Raises OSError as `check_fresh` does, and with the remedy where the disk is full.
+    Those of processes of this machine that were killed are deleted too. Raises OSError as `check_fresh` does, and with
+    the remedy where the disk is full.
     """
     check_fresh(flag, folder)
     folder = Path(folder).absolute()
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    started = f".{folder.name}.{socket.gethostname()}"
+    for left in folder.parent.glob(f"{glob.escape(started)}.*.partial"):
+        if not _is_alive(left.suffixes[-2].removeprefix(".")):
+            shutil.rmtree(left, ignore_errors=True)
+    partial = folder.with_name(f"{started}.{os.getpid()}.partial")
     try:
         partial.mkdir()
         yield partial
@@ -38,3 +45,14 @@ def fresh_folder(flag: str, folder: str | Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_alive(process: str) -> bool:
+    """Whether there is a process of that number; yes where that cannot be known."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OSError):
+        return True
+    return True

@@ -35,10 +35,13 @@ def find(pattern: str | Path) -> list[Path]:
 
 
 def size_and_time(file: Path) -> tuple[int, int]:
-    """Bytes, and the time of the last change in nanoseconds."""
+    """Bytes, and the time of the last change in nanoseconds; of a local folder those of all in it, and the latest."""
     if is_remote(file):
         stored = epath.Path(file).stat()
         return stored.length, stored.mtime * 10**9
+    if file.is_dir():
+        stats = [path.stat() for path in (file, *file.rglob("*"))]
+        return sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
     stat = file.stat()
     return stat.st_size, stat.st_mtime_ns
 
@@ -147,7 +150,11 @@ class _Stored(io.RawIOBase):
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """("FILE line 3", text) of each line of a text file that is not blank, numbered from 1."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    """("FILE line 3", text) of each line of a text file that is not blank, numbered from 1. Raises ValueError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text in UTF-8: give another file, or save it as UTF-8") from None
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield f"{path} line {number}", line

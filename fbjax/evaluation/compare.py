@@ -1,4 +1,4 @@
-"""Compares two runs by their stored evaluations over the same lists or gallery, with a bootstrap paired by query."""
+"""Compares two runs by their stored evaluations over the same lists, gallery or log, by a bootstrap paired by query."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import numpy as np
 from fbjax.core.paths import as_path
 from fbjax.evaluation import metrics
 from fbjax.evaluation.candidates import DIRECTIONS
-from fbjax.runs.stored_evaluation import read_evaluation, read_gallery
+from fbjax.runs.stored_evaluation import read_evaluation, read_gallery, read_log
 
 # If two runs differ in d of Q queries, all in one direction, a resample misses all d with probability e^-d. For d < 4
 # this is more than 2.5 %, and the interval contains 0.
@@ -22,23 +22,29 @@ KINDS = {"apart": "group left out", "strict": "strict"}  # of ranks in a gallery
 def compare(first: str | Path, second: str | Path) -> dict:
     """``{"a": {"workdir", "checkpoint_step"}, "b": .., direction: {"a", "b": hit rates, "gain@k", "gain@k.ci",
     "detectable@k"}, "num_queries", "candidates_sha256", "full": {"gallery", "num_queries", direction: {"apart",
-    "strict": the same}}}``; over lists, over the whole gallery, or both, whichever both runs were evaluated over.
+    "strict": the same}}, "log": {"gallery", "num_queries", "units": {"A's units against B's": the same}}}``; over
+    lists, the whole gallery and a log, whichever both runs were evaluated over.
 
     A gain is the hit rate of `second` minus that of `first`, with a paired bootstrap interval over queries.
     "detectable@k" is the smallest difference whose interval would exclude 0. Raises FileNotFoundError if the workdirs
     have no evaluation of a kind, ValueError if lists, galleries or queries differ.
     """
     workdirs = first, second
-    lists, galleries = ([read(workdir) for workdir in workdirs] for read in (read_evaluation, read_gallery))
-    if not (all(lists) or all(galleries)):
+    readers = (read_evaluation, read_gallery, read_log)
+    lists, galleries, logs = ([read(workdir) for workdir in workdirs] for read in readers)
+    if not (all(lists) or all(galleries) or all(logs)):
         _raise_missing(workdirs, lists)
-    steps = [(x["figures"] if x else y).get("checkpoint_step") for x, y in zip(lists, galleries, strict=True)]
+    steps = [
+        (x["figures"] if x else y or z).get("checkpoint_step") for x, y, z in zip(lists, galleries, logs, strict=True)
+    ]
     named = zip("ab", workdirs, steps, strict=True)
     figures = {name: {"workdir": str(workdir), "checkpoint_step": step} for name, workdir, step in named}
     if all(lists):
         figures |= _compare_lists(workdirs, lists)
     if all(galleries):
         figures["full"] = _compare_galleries(workdirs, galleries)
+    if all(logs):
+        figures["log"] = _compare_logs(workdirs, logs)
     return figures
 
 
@@ -67,6 +73,24 @@ def _compare_galleries(workdirs: tuple, evaluations: list[dict]) -> dict:
         before, ranks = (x["ranks"][direction] for x in evaluations)
         figures[direction] = {kind: _compare_ranks(np.array(before[kind]), np.array(ranks[kind])) for kind in KINDS}
     return figures
+
+
+def _compare_logs(workdirs: tuple, evaluations: list[dict]) -> dict:
+    """Of each unit that asks in both: every unit of A's gallery against the first of B's."""
+    a, b = (x["figures"] for x in evaluations)
+    if a["sha256"] != b["sha256"] or a["gallery"] != b["gallery"]:
+        raise ValueError(
+            f"{workdirs[0]} and {workdirs[1]} were asked different queries of a log: run fbjax evaluate --protocol log "
+            "with the same --log and --queries for both"
+        )
+    before, after = (x["ranks"] for x in evaluations)
+    units = {}
+    for mine in (unit for unit in before if unit in after):
+        theirs, ranks = next(iter(after[mine].items()))
+        for unit, old in before[mine].items():
+            named = f"{mine} > {unit} against {mine} > {theirs}"
+            units[named] = _compare_ranks(np.array(old), np.array(ranks))
+    return {"gallery": a["gallery"], "num_queries": a["num_queries"], "units": units}
 
 
 def _compare_ranks(before: np.ndarray, ranks: np.ndarray) -> dict:
@@ -122,6 +146,10 @@ def print_figures(figures: dict, say: Callable[[str], None]) -> None:
         for direction in DIRECTIONS:
             for kind, name in KINDS.items():
                 _print_rates(direction, gallery[direction][kind], say, f"{name}: ")
+    if log := figures.get("log"):
+        say(f"{log['num_queries']:,} queries of a log, {log['gallery']:,} products")
+        for named, rates in log["units"].items():
+            _print_rates("log", rates, say, f"{named}: ")
 
 
 def _print_rates(direction: str, rates: dict, say: Callable[[str], None], name: str = "") -> None:

@@ -12,11 +12,12 @@ from fbjax.config.load import absolute
 from fbjax.core.console import duration, progress, say
 from fbjax.data.batches.halves import rows_of_half
 from fbjax.data.batches.split import Split
-from fbjax.evaluation import mixed, queries
-from fbjax.evaluation.gallery import choose_queries, full_figures
-from fbjax.evaluation.hubness import bank_rows, hub_penalties
+from fbjax.evaluation.asked import asked_of, figures_of_scores, figures_of_vectors, wanted_log
+from fbjax.evaluation.galleries import mixed, queries
+from fbjax.evaluation.galleries.gallery import choose_queries, full_figures
+from fbjax.evaluation.galleries.hubness import bank_rows, hub_penalties
 from fbjax.evaluation.protocols import OVER_LISTS, list_figures, read_request
-from fbjax.inference.embed_catalogue import embed_records
+from fbjax.inference.catalogue.embed_catalogue import embed_records
 from fbjax.inference.embedder import make_embedder
 from fbjax.inference.model import Model
 from fbjax.inference.pair_scorer import make_scorer
@@ -24,10 +25,10 @@ from fbjax.monitoring.telemetry import log_event
 from fbjax.runs.feature_cache import image_inputs, text_inputs
 from fbjax.runs.halves import check_table, trained_half
 from fbjax.runs.loaded import LoadedRun
-from fbjax.runs.stored_evaluation import write_evaluation, write_gallery
+from fbjax.runs.stored_evaluation import write_evaluation, write_gallery, write_log
 
 RERANKED = 20  # of the nearest, if the run scores pairs
-BY_VECTORS = ("full", "queries", "mixed")  # protocols that rank a gallery by vectors
+BY_VECTORS = ("full", "queries", "mixed", "log")  # protocols that rank a gallery by vectors
 MIXED = "protocol mixed"
 
 
@@ -43,6 +44,7 @@ def evaluate(
     rerank: int | None = None,
     relevant: str | Path | None = None,
     correct_hubs: int | None = None,
+    log: str | None = None,
 ) -> dict:
     """The figures of a workdir's best checkpoint, or that of `step`, in the form of ``metrics.json``.
 
@@ -50,17 +52,21 @@ def evaluate(
     seed 0). Protocols over galleries use the run's towers, or those of the last checkpoint in the workdir `towers`.
     "full" re-ranks the `rerank` nearest if the run scores pairs (default: 20). `relevant`: a file of queries for
     "queries" and "mixed". `correct_hubs`: at most so many training texts measure how much each picture is a hub; these
-    two protocols give their figures with this correction as well. The workdir stores figures and rankings over lists,
-    and figures and ranks over a whole gallery, until the next evaluation of the kind (`fbjax.runs.stored_evaluation`).
+    two protocols give their figures with this correction as well. `log`: a table for "log", with the columns of the
+    run's log, or "groups" (default: the run's log). The workdir stores figures and rankings over lists, and figures and
+    ranks over a whole gallery and of a log, until the next evaluation of the kind (`fbjax.runs.stored_evaluation`).
     """
     lists = read_request(protocols, candidates, num_queries)
     query_file = queries.read_request(protocols, relevant, num_queries)
-    _check_flags(protocols, data, towers, rerank, correct_hubs)
+    _check_flags(protocols, data, towers, rerank, correct_hubs, log)
     loaded = LoadedRun.load(workdir, step)
+    log_config = wanted_log(loaded.run.config, log) if "log" in protocols else None
     scores_matches = loaded.run.scores_pairs
     if rerank and not scores_matches:
         raise ValueError(f"--rerank {rerank} needs a run that learns alignment: its tasks have no tia")
-    giver = _vector_run(loaded, towers, protocols) if set(protocols) & set(BY_VECTORS) else None
+    by_scores = bool(log_config) and scores_matches and not (towers or log_config.has_pairs)  # of the log's queries
+    by_vectors = set(protocols) & set(BY_VECTORS) - ({"log"} if by_scores else set())
+    giver = _vector_run(loaded, towers, protocols) if by_vectors else None
     if giver and "mixed" in protocols:
         trained_half(giver.run.config, giver.workdir, MIXED)
     vectors = giver and _Vectors(giver)
@@ -72,6 +78,7 @@ def evaluate(
     figures["checkpoint_step"] = loaded.step
     if rankings:
         sources = {"data": _absolute(data), "candidates": candidates and absolute(candidates)}
+        sources["records_sha256"] = records.digest
         write_evaluation(workdir, sources | {"figures": figures, "rankings": rankings})
     if "full" in protocols:
         found, ranks = full_figures(
@@ -84,13 +91,21 @@ def evaluate(
             scale=vectors.scale,
         )
         figures["full"] = vectors.about | found
-        about = {"checkpoint_step": loaded.step, "ids_sha256": records.ids_digest}
+        about = {"checkpoint_step": loaded.step, "ids_sha256": records.digests["ids"]}
         write_gallery(workdir, about | {"figures": figures["full"], "ranks": ranks})
     if "queries" in protocols:
         figures["queries"] = _query_figures(vectors, catalogue, query_file, correct_hubs)
     if "mixed" in protocols:
         figures["mixed"] = _mixed_figures(vectors, records, query_file, num_queries, correct_hubs)
-    for name in {"queries", "mixed"} & set(protocols) if towers else ():
+    if log_config:
+        asked, validation = asked_of(loaded.run, log_config, num_queries)
+        if by_scores:
+            found, ranks = figures_of_scores(loaded, validation, asked, score.scorer)
+        else:
+            found, ranks = figures_of_vectors(vectors, validation, asked, log_config)
+        figures["log"] = found
+        write_log(workdir, {"checkpoint_step": loaded.step, "figures": found, "ranks": ranks})
+    for name in {"queries", "mixed", "log"} & set(protocols) if towers else ():
         figures[name] |= vectors.about
     if score.num_pairs:
         figures["pairs_per_second"] = score.num_pairs / score.seconds
@@ -98,7 +113,9 @@ def evaluate(
     return figures
 
 
-def _check_flags(protocols: tuple[str, ...], data, towers, rerank: int | None, correct_hubs: int | None) -> None:
+def _check_flags(
+    protocols: tuple[str, ...], data, towers, rerank: int | None, correct_hubs: int | None, log: str | None
+) -> None:
     """Raises ValueError if a flag would have no effect, or is out of range."""
     if "full" not in protocols and rerank is not None:
         raise ValueError("--rerank is for the whole gallery: add full to --protocol")
@@ -110,8 +127,11 @@ def _check_flags(protocols: tuple[str, ...], data, towers, rerank: int | None, c
         raise ValueError(f"--correct-hubs: add {' or '.join(queries.READERS)} to --protocol")
     if correct_hubs is not None and correct_hubs < 1:
         raise ValueError(f"--correct-hubs {correct_hubs}: take at least 1 text")
-    if data and "mixed" in protocols:
-        raise ValueError("protocol mixed is about the run's own splits: leave --data out")
+    if log and "log" not in protocols:
+        raise ValueError(f"--log {log}: add log to --protocol")
+    for name in ("mixed", "log"):
+        if data and name in protocols:
+            raise ValueError(f"protocol {name} is about the run's own splits: leave --data out")
 
 
 def _absolute(data: str | Sequence[str] | None) -> str | list[str] | None:
@@ -195,7 +215,7 @@ class _Vectors:
         return self.giver.records(split="train")
 
     def of(self, records: Split, what: str, rows: np.ndarray | None = None) -> np.ndarray:
-        """Vectors of the texts or images (`what`) at `rows` (default: all)."""
+        """Vectors of the texts, images or products (`what`) at `rows` (default: all)."""
         if rows is not None:
             return embed_records(self.giver, self._embedder, records, what, rows)
         if (records.name, what) not in self._made:
@@ -205,6 +225,10 @@ class _Vectors:
     def of_strings(self, texts: list[str]) -> np.ndarray:
         """Vectors of any texts, read as those of prepared records."""
         return self.giver.embed_text(texts)
+
+    def of_queries(self, framed: np.ndarray) -> np.ndarray:
+        """Vectors of framed piece ids [Q, T] of queries."""
+        return self._embedder.embed_queries(self.giver.variables, framed)
 
     def has_words(self, text: str) -> bool:
         try:
@@ -224,11 +248,11 @@ class _PairScores:
 
     def __init__(self, loaded: LoadedRun, records: Split):
         self._run, self._variables, self._records = loaded.run, loaded.variables, records
-        self._scorer = make_scorer(loaded.run, loaded.mesh)
+        self.scorer = make_scorer(loaded.run, loaded.mesh)
         self.num_pairs, self.seconds = 0, 0.0  # embeddings included
 
     def __call__(self, pairs: np.ndarray) -> np.ndarray:
-        run, scorer, variables = self._run, self._scorer, self._variables
+        run, scorer, variables = self._run, self.scorer, self._variables
         text_rows, text_places = np.unique(pairs[:, 0], return_inverse=True)
         image_rows, image_places = np.unique(pairs[:, 1], return_inverse=True)
         ids = text_inputs(run, self._records, text_rows)

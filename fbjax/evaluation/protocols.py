@@ -2,12 +2,14 @@
 
 * ``candidates``: Rank@1/5/10 of the positive among each list's candidates, in both directions.
 * ``matching``: AUC of each list's positive against its first other candidate (same sub-category), and against a product
-  of any category. If a score above 0 means "match", also balanced accuracy and the accuracy over whole lists, 1 to 100.
+  of any category. If a score above 0 means "match", also balanced accuracy, the accuracy over whole lists, 1 to 100,
+  and the calibration of scores as probabilities, see `fbjax.evaluation.matching.calibration`.
 * ``draws``: ``candidates`` over five drawings of lists, seeds 0 to 4: mean and standard deviation.
 * ``legacy``: the lists of ``candidates`` with the miscount of the authors' release, see `fbjax.evaluation.released`.
-* ``full``: retrieval from a whole split, see `fbjax.evaluation.gallery`.
-* ``queries``: text queries of a file over a whole catalogue, see `fbjax.evaluation.queries`.
-* ``mixed``: new products among trained ones, see `fbjax.evaluation.mixed`.
+* ``full``: retrieval from a whole split, see `fbjax.evaluation.galleries.gallery`.
+* ``queries``: text queries of a file over a whole catalogue, see `fbjax.evaluation.galleries.queries`.
+* ``mixed``: new products among trained ones, see `fbjax.evaluation.galleries.mixed`.
+* ``log``: the validation events of a log, see `fbjax.evaluation.galleries.log`.
 
 docs/reference/protocols.md says when to use which. `score` maps pairs [N, 2] of rows (text, image) of the records to
 scores [N].
@@ -18,16 +20,19 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fbjax.data.batches.halves import half_of
 from fbjax.data.batches.split import Split
-from fbjax.evaluation import gallery, metrics, mixed, queries
+from fbjax.evaluation import metrics
 from fbjax.evaluation.candidates import DIRECTIONS, CandidateList, any_category_negatives, draw_lists, read_lists
+from fbjax.evaluation.galleries import gallery, log, mixed, queries
+from fbjax.evaluation.matching.calibration import calibration, print_calibration
 from fbjax.evaluation.released import legacy
 
 Score = Callable[[np.ndarray], np.ndarray]
 Lists = tuple[list[CandidateList], str]  # and their SHA-256
 OVER_LISTS = ("candidates", "matching")
-PROTOCOLS = (*OVER_LISTS, "draws", "legacy", "full", "queries", "mixed")
-WITHOUT_LISTS = {"draws", "full", "queries", "mixed"}
+PROTOCOLS = (*OVER_LISTS, "draws", "legacy", "full", "queries", "mixed", "log")
+WITHOUT_LISTS = {"draws", "full", "queries", "mixed", "log"}
 NUM_OTHERS, DRAWN_QUERIES = 100, 1000  # of lists drawn here, as in the paper
 DRAW_SEEDS = (0, 1, 2, 3, 4)
 LEGACY_SEED = 0  # of the order of the rows in batches
@@ -80,7 +85,8 @@ def list_figures(
     if "candidates" in protocols:
         figures |= {d: metrics.retrieval(*scored.of(d)) for d in scored.directions}
     if "matching" in protocols:
-        figures["matching"] = _matching_figures(scored, scores[negatives], scores_matches)
+        first = half_of(records.groups[records.rows([x.query for x in lists])])
+        figures["matching"] = _matching_figures(scored, scores[negatives], scores_matches, first)
     if "legacy" in protocols:
         rows = {d: legacy.list_rows(*scored.of(d)) for d in scored.directions}
         figures["legacy"] = {d: legacy.legacy_figures(*rows[d], seed=LEGACY_SEED) for d in scored.directions}
@@ -117,8 +123,8 @@ class _Scored:
         }
 
 
-def _matching_figures(scored: _Scored, negative: np.ndarray, scores_matches: bool) -> dict:
-    """`negative` [Q]: scores of products of any category."""
+def _matching_figures(scored: _Scored, negative: np.ndarray, scores_matches: bool, first: np.ndarray) -> dict:
+    """`negative` [Q]: scores of products of any category. `first` [Q]: queries of the first half of the groups."""
     positive, other = scored.positive, scored.other
     figures = metrics.matching(positive, other[:, 0], scores_matches)
     figures["auc_any_category"] = metrics.auc(positive, negative)
@@ -126,6 +132,7 @@ def _matching_figures(scored: _Scored, negative: np.ndarray, scores_matches: boo
     if scores_matches:
         right = np.concatenate([positive > 0, (other < 0)[other != -np.inf]])
         figures["accuracy_1to100"] = float(right.mean())
+        figures["calibration"] = calibration(positive, other[:, 0], fitted=first)
     return figures
 
 
@@ -198,13 +205,15 @@ def print_figures(figures: dict, say: Callable[[str], None]) -> None:
         if "accuracy" in m:
             more += "  balanced accuracy {accuracy:.1%}  at 1:100 {accuracy_1to100:.1%}"
         metrics.print_matching(m, more.format(**m), say)
+        if "calibration" in m:
+            print_calibration(m["calibration"], say)
     if "draws" in figures:
         _print_draws(figures["draws"], say)
     if "legacy" in figures:
         say(legacy.WARNING)
         for direction, rates in figures["legacy"].items():
             legacy.print_figures(rates, direction.replace("_", " "), say)
-    for name, by_vectors in (("full", gallery), ("queries", queries), ("mixed", mixed)):
+    for name, by_vectors in (("full", gallery), ("queries", queries), ("mixed", mixed), ("log", log)):
         if name in figures:
             by_vectors.print_figures(figures[name], say)
     size = figures.get("candidates_per_list", NUM_OTHERS + 1)

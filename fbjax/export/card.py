@@ -102,6 +102,8 @@ def _configuration(run: Run) -> str:
         rows += [f"| `tasks.{task.name}.{name}` | {value} |" for name, value in vars(task).items()]
     train, patches = run.config.train, run.patches
     training = f"{train.num_steps:,} steps of {train.batch_size}, learning rate {train.learning_rate:g}"
+    if lora := run.config.lora.layers:
+        training += f", of factors of rank {run.config.lora.rank} (LoRA) of {', '.join(lora)}, which are merged"
     tokens = f"{patches.num_patches} of {patches.feature_size} numbers"
     return "\n".join(["| | |", "|---|---|", *rows, f"| training | {training} |", f"| image tokens | {tokens} |"])
 

@@ -10,19 +10,23 @@ import numpy as np
 from safetensors import safe_open
 
 from fbjax.config.load import config_from_json
+from fbjax.config.schema import Config
 from fbjax.core.atomic_folder import check_fresh, fresh_folder
 from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.export import huggingface
 from fbjax.export.huggingface import CONFIG, LAYOUT, VOCABULARY, WEIGHTS
 from fbjax.export.source_model import one_device
+from fbjax.model.lora import merged
 from fbjax.model.ngrams import TYPES, Ngrams
 from fbjax.model.weights.files import read_arrays, write_npz
-from fbjax.runs.checkpoints import Checkpoints
-from fbjax.runs.run import PATCH_WEIGHTS, Run, write_run
-from fbjax.runs.state import init_state
+from fbjax.runs.loaded import write_params
+from fbjax.runs.run import PATCH_WEIGHTS, Run
+from fbjax.runs.state import abstract_state
 
 FREE = ("architectures", "auto_map", "dtype", "tasks", "fbjax")  # settings of config.json without effect
 FREE += ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
+ABOUT = {"config": dict, "pieces": str, "step": int}  # what config.json tells under "fbjax", beside the layout
+COPY = "copy it there from the exported folder"
 
 
 def import_checkpoint(folder: str | Path, workdir: str | Path, say: Callable[[str], None]) -> None:
@@ -34,7 +38,7 @@ def import_checkpoint(folder: str | Path, workdir: str | Path, say: Callable[[st
     folder = Path(folder)
     check_fresh("--workdir", workdir)
     described = _read_config(folder)
-    config = config_from_json(json.dumps(described["fbjax"]["config"]))
+    config = _config_of(folder, described)
     vocabulary, arrays = _read_vocabulary(folder, described["fbjax"]["pieces"]), _read_weights(folder)
     ngrams = _read_ngrams(folder, arrays) if described.get("ngrams") else {}
     with fresh_folder("--workdir", workdir) as partial:
@@ -43,20 +47,18 @@ def import_checkpoint(folder: str | Path, workdir: str | Path, say: Callable[[st
             write_npz(partial / PATCH_WEIGHTS, patches)
         run = Run.build(config, vocabulary, partial / PATCH_WEIGHTS if patches else None, ngrams)
         _check_architecture(folder, described, huggingface.describe(run, 0))
-        write_run(run, partial)
-        _write_checkpoint(run, arrays, partial)
+        write_params(run, _params_of(run, arrays), partial, one_device())
     say(f"{len(arrays)} arrays of {folder}, exported at step {described['fbjax']['step']}: step 0 of {workdir}")
 
 
-def _write_checkpoint(run: Run, arrays: dict[str, np.ndarray], workdir: Path) -> None:
-    state = init_state(run.objective, run.optimizer, run.config, one_device())
-    there = state.params | ({"patches": run.patches.params} if run.patches.twin else {})
-    shapes = {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(there, sep="/").items()}
-    params = huggingface.from_torch(arrays, shapes, run.config.model.num_layers)
-    params = {name: params[name] for name in state.params}
-    placed = jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), params, state.params)
-    with Checkpoints(workdir, keep_last=1) as checkpoints:
-        checkpoints.save(0, state.replace(params=placed))
+def _params_of(run: Run, arrays: dict[str, np.ndarray]) -> dict:
+    """The parameters of `run` in a folder's `arrays`; low-rank factors were merged when they were exported."""
+    state = abstract_state(run.objective, run.optimizer, run.config, one_device())
+    shapes = jax.eval_shape(merged, state.base, state.params)
+    there = shapes | ({"patches": run.patches.params} if run.patches.twin else {})
+    there = {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(there, sep="/").items()}
+    params = huggingface.from_torch(arrays, there, run.config.model.num_layers)
+    return {name: params[name] for name in shapes}
 
 
 def patch_parameters(arrays: dict[str, np.ndarray]) -> dict:
@@ -81,29 +83,36 @@ def _read_config(folder: Path) -> dict:
         described = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(described, dict):
+        raise ValueError(f"{path} holds no settings by their names: {COPY}")
     if described.get("model_type") != "fashionbert":
         raise ValueError(
             f"--from {folder} holds a model of type {described.get('model_type')!r}, not the 'fashionbert' of "
             "fbjax export --format hf (to start from a BERT, set config.model.pretrained to its folder)"
         )
-    layout = (described.get("fbjax") or {}).get("layout")
+    about = described.get("fbjax")
+    layout = about.get("layout") if isinstance(about, dict) else None
     if layout != LAYOUT:
         raise ValueError(f"{path} has the layout {layout!r} under 'fbjax', this reads {LAYOUT}: export again")
+    if lacking := [name for name, kind in ABOUT.items() if not isinstance(about.get(name), kind)]:
+        raise ValueError(f"{path} has no {' and no '.join(lacking)} under 'fbjax': {COPY}")
     return described
 
 
-def _read_vocabulary(folder: Path, pieces: str) -> Vocabulary:
-    path, remedy = folder / VOCABULARY, "copy it there from the exported folder"
-    if not path.is_file():
-        raise FileNotFoundError(f"--from {folder} has no {VOCABULARY}: {remedy}")
+def _config_of(folder: Path, described: dict) -> Config:
     try:
-        vocabulary = Vocabulary.load(path)
-    except ValueError:
-        raise
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise ValueError(f"{path} is no tokenizer, {error}: {remedy}") from None
+        return config_from_json(json.dumps(described["fbjax"]["config"]))
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG} has no config of this version of fbjax under 'fbjax': {error}") from error
+
+
+def _read_vocabulary(folder: Path, pieces: str) -> Vocabulary:
+    path = folder / VOCABULARY
+    if not path.is_file():
+        raise FileNotFoundError(f"--from {folder} has no {VOCABULARY}: {COPY}")
+    vocabulary = Vocabulary.load(path)
     if huggingface.digest_of_pieces(vocabulary) != pieces:
-        raise ValueError(f"{path} has other pieces than the model was trained with: {remedy}")
+        raise ValueError(f"{path} has other pieces than the model was trained with: {COPY}")
     return vocabulary
 
 

@@ -40,16 +40,28 @@ def export(
     module = _module(form)
     check_fresh("--out", out)
     source = SourceModel.open(workdir, step, with_heads=FORMATS[form][1])
+    _check_queries(source)
     source_model = module.carried(source) if hasattr(module, "carried") else source
+    real = real_inputs(source_model, data)
     with fresh_folder("--out", out) as folder:
         module.write(source_model, folder)
         source_model.run.vocabulary.save(folder / VOCABULARY)
         say(f"written: {sum(path.stat().st_size for path in folder.rglob('*')) / 2**20:,.1f} MiB; proving it ..")
         content = describe(source_model, form)
         manifest.write(folder, content)  # loading reads it
-        proof = prove(source_model, module.load(folder), real_inputs(source_model, data), say)
+        proof = prove(source_model, module.load(folder), real, say)
         manifest.write(folder, content | {"proof": proof})
     return content | {"proof": proof}
+
+
+def _check_queries(source: SourceModel) -> None:
+    """Raises ValueError where the encoder reads queries in a segment of their own, which no export has."""
+    config = source.run.config
+    if config.reads_queries and config.reads_encoder:
+        raise ValueError(
+            "this run's encoder reads queries in a segment of their own, which exports do not have: use it from Python "
+            "(fbjax.load), or export towers with branches 'linear'"
+        )
 
 
 def describe(source_model: SourceModel, form: str) -> dict:

@@ -9,7 +9,7 @@ import math
 import jax
 import numpy as np
 
-from fbjax.data.sources.tables import clean_text
+from fbjax.data.sources.cells import clean_text
 from fbjax.inference.model import Model
 from fbjax.inference.pair_scorer import make_scorer
 

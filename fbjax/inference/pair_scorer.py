@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import expit
 
 from fbjax.core.batching import mixed_batches
 from fbjax.data.text.wordpiece import PAD_ID
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # bench must not import tensorflow_datasets
 BUCKET = 8  # pads a batch's texts to a multiple of this, so that few programs are compiled
 IN_FLIGHT = 4  # batches
 CPU_PAIRS, ACCELERATOR_PAIRS = 32, 256  # a batch
+ON_DEVICE = 4 * 2**30  # bytes of image embeddings that stay on each device; more go back to the host
 
 
 def match_logits(model: FashionBert, params: dict, ids: jax.Array, image: jax.Array) -> jax.Array:
@@ -33,6 +35,11 @@ def match_logits(model: FashionBert, params: dict, ids: jax.Array, image: jax.Ar
     cls = jnp.zeros_like(ids[:, :1])
     hidden, means = apply(apply(ids, method="embed_text"), ids != PAD_ID, image, cls, method="encode_pair")
     return apply(hidden[:, 0], means, method="match_logits")
+
+
+def match_probability(scores: np.ndarray, temperature: float = 1.0, bias: float = 0.0) -> np.ndarray:
+    """``sigmoid(score / temperature + bias)``: the probabilities of matches where half of the pairs are matches."""
+    return expit(np.asarray(scores, float) / temperature + bias)
 
 
 def make_scorer(run: "Run", mesh, patches: PatchNetwork | None = None) -> "PairScorer | Embedder":
@@ -50,8 +57,15 @@ class PairScorer:
     batches of 64 as in batches of 32 (3 layers of width 384, 48 + 16 tokens, 2 cores).
     """
 
-    def __init__(self, model: FashionBert, patches: PatchNetwork, mesh, pairs_per_batch: int | None = None):
-        self._mesh = mesh
+    def __init__(
+        self,
+        model: FashionBert,
+        patches: PatchNetwork,
+        mesh,
+        pairs_per_batch: int | None = None,
+        bucket: int = BUCKET,
+    ):
+        self.mesh, self._bucket = mesh, bucket
         self.batch_size = batch_size(mesh, pairs_per_batch, CPU_PAIRS, ACCELERATOR_PAIRS)
 
         def embed(variables, images):
@@ -64,13 +78,33 @@ class PairScorer:
         across, whole = by_example(mesh), replicated(mesh)
         self._embed = jax.jit(embed, in_shardings=(None, across), out_shardings=whole)
         self._score = jax.jit(score, in_shardings=(None, across, across), out_shardings=whole)
+        # a program of its own, which compiles in no time: the scorer's does not depend on the number of images
+        self._pick = jax.jit(lambda images, rows: images[rows], in_shardings=(whole, across), out_shardings=across)
 
-    def embed_images(self, variables: Any, batches: Iterable[np.ndarray]) -> np.ndarray:
-        """Image embeddings [I, P, D] of batches of at most `batch_size` images (or cached features)."""
-        return np.concatenate(embed_batches(partial(self._embed, variables), batches, self.batch_size, self._mesh))
+    def embed_images(self, variables: Any, batches: Iterable[np.ndarray]) -> jax.Array | np.ndarray:
+        """Image embeddings [I, P, D] of batches of at most `batch_size` images (or cached features).
+
+        They stay on the devices, each of which holds them all, or lie on the host where they take too much memory.
+        """
+        on_device, on_host, size = [], [], 0
+        for rows in embed_batches(partial(self._embed, variables), batches, self.batch_size, self.mesh):
+            size += rows.nbytes
+            on_device.append(rows)
+            on_device[-IN_FLIGHT:][0].block_until_ready()  # the host reads the next images, but not all at once
+            if size > ON_DEVICE:
+                on_host += map(np.asarray, on_device)
+                on_device.clear()
+        if on_host:
+            return np.concatenate([*on_host, *map(np.asarray, on_device)])
+        return jnp.concatenate(on_device).block_until_ready()
 
     def score(
-        self, variables: Any, ids: np.ndarray, images: np.ndarray, pairs: np.ndarray, progress: Callable | None = None
+        self,
+        variables: Any,
+        ids: np.ndarray,
+        images: jax.Array | np.ndarray,
+        pairs: np.ndarray,
+        progress: Callable | None = None,
     ) -> np.ndarray:
         """Logit differences [N] of `pairs` [N, 2]: (row of ids [.., T], row of image embeddings [I, P, D])."""
         scores = np.empty(len(pairs), np.float32)
@@ -88,7 +122,9 @@ class PairScorer:
             collect()
         return scores
 
-    def expected_seconds(self, variables: Any, ids: np.ndarray, images: np.ndarray, pairs: np.ndarray) -> float:
+    def expected_seconds(
+        self, variables: Any, ids: np.ndarray, images: jax.Array | np.ndarray, pairs: np.ndarray
+    ) -> float:
         """How long `score` will take, from one timed batch of every shape (compiled first)."""
         by_length = dict(batches := self._batches(ids, pairs))
         total = 0.0
@@ -101,8 +137,12 @@ class PairScorer:
 
     def _batches(self, ids: np.ndarray, pairs: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """(text length, members of `pairs`) of each batch, shortest texts first."""
-        return mixed_batches((ids != PAD_ID).sum(axis=1)[pairs[:, 0]], self.batch_size, BUCKET, ids.shape[1])
+        return mixed_batches((ids != PAD_ID).sum(axis=1)[pairs[:, 0]], self.batch_size, self._bucket, ids.shape[1])
 
     def _launch(self, variables, ids, images, pairs, length) -> jax.Array:
-        batch = (ids[pairs[:, 0], :length], images[pairs[:, 1]])
-        return self._score(variables, *put_batch(tuple(pad_rows(x, self.batch_size) for x in batch), self._mesh))
+        pairs = pad_rows(pairs, self.batch_size)
+        texts, rows = ids[pairs[:, 0], :length], pairs[:, 1]
+        if isinstance(images, np.ndarray):
+            return self._score(variables, *put_batch((texts, images[rows]), self.mesh))
+        texts, rows = put_batch((texts, rows.astype(np.int32)), self.mesh)
+        return self._score(variables, texts, self._pick(images, rows))

@@ -9,6 +9,7 @@ from fbjax.core.console import duration, progress, say
 from fbjax.data.batches.split import Split
 from fbjax.data.sources.base import Product
 from fbjax.data.sources.images import encoded
+from fbjax.inference.known_words import unknown_words
 from fbjax.inference.model import Model
 from fbjax.inference.pair_scorer import make_scorer
 from fbjax.runs.feature_cache import image_inputs, text_inputs
@@ -40,14 +41,18 @@ def rank(
 ) -> Ranking:
     """The `top` products of `data` (a table or glob; default: the run's validation split) for one text or one image.
 
-    `category` keeps only products of that category. Time grows with the number of candidates.
+    `category` keeps only products of that category. Time grows with the number of candidates. Says which words of the
+    text the model does not know.
     """
     if (text is None) == (image is None):
         raise ValueError("rank takes a text or an image, one of the two")
     if top < 1:
         raise ValueError(f"--top {top}: take at least 1")
+    asked = text if text is not None else encoded(image)  # a missing file is said before the model is read
     model = Model.load(workdir, step)
     query = model.encode_text(text) if text is not None else model.read_image(image)
+    for line in unknown_words(model.run, [] if text is None else [text]):
+        say(line)
     records = model.records(data)
     rows = _of_category(records, category)
 
@@ -66,8 +71,8 @@ def rank(
         say(f"{len(rows):,} candidates: about {duration(expected)}")
     scores = scorer.score(model.variables, ids, images, pairs, progress)
     best = np.argsort(-scores, kind="stable")[:top]
-    query, products = text if text is not None else encoded(image), records.products(rows[best].tolist())
-    return Ranking(query, len(rows), products, scores[best].tolist(), model.run.scores_pairs)
+    products = records.products(rows[best].tolist())
+    return Ranking(asked, len(rows), products, scores[best].tolist(), model.run.scores_pairs)
 
 
 def format_table(ranking: Ranking, width: int) -> list[str]:

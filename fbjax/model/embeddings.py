@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 
 from fbjax.config.schema import ModelConfig
-from fbjax.model.encoder import dense, layer_norm, table
+from fbjax.model.encoder import LayerNorm, dense, table
 
-NUM_TEXT_SEGMENTS = 2  # rows of BERT's token-type table; text is segment 0
+NUM_TEXT_SEGMENTS = 2  # rows of BERT's token-type table
+TEXT_SEGMENT, QUERY_SEGMENT = 0, 1  # "T" and "Q"; a query is BERT's second sentence
 
 
 class TextEmbeddings(nn.Module):
@@ -22,11 +23,12 @@ class TextEmbeddings(nn.Module):
         self.word = self.param("word", table(self.config, ("vocabulary", "embed")), (self.vocabulary_size, width))
         self.position = self.param("position", table(self.config, (None, "embed")), (self.num_positions, width))
         self.segment = self.param("segment", table(self.config, (None, "embed")), (NUM_TEXT_SEGMENTS, width))
-        self.norm = layer_norm("norm")
+        self.norm = LayerNorm(self.config.dtype, name="norm")
         self.dropout = nn.Dropout(self.config.hidden_dropout)
 
-    def __call__(self, ids: jax.Array, deterministic: bool) -> jax.Array:
-        x = self.word[ids] + self.position[: ids.shape[1]] + self.segment[0]
+    def __call__(self, ids: jax.Array, deterministic: bool, is_query: bool = False) -> jax.Array:
+        segment = self.segment[QUERY_SEGMENT if is_query else TEXT_SEGMENT]
+        x = self.word[ids] + self.position[: ids.shape[1]] + segment
         return self.dropout(self.norm(x), deterministic)
 
     def decode(self, x: jax.Array) -> jax.Array:
@@ -48,4 +50,4 @@ class ImageEmbeddings(nn.Module):
         segment = self.param("segment", table(self.config, (None, "embed")), (1, width))
         features = drop(features.astype(jnp.float32), deterministic)
         x = dense(self.config, width, ("feature", "embed"), use_bias=False, name="projection")(features)
-        return drop(layer_norm("norm")(x + position + segment), deterministic)
+        return drop(LayerNorm(self.config.dtype, name="norm")(x + position + segment), deterministic)

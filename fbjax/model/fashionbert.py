@@ -78,9 +78,9 @@ class FashionBert(nn.Module):
     def reads_bags(self) -> bool:
         return any(task.reads_bags for task in self.tasks)
 
-    def embed_text(self, ids: jax.Array, deterministic: bool = True) -> jax.Array:
-        """``ids [B, T] -> [B, T, D]``."""
-        return self.text_embeddings(ids, deterministic)
+    def embed_text(self, ids: jax.Array, deterministic: bool = True, is_query: bool = False) -> jax.Array:
+        """``ids [B, T] -> [B, T, D]``, in the segment of queries or in that of texts."""
+        return self.text_embeddings(ids, deterministic, is_query)
 
     def embed_image(self, features: jax.Array, deterministic: bool = True) -> jax.Array:
         """``features [B, P, C] -> [B, P, D]``."""
@@ -138,20 +138,22 @@ class FashionBert(nn.Module):
         bag: Bag | None,
         features: jax.Array | None,
         deterministic: bool = True,
+        is_query: bool = False,
     ) -> Reading:
-        """A text alone, ``ids [B, T]`` and its `bag`, an image alone, ``features [B, P, C]``, or a product of both."""
+        """A text or query alone, ``ids [B, T]`` and its `bag`, an image alone, ``features [B, P, C]``, or a product of
+        text and image."""
         task = self._task(lambda task: task.embeds)
         mean = None
         if task.reads_encoder:
             ids = ids if ids is None or not task.encoder_tokens else ids[:, : task.encoder_tokens]
-            text = None if ids is None else self.embed_text(ids, deterministic)
+            text = None if ids is None else self.embed_text(ids, deterministic, is_query)
             image = None if features is None else self.embed_image(features, deterministic)
             mean = self.encode_alone(text, None if ids is None else ids != PAD_ID, image, deterministic)
         if not task.reads_bags:
             return Reading(mean)
         parts = [] if bag is None else [self.linear.text(bag)]
         parts += [] if features is None else [self.linear.image(features, deterministic)]
-        return Reading(mean, sum(parts))
+        return Reading(mean, self.linear.product(*parts) if len(parts) > 1 else parts[0])
 
     def run_head(self, name: str, function: str, *arrays: jax.Array):
         """``task.function(model, *arrays)`` of the task `name`."""

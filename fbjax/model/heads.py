@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 from fbjax.config.schema import ModelConfig
-from fbjax.model.encoder import dense, gelu, layer_norm
+from fbjax.model.encoder import LayerNorm, dense, gelu
 
 
 class MlmHead(nn.Module):
@@ -16,7 +16,7 @@ class MlmHead(nn.Module):
     @nn.compact
     def __call__(self, hidden: jax.Array, decode) -> jax.Array:
         x = gelu(dense(self.config, self.config.width, ("embed", None), name="transform")(hidden))
-        x = layer_norm("norm")(x).astype(self.config.dtype)
+        x = LayerNorm(self.config.dtype, name="norm")(x).astype(self.config.dtype)
         bias = self.param(
             "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("vocabulary",)), (self.vocabulary_size,)
         )

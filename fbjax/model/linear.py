@@ -46,10 +46,19 @@ class LinearBranch(nn.Module):
         """``[B, E]``: the weighted sum of the vectors of a text's n-grams."""
         return jnp.einsum("bg,bge->be", bag.weights, self.ngrams[bag.rows])
 
+    def product(self, text: jax.Array, image: jax.Array) -> jax.Array:
+        """``[B, E]`` of a `text` and an `image` [B, E]: the sum of both at length 1, so that they count alike."""
+        return unit(text) + unit(image)
+
     def image(self, features: jax.Array, deterministic: bool = True) -> jax.Array:
         """``features [B, P, C] -> [B, E]``: of their roots with mean 0 and deviation 1, some dropped in training."""
         mean, deviation = (jax.lax.stop_gradient(self.moments[name]) for name in ("mean", "deviation"))
         return self.drop((feature_roots(features) - mean) / deviation, deterministic) @ self.cells
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Vectors ``[..., E]`` of length 1."""
+    return x * jax.lax.rsqrt(jnp.square(x).sum(axis=-1, keepdims=True) + 1e-12)
 
 
 def feature_roots(features: jax.Array) -> jax.Array:

@@ -2,9 +2,10 @@
 
 All of it is a pure function of framed piece ids, so it runs inside the jitted step, in an embedder and in an export.
 A word is the multilinear hash of its pieces (Carter & Wegman 1979), a pair that of two words; the vocabulary is the
-sorted array of the hashes that enough training texts have. Texts without spaces use pieces in place of words.
+sorted array of the hashes that enough training texts have. Texts without spaces may use pieces in place of words.
 """
 
+import unicodedata
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -38,11 +39,12 @@ class Bag(NamedTuple):
 def piece_kinds(pieces: Iterable[str], *, unit: str) -> Ngrams:
     """Of each piece of a vocabulary, bool [V]: does it continue a word, is it a stop word, is it left out?
 
-    Left out are special pieces and those without a letter or digit. `unit` "pieces": every piece is a word of its own.
+    Left out are special pieces and those without a letter, digit or vowel mark. `unit` "pieces": every piece is a word
+    of its own.
     """
     pieces = list(pieces)
     special = [len(piece) > 2 and piece[0] == "[" and piece[-1] == "]" for piece in pieces]
-    spoken = [any(map(str.isalnum, piece)) for piece in pieces]
+    spoken = [any(letter.isalnum() or unicodedata.category(letter)[0] == "M" for letter in piece) for piece in pieces]
     return {
         "continues": np.array([unit == "words" and piece.startswith("##") for piece in pieces]),
         "stop_word": np.array([piece in STOP_WORDS for piece in pieces]),

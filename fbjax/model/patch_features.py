@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fbjax.config.schema import DataConfig
+from fbjax.config.data import DataConfig
 from fbjax.core import resampling
 from fbjax.model.backbones.registry import BACKBONES, Backbone, load_network, shapes_of
 from fbjax.model.weights.files import FORMATS

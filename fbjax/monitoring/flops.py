@@ -17,6 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from fbjax.config.schema import Augment
 from fbjax.data.batches.batch import Batch
+from fbjax.model.lora import merged
 from fbjax.tasks.objective import Objective
 
 
@@ -33,23 +34,25 @@ class StepWork:
         return self.readings * (num_pieces + self.num_patches)
 
 
-def step_work(objective: Objective, params: Any, frozen: Any, batches: Iterable[Batch]) -> StepWork:
-    """The work of steps on `batches`, arrays or shapes that differ only in text length."""
+def step_work(
+    objective: Objective, params: Any, frozen: Any, batches: Iterable[Batch], base: dict | None = None
+) -> StepWork:
+    """The work of steps on `batches`, arrays or shapes that differ only in text length. `base`: of the train state."""
     batches = list(batches)
-    flops = {batch.ids.shape[1]: step_flops(objective, params, frozen, batch) for batch in batches}
+    flops = {batch.ids.shape[1]: step_flops(objective, params, frozen, batch, base) for batch in batches}
     num_patches = len(batches[0].ids) * objective.patches.num_patches if batches else 0
     return StepWork(flops, objective.num_readings, num_patches)
 
 
-def step_flops(objective: Objective, params: Any, frozen: Any, batch: Batch) -> float:
+def step_flops(objective: Objective, params: Any, frozen: Any, batch: Batch, base: dict | None = None) -> float:
     """Model FLOPs of a step on a global batch of arrays or shapes."""
     plain = dataclasses.replace(objective.model.config, attention="xla", remat="none")  # makes all products visible
     objective = dataclasses.replace(objective, model=objective.model.clone(config=plain), augment=Augment())
 
-    def losses(params, frozen, batch):
-        return objective.losses(params, frozen, batch, jax.random.key(0))[0]
+    def losses(params, frozen, batch, base):
+        return objective.losses(merged(base, params), frozen, batch, jax.random.key(0))[0]
 
-    return training_flops(losses, params, frozen, batch)
+    return training_flops(losses, params, frozen, batch, base or {})
 
 
 def training_flops(function, params: Any, *others: Any) -> float:

@@ -85,7 +85,10 @@ class _Work(NamedTuple):
 
 
 def split(events: Iterable[dict]) -> Split:
-    """The split of a run's events in their order. Ignores other kinds of events."""
+    """The split of a run's events in their order, those of `telemetry.read_events`. Ignores other kinds of events.
+
+    Where two processes wrote at once, an event counts for the attempt that began last.
+    """
     attempts, counted = [], []
     for event in events:
         if "began" in event:
@@ -99,9 +102,10 @@ def split(events: Iterable[dict]) -> Split:
             counted = _lose(counted, event["from"]) if event["from"] < event["of"] else counted
         if "spent" in event:
             now.seconds.update(event["spent"])
-            if spent := event["spent"].get(STEP):
-                counted.append(_Work(now, now.last, event["step"], spent))
-            now.last = event["step"] if now.last is not None else None
+            if now.last is not None and event["step"] is not None:
+                if spent := event["spent"].get(STEP):
+                    counted.append(_Work(now, now.last, event["step"], spent))
+                now.last = event["step"]
         now.ended = event.get("ended", now.ended)
     attempts = [attempt for attempt in attempts if attempt.first is None or attempt.first < attempt.num_steps]
     ends = (after.began - before.began - before.wall for before, after in zip(attempts, attempts[1:], strict=False))

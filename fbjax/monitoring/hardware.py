@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-MEASURED_FOR = 0.3  # seconds
+MEASURED_FOR, PRODUCTS = 0.3, 4  # seconds, of runs of so many products
 GIB = 2**30
 
 
@@ -76,15 +75,15 @@ def peak_flops(dtype: str, known: Iterable[dict] = ()) -> dict:
 
 
 def _measured(dtype: str) -> float:
-    """FLOP/s of one device."""
+    """FLOP/s of one device, at best: warm products one after another, so that no time is lost between them."""
     product, best = matmul(dtype), float("inf")
-    product()  # compiles
+    product().block_until_ready()  # compiles
     until = time.perf_counter() + MEASURED_FOR
     while time.perf_counter() < until:
         begin = time.perf_counter()
-        product()
-        best = min(best, time.perf_counter() - begin)
-    return matmul_flops() / best
+        jax.block_until_ready([product() for _ in range(PRODUCTS)])
+        best = min(best, (time.perf_counter() - begin) / PRODUCTS)
+    return matmul_flops(jax.default_backend()) / best
 
 
 def machine() -> str:
@@ -99,17 +98,18 @@ def machine() -> str:
     return name if device.platform == "cpu" else f"{jax.device_count()} x {device.device_kind}; {name}"
 
 
-def matmul_size() -> int:
-    """N of the [N, N] matrices for measuring the peak: .1 s on a CPU, milliseconds on a GPU."""
-    return 2048 if jax.default_backend() == "cpu" else 8192
+def matmul_size(platform: str) -> int:
+    """N of the [N, N] matrices for measuring the peak of a "cpu" or of an accelerator: .1 s, or a millisecond."""
+    return 2048 if platform == "cpu" else 8192
 
 
-def matmul_flops() -> float:
-    return 2.0 * matmul_size() ** 3
+def matmul_flops(platform: str) -> float:
+    return 2.0 * matmul_size(platform) ** 3
 
 
-def matmul(dtype: str) -> Callable[[], Any]:
-    """A candidate: one product of two square matrices of `dtype` on one device."""
-    a = jax.random.normal(jax.random.key(0), (matmul_size(), matmul_size()), jnp.dtype(dtype))
+def matmul(dtype: str) -> Callable[[], jax.Array]:
+    """A function that launches one product of two square matrices of `dtype` on one device."""
+    size = matmul_size(jax.default_backend())
+    a = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
     product = jax.jit(jnp.matmul)
-    return lambda: product(a, a).block_until_ready()
+    return lambda: product(a, a)

@@ -54,6 +54,7 @@ class Log:
         self._pending: list[tuple[dict, int]] = []  # metrics and text length
         self._start_step = self._step = start
         self._evaluation_cost, self._skipped_validation = 0.0, False
+        self.last: dict[str, float] = {}  # the newest figures of each kind
         self._flops = 0.0  # of all steps but the first, which warms up
         self._peak = peak_flops(config.model.dtype, telemetry.earlier("peak"))
         telemetry.enter_loop(start, config.train.num_steps, machine=machine(), peak=self._peak)
@@ -97,6 +98,7 @@ class Log:
         first = self._step == self._start_step
         figures = self._speed([m[PIECES] for m in fetched[first:]], lengths[first:])
         self._step = step
+        self.last |= means
         self._add_scalars(step, means | {f"telemetry/{name}": value for name, value in figures.items()})
         self._telemetry.checkpoint_figures(step, figures)
         self._show(step, means | figures)
@@ -133,7 +135,9 @@ class Log:
         self._evaluation_cost = self._between(before, self._telemetry.seconds(), EVALUATION)
         shown = ", ".join(f"{name.upper()} {value:.3f}" for name, value in found.items())
         say(f"step {step}: validation {shown} ({duration(self._evaluation_cost)})")
-        self._add_scalars(step, {f"validation/{name}": value for name, value in found.items()})
+        named = {f"validation/{name}": value for name, value in found.items()}
+        self.last |= named
+        self._add_scalars(step, named)
         return found
 
     def _add_scalars(self, step: int, values: dict[str, float]) -> None:
@@ -171,8 +175,9 @@ class Log:
         if not all(map(math.isfinite, losses.values())):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
             raise FloatingPointError(
-                f"not finite between steps {step - num_steps} and {step}: {shown}; nothing of it was saved. "
-                "Lower train.learning_rate or train.clip_norm and start a new workdir"
+                f"not finite between steps {step - num_steps} and {step}: {shown}; nothing of it was saved. Lower "
+                f"train.learning_rate ({self._config.learning_rate:g}) or train.clip_norm "
+                f"({self._config.clip_norm:g}) and start a new workdir"
             )
 
     def _show(self, step: int, means: dict) -> None:

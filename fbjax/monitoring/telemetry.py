@@ -12,6 +12,7 @@ Every line is an event, and lines are only appended. `fbjax.monitoring.goodput` 
 
 import contextlib
 import json
+import math
 import threading
 import time
 from collections import Counter
@@ -25,6 +26,48 @@ from fbjax.monitoring.goodput import START_UP, STEP, split
 
 FILE = "telemetry.jsonl"
 HEARTBEAT_SECONDS, REMOTE_HEARTBEAT_SECONDS = 5.0, 60.0  # between lines
+LATEST = 2.0**36  # Unix time, and seconds of anything: beyond, a number is damage
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_time(value) -> bool:
+    return _is_number(value) and 0 <= value < LATEST
+
+
+def _is_step(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LATEST
+
+
+def _are(fits: Callable) -> Callable:
+    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
+
+
+def _is_flops(value) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _is_text(value) -> bool:
+    return isinstance(value, str)
+
+
+FIELDS = {  # of an event: what its value must be
+    "began": _is_time,
+    "from": _is_step,
+    "of": _is_step,
+    "machine": _is_text,
+    "peak": lambda peak: isinstance(peak, dict) and _is_flops(peak.get("flops")) and _is_text(peak.get("of")),
+    "at": _is_time,
+    "spent": _are(_is_time),
+    "step": lambda step: step is None or _is_step(step),
+    "figures": _are(_is_number),
+    "ended": _is_text,
+    "noted": _is_text,
+    "seconds": _is_time,
+}
+TOGETHER = {"from": "of", "spent": "step", "figures": "step", "noted": "seconds"}  # the second goes with the first
 
 
 class Telemetry:
@@ -149,13 +192,22 @@ def _append(path: Path, event: dict, new_line: bool = False) -> bool:
 
 
 def read_events(workdir: str | Path) -> list[dict]:
-    """All events of a run in order, without lines that a kill or a full disk cut."""
+    """All events of a run in order, without lines that are none: a kill or a full disk cuts some."""
     path, events = as_path(workdir) / FILE, []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):
-            if isinstance(event := json.loads(line), dict):
+    for line in path.read_bytes().decode("utf-8", "replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError, RecursionError):
+            event = json.loads(line)
+            if _is_event(event):
                 events.append(event)
     return events
+
+
+def _is_event(event) -> bool:
+    return (
+        isinstance(event, dict)
+        and all(fits(event[name]) for name, fits in FIELDS.items() if name in event)
+        and all(second in event for first, second in TOGETHER.items() if first in event)
+    )
 
 
 def read_figures(events: Iterable[dict]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -163,7 +215,8 @@ def read_figures(events: Iterable[dict]) -> dict[str, tuple[np.ndarray, np.ndarr
     series: dict[str, dict[int, float]] = {}
     for event in events:
         for name, value in event.get("figures", {}).items():
-            series.setdefault(name, {})[event["step"]] = value
+            if event["step"] is not None:
+                series.setdefault(name, {})[event["step"]] = value
     return {name: curve_of(values) for name, values in series.items()}
 
 

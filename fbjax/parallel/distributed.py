@@ -5,6 +5,7 @@ writes unsharded ones. In a run of one process no function here waits.
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -20,13 +21,12 @@ from fbjax.core import console
 
 PREEMPTED = 75  # exit status EX_TEMPFAIL of sysexits.h: run again to resume
 LOST = 76  # exit status EX_PROTOCOL: another process is gone
+INTERRUPTED = 130  # exit status of a program that Ctrl-C has ended
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # a terminal's Ctrl-C, a scheduler's warning, a closed terminal
 
 
 class Preempted(SystemExit):
     """Training received a signal to stop and has saved its step: exit now."""
-
-    def __init__(self):
-        super().__init__(PREEMPTED)
 
 
 @contextlib.contextmanager
@@ -65,7 +65,8 @@ def joined(
         console.silence()
     console.say(f"{jax.process_count()} processes, {jax.device_count()} devices")
     try:
-        yield
+        with _aborts_explained():
+            yield
     except BaseException as error:
         if not isinstance(error, Preempted):
             _leave(error)
@@ -113,19 +114,41 @@ def _limited_to(timeout: int, coordinator: str | None):
         timer.cancel()
 
 
+@contextlib.contextmanager
+def _aborts_explained():
+    """Ends the process as `_leave` does where JAX's coordination service aborts it first.
+
+    The service calls abort() from a thread of its own, which Python's signal handlers never see, and jaxlib 0.10.2
+    cannot call its `missed_heartbeat_callback` (std::bad_cast).
+    """
+    index, handler_type = jax.process_index(), ctypes.CFUNCTYPE(None, ctypes.c_int)
+    handler = handler_type(lambda _: _lost(index, "JAX has aborted, see above"))
+    set_handler = ctypes.CDLL(None).signal
+    set_handler.restype, set_handler.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+    before = set_handler(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        set_handler(signal.SIGABRT, before)
+
+
 def _leave(error: BaseException) -> None:
     """Ends the process without waiting for the others, which may wait for it; they notice its exit."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     index = jax.process_index()
     if any(sign in text for sign in ("Gloo", "gloo", "NCCL", "Connection", "coordination", "UNAVAILABLE")):
-        _exit(
-            f"process {index}: another process of this run is gone ({text[:160]}); run all of them again, and they go "
-            "on from the last checkpoint",
-            LOST,
-        )
+        _lost(index, text[:160])
     if isinstance(error, KeyboardInterrupt):
         _exit("interrupted", 130)
     _exit(f"process {index}: {text}")
+
+
+def _lost(index: int, reason: str) -> None:
+    _exit(
+        f"process {index}: another process of this run is gone ({reason}); run all of them again, and they go on from "
+        "the last checkpoint",
+        LOST,
+    )
 
 
 def _exit(message: str, status: int = 1) -> None:
@@ -157,19 +180,35 @@ def broadcast_from_first(value: bool) -> bool:
 
 @contextlib.contextmanager
 def preemption():
-    """A function of the step that is true, in all processes at the same step, once one of them received SIGTERM.
+    """A function of the step: the exit status to stop with, in all processes at the same step, or 0 to go on.
 
-    Call it at every step. Outside the block SIGTERM ends a single process at once.
+    A single process stops by `SIGNALS`, unless its parent had it ignore one (nohup); a second Ctrl-C ends it at once.
+    Many processes stop by SIGTERM to one of them. Call the function at every step. Outside the block signals end a
+    process at once.
     """
     if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
+        yield lambda step: PREEMPTED if multihost_utils.reached_preemption_sync_point(step) else 0
         return
     if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
-        yield lambda step: False
+        yield lambda step: 0
         return
-    received = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: received.set())
+    received: list[int] = []
+
+    def note(number: int, _) -> None:
+        if number == signal.SIGINT and number in received:
+            os.write(2, b"interrupted\n")
+            os._exit(INTERRUPTED)  # as a kill: what is being written appears whole or not at all
+        if number == signal.SIGINT:
+            os.write(2, b"stopping after this step, which is saved; Ctrl-C again stops at once\n")
+        received.append(number)
+
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    taken = [number for number in numbers if before[number] is not signal.SIG_IGN]
+    for number in taken:
+        signal.signal(number, note)
     try:
-        yield lambda step: received.is_set()
+        yield lambda step: (INTERRUPTED if signal.SIGINT in received else PREEMPTED) if received else 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in taken:
+            signal.signal(number, before[number])

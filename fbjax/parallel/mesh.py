@@ -6,10 +6,12 @@ mesh axes ``data`` (examples), ``fsdp`` (parameters, and examples too) and ``ten
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fbjax.config.schema import Config, MeshConfig
@@ -67,6 +69,13 @@ def _problems(name: str | None, size: int, mesh: Mesh) -> Iterator[str]:
 def replicated_params(params):
     """`params` boxed to be replicated, as those of a trained patch network are."""
     return jax.tree.map(lambda p: nn.LogicallyPartitioned(p, (None,) * p.ndim), params)
+
+
+def on_host(tree):
+    """The arrays of `tree`, whole, as NumPy's, in every process."""
+    if jax.process_count() > 1:
+        return jax.tree.map(partial(multihost_utils.process_allgather, tiled=True), tree)
+    return jax.device_get(tree)
 
 
 def shardings_of(tree):

@@ -116,6 +116,23 @@ def ranks(names: list[str], groups: dict[str, list[tuple[float, float, float]]],
         return _svg(figure, label)
 
 
+def reliability(raw: np.ndarray, calibrated: np.ndarray, label: str) -> Markup:
+    """The share of matches over the probability [bins, 2], before and after calibration, and the diagonal."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure((4.9, 4.3))
+        axes.plot((0, 1), (0, 1), color=COLOURS["muted"], linewidth=1, linestyle=(0, (3, 3)), label="as said")
+        styles = (("scores as they are", "muted", DASHES[1], "s"), ("calibrated", "accent", DASHES[0], "o"))
+        for (name, colour, dash, marker), bins in zip(styles, (raw, calibrated), strict=True):
+            style = {"marker": marker, "markersize": 5, "clip_on": False}
+            axes.plot(*bins.T, color=COLOURS[colour], linewidth=2, linestyle=dash, label=name, **style)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability that the model gives", ylabel="share of matches")
+        figure.legend(loc="upper left", ncols=3, frameon=False, handlelength=1.8, columnspacing=1.0, borderpad=0)
+        figure.get_layout_engine().set(rect=(0, 0, 1, 0.92))
+        return _svg(figure, label)
+
+
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
     """The moving average over `window` points, narrower near both ends."""
     places = np.arange(len(values))

@@ -32,7 +32,7 @@ def cost(batch_size: int, newest: int, events: list[dict], preparing: float | No
     """The values of the cost section from the run's events and the seconds of preparing its records."""
     split, figures = goodput.split(events), read_figures(events)
     peaks = [event["peak"] for event in events if "peak" in event]
-    if "model_flops_per_second" in figures:  # the last peak is the best estimate
+    if peaks and "model_flops_per_second" in figures:  # the last peak is the best estimate
         steps, flops = figures["model_flops_per_second"]
         figures["utilisation"] = steps, flops / peaks[-1]["flops"]
     stages = {"preparing the records, once": preparing} if preparing is not None else {}
@@ -89,7 +89,7 @@ def _panels(figures: dict[str, tuple[np.ndarray, np.ndarray]], peaks: list[dict]
     if not figures:
         return
     share = "FLOP/s that the model needs, nothing counted twice, as a share of "
-    share += f"{peaks[-1]['flops'] / 1e9:,.0f} GFLOP/s: {peaks[-1]['of']}."
+    share += f"{peaks[-1]['flops'] / 1e9:,.0f} GFLOP/s: {peaks[-1]['of']}." if peaks else "an unknown peak."
     panels = {
         "pairs_per_second": ("Pairs a second", 1, "Text-picture pairs, waiting for input included."),
         "step_seconds": ("Step time (ms)", 1e3, "Mean of the steps between two log lines."),

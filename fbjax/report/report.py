@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fbjax.config.data import DataConfig
 from fbjax.config.load import flat
-from fbjax.config.schema import Config, DataConfig, ParameterGroup
+from fbjax.config.schema import Config, ParameterGroup
 from fbjax.core.console import say
 from fbjax.core.paths import as_path
 from fbjax.data.batches.split import SKIPPED, Split
@@ -46,11 +47,9 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
     workdir = as_path(workdir)
     model, newest = Model.load(workdir), newest_step(workdir)
     run, best = model.run, model.step
-    evaluation = _evaluation(workdir, best, num_queries)
-    figures, rankings = evaluation["figures"], evaluation["rankings"]
-
     splits = run.splits()
-    records = model.records(evaluation["data"]) if evaluation["data"] else splits["validation"]
+    evaluation, records = _evaluation(workdir, model, splits["validation"], num_queries)
+    figures, rankings = evaluation["figures"], evaluation["rankings"]
     prepared = splits["train"].report()
 
     curves = read_curves(workdir)
@@ -76,6 +75,7 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
         data=_data(splits, run.config.data),
         retrieval=_retrieval(evaluation),
         matching=figures.get("matching"),
+        calibration=_calibration(figures.get("matching", {}).get("calibration")),
         scores_matches=run.scores_pairs,
         rule=examples.RULE,
         examples={
@@ -97,15 +97,19 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
     )
 
 
-def _evaluation(workdir: Path, best: int, num_queries: int) -> dict:
-    """The evaluation of the best checkpoint, from the workdir or new."""
+def _evaluation(workdir: Path, model: Model, validation: Split, num_queries: int) -> tuple[dict, Split]:
+    """The evaluation of the model's checkpoint, from the workdir or new, and the products that it is of."""
     evaluation = read_evaluation(workdir)
-    if evaluation and evaluation["figures"]["checkpoint_step"] == best:
-        say(f"taking the evaluation of checkpoint {best} that {workdir} keeps")
-        return evaluation
-    say(f"checkpoint {best} has not been evaluated yet: {num_queries} queries a direction")
+    if evaluation and evaluation["figures"]["checkpoint_step"] == model.step:
+        records = model.records(evaluation["data"]) if evaluation["data"] else validation
+        if evaluation.get("records_sha256") == records.digest:
+            say(f"taking the evaluation of checkpoint {model.step} that {workdir} keeps")
+            return evaluation, records
+        say(f"the products have changed since the evaluation: {num_queries} queries a direction")
+    else:
+        say(f"checkpoint {model.step} has not been evaluated yet: {num_queries} queries a direction")
     evaluate(workdir, num_queries=num_queries)
-    return read_evaluation(workdir)
+    return read_evaluation(workdir), validation
 
 
 def _retrieval(evaluation: dict) -> dict | None:
@@ -139,6 +143,19 @@ def _retrieval(evaluation: dict) -> dict | None:
         "data": ", ".join(data) if isinstance(data := evaluation["data"], list) else data,
         "digest": figures["candidates_sha256"][:12],
     }
+
+
+def _calibration(found: dict | None) -> dict | None:
+    """Errors of match scores as probabilities, and a chart of their bins; None where they were not measured."""
+    if not found:
+        return None
+    before, after = found["raw"], found["calibrated"]
+    bins = [np.array(errors["bins"])[:, :2] for errors in (before, after)]
+    label = (
+        f"Share of matches over the probability that the model gives: the calibration error is {before['ece']:.3f}, "
+        f"and {after['ece']:.3f} with temperature {found['temperature']:.2f}"
+    )
+    return found | {"chart": charts.reliability(*bins, label)}
 
 
 def _data(splits: dict[str, Split], config: DataConfig) -> dict:

@@ -1,6 +1,7 @@
 """Cached patch features: a frozen network run once over all images of a split, kept as one memory-mapped array.
 
-The file is named by network, weights, geometry and records, so that none can be taken for another.
+The file is named by network, weights, geometry and images, so that none can be taken for another, and texts and
+settings may change without another computation.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 from filelock import FileLock
 
+from fbjax.core.checksums import blocks_damage, note_blocks
 from fbjax.core.console import progress, say
 from fbjax.core.paths import is_remote, reserve
 from fbjax.data.batches.split import Split
@@ -41,7 +43,7 @@ def cached_features(
     if is_remote(folder):
         raise ValueError(f"patch features are memory-mapped: config.data.prepared {folder} must be a local folder")
     folder = Path(folder)
-    path = folder / f"features-{records.name}-{network.fingerprint}.npy"
+    path = _path(records, network, folder, fit)
     shape = (len(records), network.num_patches, network.feature_size)
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,6 +51,11 @@ def cached_features(
             if not path.is_file():
                 _make(path, shape, records, network, image_size, progress, batch_size, fit)
     return _checked(path, shape, records.ids)
+
+
+def _path(records: Split, network: PatchNetwork, folder: Path, fit: str) -> Path:
+    fitted = "" if fit == "squash" else f"{fit}-"
+    return folder / f"features-{records.digests['images'][:12]}-{fitted}{network.fingerprint}.npy"
 
 
 def _make(
@@ -85,6 +92,7 @@ def _make(
                 flushed = time.monotonic()
     features.flush()
     del features
+    note_blocks(path, partial)
     partial.rename(path)
     done_file.unlink(missing_ok=True)
 
@@ -92,6 +100,8 @@ def _make(
 def _checked(path: Path, shape: tuple[int, int, int], ids: np.ndarray) -> np.ndarray:
     """The features in `path`, which may have been copied there: of `shape`, and finite in as many rows as is quick."""
     remedy = "delete it; the next run computes it again"
+    if found := blocks_damage(path):
+        raise ValueError(f"{found}, by its checksums ({remedy})")
     try:
         features = np.load(path, mmap_mode="r")
     except (ValueError, OSError, EOFError) as error:
@@ -132,6 +142,14 @@ def features_of(run: Run, records: Split) -> np.ndarray | None:
     if records.holds_features and records.stored is not None:
         return records.stored
     return cached_features(records, run.patches, patches.image_size, folder, progress, fit=patches.fit)
+
+
+def ready_features(run: Run, records: Split) -> np.ndarray | None:
+    """`features_of` where these exist already, else None."""
+    patches, folder = run.config.patches, run.config.data.prepared
+    if is_remote(folder) or not _path(records, run.patches, Path(folder), patches.fit).is_file():
+        return records.stored if patches.mode == "cached" and records.holds_features else None
+    return features_of(run, records)
 
 
 def text_inputs(run: Run, records: Split, rows: np.ndarray) -> np.ndarray:

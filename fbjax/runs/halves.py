@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from fbjax.config.load import config_from_json
+from fbjax.config.load import read_config
 from fbjax.config.schema import Config
 from fbjax.core.console import say
 from fbjax.core.paths import as_path
 from fbjax.data.batches.split import Split
-from fbjax.runs.run import CONFIG, DATA
+from fbjax.runs.run import CONFIG, other_data
 
 
 def trained_half(config: Config, workdir: str | Path, asker: str) -> str:
@@ -30,7 +30,7 @@ def trained_half(config: Config, workdir: str | Path, asker: str) -> str:
         if not (as_path(start) / CONFIG).is_file():
             say(f"NOTE: {start}, whose weights this run began with, is gone: what that was trained on is unknown")
             continue
-        config = config_from_json((as_path(start) / CONFIG).read_text())
+        config = read_config(as_path(start) / CONFIG)
         waiting += config.train.starts
         if config.train.half != half:
             raise ValueError(
@@ -42,8 +42,7 @@ def trained_half(config: Config, workdir: str | Path, asker: str) -> str:
 
 def check_table(workdir: str | Path, train: Split, asker: str) -> None:
     """Raises ValueError where `train` is not what the run in `workdir` was trained on, and so has other halves."""
-    noted = as_path(workdir) / DATA
-    if noted.is_file() and noted.read_text() != train.digest:
+    if other_data(workdir, train):
         raise ValueError(
             f"the training table is not the one that {workdir} was trained on, so its half of the groups is unknown: "
             f"{asker} needs the old table"

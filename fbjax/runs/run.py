@@ -3,19 +3,20 @@
 Training begins it (`begin`); everything else opens it (`Run.open`).
 """
 
-import contextlib
 import dataclasses
 import io
-import os
+import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import optax
 
-from fbjax.config.load import config_from_json, config_to_json, difference
+from fbjax.config.load import config_to_json, difference, read_config, read_values
 from fbjax.config.schema import Config
 from fbjax.core import paths
+from fbjax.core.checksums import SUMS, damage, write_sums
 from fbjax.data.batches.split import Split
 from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.model import bert_weights
@@ -24,13 +25,16 @@ from fbjax.model.ngrams import Ngrams, make_ngrams, num_rows, piece_kinds
 from fbjax.model.patch_features import PatchNetwork, build_patch_network, given_features
 from fbjax.model.weights.files import write_npz
 from fbjax.parallel.distributed import barrier, is_first
+from fbjax.runs.checkpoints import check_not_all_set_aside
 from fbjax.runs.splits import open_splits
 from fbjax.runs.state import make_optimizer
 from fbjax.runs.vocabulary import make_vocabulary
 from fbjax.tasks.objective import Objective
+from fbjax.tasks.teacher import Teacher
 
 CONFIG, VOCABULARY, PATCH_WEIGHTS, NGRAMS = "config.json", "tokenizer.json", "patches.npz", "ngrams.npz"
-DATA = "data.sha256"
+FILES = (VOCABULARY, PATCH_WEIGHTS, NGRAMS)  # of which checksums are kept; a config may be edited, for moved tables
+DATA = "data.json"
 
 TEXTS_AT_ONCE = 4096
 
@@ -44,6 +48,7 @@ class Run:
     patches: PatchNetwork
     model: FashionBert
     ngrams: Ngrams
+    teacher: Teacher | None = None  # of the train step, which `fbjax.runs.loaded.load_teacher` adds
 
     @classmethod
     def build(
@@ -58,9 +63,8 @@ class Run:
     def open(cls, workdir: str | Path, config: Config | None = None) -> "Run":
         """The run that training left in `workdir`; with a `config` of the same run, built and computed as that says."""
         workdir = paths.as_path(workdir)
-        if not (workdir / CONFIG).is_file():
-            raise FileNotFoundError(f"{workdir} is no workdir: it has no {CONFIG} (fbjax train makes one)")
-        config = config or config_from_json((workdir / CONFIG).read_text())
+        check_files(workdir)
+        config = config or read_config(workdir / CONFIG)
         weights, vocabulary = workdir / PATCH_WEIGHTS, Vocabulary.load(workdir / VOCABULARY)
         ngrams = _read_arrays(workdir / NGRAMS)
         if not weights.is_file():
@@ -84,11 +88,12 @@ class Run:
     @property
     def objective(self) -> Objective:
         """What the run learns, over what its step is given for images."""
-        return Objective(self.model, self.feature_input, tuple(self.config.tasks.values()), self.config.patches.augment)
+        tasks, augment = tuple(self.config.tasks.values()), self.config.patches.augment
+        return Objective(self.model, self.feature_input, tasks, augment, self.teacher)
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
-        return make_optimizer(self.config.train, self.config.groups, self.patches.fixed)
+        return make_optimizer(self.config.train, self.config.groups, self.config.model.num_layers)
 
     @property
     def scores_pairs(self) -> bool:
@@ -119,18 +124,18 @@ def create_or_resume(config: Config, workdir: str | Path, say: Callable[[str], N
     """The run of `config` in `workdir`, created, or resumed where it has a checkpoint.
 
     A finished run goes on where `config` raises train.num_steps alone, at the learning rates of the new number. Raises
-    ValueError with the differences where the workdir holds another config, OSError where it cannot be written.
+    ValueError with the differences where the workdir holds another config, or where what it holds is damaged.
     """
     workdir = paths.as_path(workdir)
-    _check_writable(workdir)
-    if (workdir / CONFIG).is_file() and any((workdir / "checkpoints").glob("[0-9]*")):
-        stored = (workdir / CONFIG).read_text()
-        differences = difference(stored, config)
-        if differences and _is_prolonged(config_from_json(stored), config, workdir):
+    check_not_all_set_aside(workdir)
+    if any((workdir / "checkpoints").glob("[0-9]*")):
+        check_files(workdir)
+        differences = difference(read_values(workdir / CONFIG), config)
+        if differences and _is_prolonged(read_config(workdir / CONFIG), config, workdir):
             say(f"the run is trained on, to step {config.train.num_steps}")
             barrier("config compared")
             if is_first():
-                _write_config(config, workdir)
+                _write_config(config, workdir / CONFIG)
         elif differences:
             raise ValueError(
                 f"{workdir} holds a run with another config:\n  " + "\n  ".join(differences) + "\n"
@@ -163,13 +168,14 @@ def with_ngrams(run: Run, records: Split, rows: np.ndarray, workdir: str | Path)
     for start in run.config.train.starts:
         started_with = _read_arrays(paths.as_path(start) / NGRAMS) or started_with
     if is_first() and started_with:
-        _write_arrays(path, started_with)  # its table has a row for each
+        _write(path.parent, {NGRAMS: partial(_write_arrays, started_with)})  # its table has a row for each
     elif is_first() and not path.is_file():
         parts = np.array_split(rows, -(-len(rows) // TEXTS_AT_ONCE))
         texts = (records.framed_texts(rows, run.vocabulary, run.config.model.text_tokens) for rows in parts)
-        _write_arrays(path, make_ngrams(texts, piece_kinds(run.vocabulary.rows, unit=task.ngrams_of)))
+        found = make_ngrams(texts, piece_kinds(run.vocabulary.rows, unit=task.ngrams_of))
+        _write(path.parent, {NGRAMS: partial(_write_arrays, found)})
     barrier("n-grams counted")
-    return Run.open(workdir, run.config)
+    return dataclasses.replace(Run.open(workdir, run.config), teacher=run.teacher)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -180,29 +186,55 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _write_arrays(arrays: dict[str, np.ndarray], path: Path) -> None:
     content = io.BytesIO()
     np.savez(content, **arrays)
     with paths.atomic_write(path) as file:
         file.write_bytes(content.getvalue())
 
 
+def _write_config(config: Config, path: Path) -> None:
+    with paths.atomic_write(path) as file:
+        file.write_text(config_to_json(config))
+
+
+def _write_patches(params: dict, path: Path) -> None:
+    with paths.atomic_write(path) as file:
+        write_npz(file, params)
+
+
 def write_run(run: Run, workdir: Path) -> None:
     """What `Run.open` opens: vocabulary, n-grams, patch weights and config."""
+    workdir.mkdir(parents=True, exist_ok=True)
     for name in (DATA, NGRAMS):
         (workdir / name).unlink(missing_ok=True)  # of a run that never saved
-    run.vocabulary.save(workdir / VOCABULARY)
+    writers: dict[str, Callable[[Path], None]] = {VOCABULARY: run.vocabulary.save}
     if run.ngrams:
-        _write_arrays(workdir / NGRAMS, run.ngrams)
+        writers[NGRAMS] = partial(_write_arrays, run.ngrams)
     if run.patches.params:
-        with paths.atomic_write(workdir / PATCH_WEIGHTS) as file:
-            write_npz(file, run.patches.params["network"])
-    _write_config(run.config, workdir)  # last: a workdir with a config has the rest
+        writers[PATCH_WEIGHTS] = partial(_write_patches, run.patches.params["network"])
+    _write(workdir, writers)
+    _write_config(run.config, workdir / CONFIG)  # last: a workdir with a config has the rest
 
 
-def _write_config(config: Config, workdir: Path) -> None:
-    with paths.atomic_write(workdir / CONFIG) as file:
-        file.write_text(config_to_json(config))
+def _write(workdir: Path, writers: dict[str, Callable[[Path], None]]) -> None:
+    """Writes some of `FILES`, then the checksums of all; a kill in between leaves a workdir without checksums."""
+    (workdir / SUMS).unlink(missing_ok=True)
+    for name, write in writers.items():
+        write(workdir / name)
+    if not paths.is_remote(workdir):
+        write_sums(workdir, [name for name in FILES if (workdir / name).is_file()])
+
+
+def check_files(workdir: Path) -> None:
+    """Raises FileNotFoundError where `workdir` is none, ValueError where a file is not as training wrote it."""
+    if not (workdir / CONFIG).is_file():
+        raise FileNotFoundError(f"{workdir} is no workdir: it has no {CONFIG} (fbjax train makes one)")
+    if found := damage(workdir):
+        raise ValueError(
+            f"the workdir {workdir} is damaged: {found}; copy that file there again, or train in another workdir "
+            f"(if you have changed it on purpose, delete {workdir / SUMS})"
+        )
 
 
 def _is_prolonged(old: Config, new: Config, workdir: Path) -> bool:
@@ -210,33 +242,38 @@ def _is_prolonged(old: Config, new: Config, workdir: Path) -> bool:
     steps = old.train.num_steps
     same = dataclasses.replace(new, train=dataclasses.replace(new.train, num_steps=steps))
     finished = (workdir / "checkpoints" / str(steps)).is_dir()
-    return finished and new.train.num_steps > steps and not difference(config_to_json(old), same)
+    return finished and new.train.num_steps > steps and not difference(dataclasses.asdict(old), same)
 
 
-def check_data(workdir: str | Path, digest: str) -> None:
-    """Raises ValueError where the run in `workdir` began on other products than those of `digest`."""
+def check_data(workdir: str | Path, records: Split, log: str = "") -> None:
+    """Raises ValueError, with what differs, where the run in `workdir` began on other products than `records`.
+
+    `log`: the digest of the events that it learns from; "" for none.
+    """
     path = paths.as_path(workdir) / DATA
     if is_first() and not path.is_file():
-        path.write_text(digest)
+        with paths.atomic_write(path) as file:
+            file.write_text(json.dumps(records.digests | ({"log": log} if log else {})))
     barrier("data noted")
-    if path.read_text() != digest:
+    differing = other_data(workdir, records)
+    if log and json.loads(path.read_text()).get("log") != log:
         raise ValueError(
-            f"the training table is not the one that the run in {workdir} began on: its order of products could not be "
-            "continued (use the old table, or another --workdir)"
+            f"the log is not the one that the run in {workdir} began on (use the old log, or another --workdir)"
+        )
+    if differing:
+        raise ValueError(
+            f"the training table is not the one that the run in {workdir} began on: other {' and '.join(differing)} "
+            "(use the old table, or another --workdir)"
         )
 
 
-def _check_writable(workdir: Path) -> None:
-    if paths.is_remote(workdir) and not str(workdir).startswith("gs://"):
-        raise ValueError(f"workdir {workdir}: TensorBoard writes to folders and gs:// only (use one of those)")
-    probe = workdir / f".probe-{os.getpid()}"
+def other_data(workdir: str | Path, records: Split) -> list[str]:
+    """In what `records` differ from the products that the run in `workdir` began on; [] where these are unknown."""
+    path, ours = paths.as_path(workdir) / DATA, records.digests
+    if not path.is_file():
+        return []
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x" * 4096)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write to workdir {workdir}: {error.strerror or error}") from None
-    except Exception as error:  # of a store's client
-        raise OSError(f"cannot write to workdir {workdir}: {error}") from None
-    finally:
-        with contextlib.suppress(Exception):
-            probe.unlink()
+        noted = json.loads(path.read_text())
+        return ["products"] if noted["ids"] != ours["ids"] else [name for name in ours if noted[name] != ours[name]]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is damaged: copy it there again, or train in another workdir") from None

@@ -1,30 +1,48 @@
-"""The train state: its optimizer, how it is initialised, the sharding of each parameter, and the shapes of a batch."""
+"""The train state: its optimizer, which parameters train, how it is initialised and sharded, the shapes of a batch."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax
 
-from fbjax.config.schema import ParameterGroup, TrainConfig
+from fbjax.config.schema import Config, ParameterGroup, TrainConfig
 from fbjax.data.batches.batch import Batch
+from fbjax.model.lora import FACTORS, SCALE, flat_params, make_factors, merged
 from fbjax.parallel.mesh import replicated_params, shardings
 
 TOWER_SIZE = 512  # of the vectors of towers, where none are opened: a plan, a benchmark
-FIXED = "(fixed)"  # the label of parameters that no group may train
+LOWEST = ("patches", "fashionbert/text_embeddings", "fashionbert/image_embeddings")  # below the encoder's layers
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a checkpoint holds."""
+    """All that a step needs and changes. A checkpoint holds it without its `base`, which no step changes."""
 
     step: jax.Array  # int32: updates done, and with that the position in the data
-    params: Any
+    params: Any  # what trains: parameters of the model and of a patch network, and low-rank factors
     opt_state: Any
     task_weights: jax.Array | None = None  # [K], held between two solves; None where every step solves its own
+    base: Any = flax.struct.field(default_factory=dict)  # parameters that do not train
+
+    @property
+    def all_params(self) -> dict:
+        """Those of the whole model, {"fashionbert": .., and "patches" where the run has them among its parameters}."""
+        return merged(self.base, self.params)
+
+    def with_all(self, params: dict, base: bool = True) -> "TrainState":
+        """The state with values from `params`, which are like `all_params`; factors stay. Without `base`: that too."""
+        params = flat_params(params)
+
+        def taken(ours: dict) -> dict:
+            kept = {path: params.get(path, old) for path, old in flat_params(ours).items()}
+            return flax.traverse_util.unflatten_dict(kept)
+
+        return self.replace(params=taken(self.params), base=taken(self.base) if base else self.base)
 
 
 def make_schedule(config: TrainConfig) -> optax.Schedule:
@@ -49,51 +67,82 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
 
 def make_optimizer(
-    config: TrainConfig, groups: Mapping[str, ParameterGroup] = {}, fixed: Sequence[str] = ()
+    config: TrainConfig, groups: Mapping[str, ParameterGroup] = {}, num_layers: int = 0
 ) -> optax.GradientTransformation:
     """AdamW after clipping by the global norm; no decay on biases and LayerNorm (every parameter of one axis).
 
     A group of `groups` holds the parameters whose names ("patches/network/..") begin with its own; of several that fit
-    the longest counts. It has a rate and a decay of its own, or is frozen. Parameters under the names `fixed` are
-    frozen whatever their group.
+    the longest counts. It has a rate and a decay of its own. `num_layers` of the encoder are what
+    ``config.layer_decay`` counts.
     """
-    if not groups and not fixed:
-        return optax.chain(clip_by_global_norm(config.clip_norm), _adamw(config, ParameterGroup()))
-    kinds = {name: optax.set_to_zero() if group.frozen else _adamw(config, group) for name, group in groups.items()}
-    kinds[""] = _adamw(config, ParameterGroup())
-    if fixed:
-        kinds[FIXED] = optax.set_to_zero()
-    frozen = {FIXED, *(name for name, group in groups.items() if group.frozen)}
+    updates = _adamw(config, ParameterGroup())
+    if groups:
+        kinds = {name: _adamw(config, group) for name, group in groups.items() if not group.frozen} | {"": updates}
+        updates = optax.multi_transform(kinds, lambda params: group_labels(params, groups))
+    steps = [clip_by_global_norm(config.clip_norm), updates]
+    if config.layer_decay < 1:
+        steps.append(decay_by_layer(config.layer_decay, num_layers))
+    return optax.chain(*steps)
 
-    def labels(params):
-        held = group_labels(params, fixed)
-        return jax.tree.map(lambda group, fixed: FIXED if fixed else group, group_labels(params, groups), held)
 
-    def is_frozen(params):
-        return jax.tree.map(lambda label: label in frozen, labels(params))
+def decay_by_layer(decay: float, num_layers: int) -> optax.GradientTransformation:
+    """``update decay^n``, n layers below the heads: of `num_layers` the top one has n = 1 (as in BEiT, Bao et al. 2021,
+    arXiv 2106.08254)."""
 
-    return optax.chain(
-        optax.masked(optax.set_to_zero(), is_frozen),  # frozen parameters do not count in the norm
-        clip_by_global_norm(config.clip_norm),
-        optax.multi_transform(kinds, labels),
-    )
+    def scaled(path, update):
+        return update * decay ** (num_layers + 1 - _layer_of(_name(path), num_layers))
+
+    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scaled, updates))
+
+
+def _layer_of(name: str, num_layers: int) -> int:
+    """Of a parameter: 0 for embeddings and patch network, 1 for the encoder's first layer, its factors included."""
+    if name.startswith(LOWEST):
+        return 0
+    _, inside, rest = name.partition("/encoder/layer_")
+    return 1 + int(rest.split("/")[0]) if inside else num_layers + 1
 
 
 def group_labels(params: Any, groups: Iterable[str]) -> Any:
-    """For each parameter the name of its group, "" for none. Raises ValueError where a group has no parameter."""
-    taken = set()
+    """For each parameter the name of its group, "" for none."""
 
     def label(path, _) -> str:
-        name = "/".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
-        fitting = [group for group in groups if name == group or name.startswith(f"{group}/")]
-        taken.update(fitting)
+        fitting = [group for group in groups if _is_in(_name(path), group)]
         return max(fitting, key=len, default="")
 
-    labels = jax.tree_util.tree_map_with_path(label, params)
-    if missing := set(groups) - taken:
-        heads = sorted(f"{part}/{name}" for part in params for name in params[part])
-        raise ValueError(f"groups.{min(missing)} names no parameter; names begin with {', '.join(heads)}")
-    return labels
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def _name(path) -> str:
+    return "/".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+
+
+def _is_in(name: str, group: str) -> bool:
+    return name == group or name.startswith(f"{group}/")
+
+
+def divide(params: dict, config: Config, fixed: Sequence[str] = ()) -> tuple[dict, dict]:
+    """``(base, trained)``: the parameters that do not train, and those that do.
+
+    A group says whether its parameters train. Of those in no group, all do, or under LoRA its factors alone. Parameters
+    under the names `fixed` never do. Raises ValueError where a group has no parameter, and where nothing trains.
+    """
+    flat = {"/".join(path): x for path, x in flat_params(params).items()}
+    for group in config.groups:
+        if not any(_is_in(name, group) for name in flat):
+            heads = sorted(f"{part}/{name}" for part in params for name in params[part])
+            raise ValueError(f"groups.{group} names no parameter; names begin with {', '.join(heads)}")
+
+    def trains(name: str) -> bool:
+        group = max((group for group in config.groups if _is_in(name, group)), key=len, default=None)
+        if any(_is_in(name, prefix) for prefix in fixed):
+            return False
+        return not config.groups[group].frozen if group else not config.lora.layers or _is_in(name, FACTORS)
+
+    base, trained = ({name: x for name, x in flat.items() if trains(name) == wanted} for wanted in (False, True))
+    if not trained:
+        raise ValueError(f"groups {', '.join(config.groups)} freeze all parameters: there is nothing to train")
+    return tuple(flax.traverse_util.unflatten_dict(part, sep="/") for part in (base, trained))
 
 
 def _adamw(config: TrainConfig, group: ParameterGroup) -> optax.GradientTransformation:
@@ -131,8 +180,13 @@ def _initialiser(objective, optimizer, config, mesh):
         params = {"fashionbert": model.init(key, ids, ids > 0, features)["params"]}
         if config.patches.mode == "trained":
             params["patches"] = replicated_params(patch_params)
+        if config.lora.layers:
+            params[FACTORS] = make_factors(jax.random.fold_in(key, 1), params["fashionbert"], config.lora)
+        base, params = divide(params, config, patches.fixed)
+        if config.lora.layers:
+            base[FACTORS] = {SCALE: jnp.float32(config.lora.alpha / config.lora.rank)}
         held = jnp.zeros(len(objective.tasks)) if config.adaptive.every > 1 else None
-        return TrainState(jnp.int32(0), params, _without_empty_boxes(optimizer.init(params)), held)
+        return TrainState(jnp.int32(0), params, _without_empty_boxes(optimizer.init(params)), held, base)
 
     arguments = (jax.random.key(config.train.seed), patches.params)
     return init, arguments, shardings(mesh, jax.eval_shape(init, *arguments))
@@ -158,4 +212,13 @@ def batch_shapes(config, patches, text_tokens: int, tower_size: int = TOWER_SIZE
         image = jax.ShapeDtypeStruct((b, size, size, 3), jnp.uint8)
     number = jax.ShapeDtypeStruct((b,), jnp.int32)
     towers = jax.ShapeDtypeStruct((b, 2, tower_size), jnp.float32) if config.towers else None
-    return Batch(number, number, text, text, image, image if config.needs_negative else None, towers=towers)
+    query = jax.ShapeDtypeStruct((b, config.log.query_tokens), jnp.int32) if config.reads_queries else None
+    product = Batch(number, number, text, text, image, None)
+    return product._replace(
+        negative_query=query if config.draws_queries else None,
+        label=number if config.reads_labels else None,
+        negative=image if config.needs_negative else None,
+        towers=towers,
+        query=query,
+        partner=product if config.reads_partners else None,
+    )

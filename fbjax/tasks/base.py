@@ -21,8 +21,29 @@ from fbjax.config.settings import setting
 from fbjax.data.batches.batch import Batch
 from fbjax.model.fashionbert import FashionBert, InputSpec
 
-PAIR, NEGATIVE_PAIR, TEXT, IMAGE = "pair", "negative_pair", "text", "image"  # the forward passes there are
+PAIR, NEGATIVE_PAIR = "pair", "negative_pair"  # forward passes over a text and an image
+NEGATIVE_QUERY = "negative_query"  # over a product's own text and image, with another product's query
+TEXT, IMAGE, PRODUCT, QUERY = "text", "image", "product", "query"  # over one alone; a product is both, read together
+PARTNER = "partner"  # the other product of an event, text and image read together
 Metrics = dict[str, jax.Array]
+
+
+class Sides(NamedTuple):
+    """What a reading reads: of the product or its partner, the text, the image, or the query in place of the text."""
+
+    text: bool
+    image: bool
+    of_partner: bool = False
+    is_query: bool = False
+
+
+READINGS = {  # in the order of a step
+    TEXT: Sides(text=True, image=False),
+    IMAGE: Sides(text=False, image=True),
+    PRODUCT: Sides(text=True, image=True),
+    QUERY: Sides(text=True, image=False, is_query=True),
+    PARTNER: Sides(text=True, image=True, of_partner=True),
+}
 
 
 def register_task(name: str) -> Callable[[type["Task"]], type["Task"]]:
@@ -61,14 +82,20 @@ class PairView(NamedTuple):
     hidden: jax.Array  # [B, n, R, D]
     means: jax.Array | None  # [B, n, 2, D]: over text and over image, where a task reads them
     features: jax.Array  # [B, n, P, C], without a gradient: patch features before anything was hidden
+    student: Any = None  # `fbjax.tasks.teacher.Trace` of the model, leaves [B, n, ..], where a task reads traces
+    teacher: Any = None  # the same of the teacher
 
 
 class Views(NamedTuple):
     """Outputs of the forward passes that a task reads; None for those that it does not."""
 
     pairs: Any = None  # `PairView`
-    text: Any = None  # `fbjax.model.fashionbert.Reading` of a text alone
-    image: Any = None  # the same of an image alone
+    text: Any = None  # `fbjax.model.fashionbert.Reading` of a text alone; the following are the same of others
+    image: Any = None
+    product: Any = None
+    query: Any = None
+    partner: Any = None
+    match: Any = None  # images [B, k] of the batch -> the teacher's scores [B, k]
 
 
 class About(NamedTuple):
@@ -87,9 +114,16 @@ class Task:
     name: ClassVar[str]
     about: ClassVar[About]
     owns: ClassVar[tuple[str, ...]] = ()  # parameters that this task alone reaches: its heads
+    reads_queries: ClassVar[bool] = False  # whether the batch has to hold a query of each product, from a log
+    aligns_queries: ClassVar[bool] = False  # whether every pass over pairs reads the query too
+    reads_labels: ClassVar[bool] = False  # whether it learns which queries match, so that those that do not are drawn
+    reads_partners: ClassVar[bool] = False  # whether it has to hold another product of the same style for each
     needs_negative: ClassVar[bool] = False  # whether the batch has to hold another product's image
     mines_negatives: ClassVar[bool] = False  # whether that image is picked on the device, from the batch's own
     towers: ClassVar[str] = ""  # a workdir whose vectors of each product the batch has to hold
+    teacher: ClassVar[str] = ""  # a workdir whose model teaches this one
+    reads_traces: ClassVar[bool] = False  # whether it reads what model and teacher compute on their way
+    asks_teacher: ClassVar[bool] = False  # whether it asks the teacher for scores of other pairs
     scores_pairs: ClassVar[bool] = False  # `match_logits` says whether a text and an image belong together
     whole_batch: ClassVar[bool] = False  # the loss compares products: it reads those of all micro-batches together
     embeds: ClassVar[bool] = False  # `vector` of a `Reading` and `logit_scale` make vectors of texts and images
@@ -112,6 +146,10 @@ class Task:
 
     def check(self, config: Config) -> list[str]:
         """What of `config` does not go with this task, in words that name the values and the remedy."""
+        return []
+
+    def check_teacher(self, student: ModelConfig, teacher: ModelConfig) -> list[str]:
+        """What keeps a model from learning from a teacher, each completing "the teacher .."."""
         return []
 
     def heads(self, model: ModelConfig, spec: InputSpec) -> Mapping[str, nn.Module | Callable[[nn.Module], jax.Array]]:

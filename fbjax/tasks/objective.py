@@ -1,8 +1,8 @@
 """The objective of a run: K tasks over the forward passes that they read, nothing of their weights.
 
-Forward passes: a product's text with its own image ("pair") and with a negative's ("negative_pair"), text alone, image
-alone. Each is computed once, however many tasks read it; a pass that no task reads is not computed. `Losses` is what
-`fbjax.training.task_weights` sees of it.
+Forward passes: a product's text with its own image ("pair") and with a negative's ("negative_pair"), and readings of a
+text, an image, a product or a query alone (`READINGS`). Each is computed once, however many tasks read it; a pass that
+no task reads is not computed. `Losses` is what `fbjax.training.task_weights` sees of it.
 """
 
 import dataclasses
@@ -15,12 +15,27 @@ import jax.numpy as jnp
 
 from fbjax.config.schema import Augment
 from fbjax.data.batches.batch import Batch
+from fbjax.data.text.wordpiece import PAD_ID
 from fbjax.model.augment import augment
 from fbjax.model.fashionbert import FashionBert, Reading
 from fbjax.model.ngrams import bag_of_ngrams
 from fbjax.model.patch_features import PatchNetwork
-from fbjax.tasks import contrast
-from fbjax.tasks.base import IMAGE, NEGATIVE_PAIR, PAIR, TEXT, Example, MaskedBatch, PairView, Task, Views, task_key
+from fbjax.tasks.base import (
+    IMAGE,
+    NEGATIVE_PAIR,
+    NEGATIVE_QUERY,
+    PAIR,
+    READINGS,
+    TEXT,
+    Example,
+    MaskedBatch,
+    PairView,
+    Task,
+    Views,
+    task_key,
+)
+from fbjax.tasks.teacher import TRACED, trace
+from fbjax.tasks.towers import contrast
 
 
 class TaskHead(NamedTuple):
@@ -61,6 +76,7 @@ class Objective:
     patches: PatchNetwork
     tasks: tuple[Task, ...]
     augment: Augment = Augment()
+    teacher: Any = None  # a `Teacher` or none, whose parameters the constants of a step hold
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -79,15 +95,26 @@ class Objective:
         there = any(task.needs_negative or task.mines_negatives for task in self.tasks)
         pairs = (PAIR, NEGATIVE_PAIR) if there else (PAIR,)
         read = [view for view in pairs if any(view in task.views for task in self.tasks)]
+        others = ((NEGATIVE_QUERY,),) if any(NEGATIVE_QUERY in task.views for task in self.tasks) else ()
         if len(read) == 2 and all({*read} <= {*task.views} for task in self.tasks if self._reads_positions(task)):
-            return (tuple(read),)
-        return tuple((view,) for view in read)
+            return (tuple(read), *others)
+        return tuple((view,) for view in read) + others
 
     @property
-    def num_readings(self) -> int:
-        """How often a step reads each text and each image: in each pair, and alone."""
-        alone = any(view in task.views for task in self.tasks for view in (TEXT, IMAGE))
-        return sum(map(len, self.pair_passes)) + alone
+    def aligns_queries(self) -> bool:
+        """Whether the query is read in every pair, between text and image."""
+        return any(task.aligns_queries for task in self.tasks)
+
+    @property
+    def readings(self) -> tuple[str, ...]:
+        """The passes over texts, images, products and queries alone."""
+        return tuple(view for view in READINGS if any(view in task.views for task in self.tasks))
+
+    @property
+    def num_readings(self) -> float:
+        """How often a step reads each text and each image: in each pair, and alone; half of them counts half."""
+        sides = [READINGS[view] for view in self.readings]
+        return sum(map(len, self.pair_passes)) + sum(side.text + side.image for side in sides) / 2
 
     def _reads_positions(self, task: Task) -> bool:
         return type(task).positions is not Task.positions
@@ -144,6 +171,8 @@ class Objective:
             own = jax.random.fold_in(task_key(key, "augment"), index)
             return tuple(augment(self.augment, own, jnp.stack(images)))
 
+        if batch.partner is not None:
+            batch = batch._replace(partner=self.augmented(batch.partner, key))
         if batch.negative is None:
             return batch._replace(image=jax.vmap(change)(batch.index, batch.image)[0])
         image, negative = jax.vmap(change)(batch.index, batch.image, batch.negative)
@@ -152,30 +181,26 @@ class Objective:
     def losses_of(self, frozen: Any, masked: MaskedBatch, key: jax.Array) -> Losses:
         """The losses of some examples; `frozen` holds what of the parameters is not trained."""
         passes = {views: partial(self._pair, frozen, masked, key, views) for views in self.pair_passes}
-        passes |= {
-            (view,): partial(self._alone, frozen, masked, key, view)
-            for view in (TEXT, IMAGE)
-            if any(view in task.views for task in self.tasks)
-        }
+        passes |= {(view,): partial(self._alone, frozen, masked, key, view) for view in self.readings}
         names = list(passes)
 
         def head(task: Task) -> TaskHead:
             reads = [i for i, views in enumerate(names) if {*views} & {*task.views}]
-            return TaskHead(
-                tuple(reads), partial(self._loss, task, [names[i] for i in reads], masked), task.whole_batch
-            )
+            loss = partial(self._loss, task, [names[i] for i in reads], frozen, masked)
+            return TaskHead(tuple(reads), loss, task.whole_batch)
 
         return Losses(tuple(passes.values()), tuple(head(task) for task in self.tasks))
 
     def shared(self, gradients: Any) -> Any:
         """The part of a gradient that is no task's own: embeddings, encoder, and a patch network that trains."""
         owned = {name for task in self.tasks for name in task.owns}
-        model = {name: part for name, part in gradients["fashionbert"].items() if name not in owned}
+        model = {name: part for name, part in gradients.get("fashionbert", {}).items() if name not in owned}
         return gradients | {"fashionbert": model}
 
     def _slots(self, views: tuple[str, ...], masked: MaskedBatch) -> dict[str, jax.Array]:
         """{task: positions [B, n, R]} of those that read positions of a pass over these pairs."""
         num_text, chosen = masked.examples.ids.shape[1], {}
+        num_text += masked.batch.query.shape[1] if self.aligns_queries else 0
         for task in self.tasks:
             if not self._reads_positions(task) or views[0] not in task.views:
                 continue
@@ -186,7 +211,7 @@ class Objective:
         return chosen
 
     def _pair(self, frozen: Any, masked: MaskedBatch, key: jax.Array, views: tuple[str, ...], params: Any) -> tuple:
-        """(hidden [B, n, 1 + R, D] at [CLS] and what tasks read, means, features) of text with each image."""
+        """(hidden [B, n, 1 + R, D] at [CLS] and what tasks read, means, features, traces) of text with each image."""
         params, trains = {**frozen, **params}, "patches" in params
         keys = jax.random.split(task_key(key, "+".join(views)), 4)
         images, hide = masked.examples.images[:, _kinds(views)], masked.examples.hidden[:, _kinds(views)]
@@ -195,55 +220,101 @@ class Objective:
         features = self._features(params, images.reshape(-1, *images.shape[2:]), trains, keys[3])
         shown = jnp.where(hide.reshape(b * n, -1, 1), 0.0, features)
         positions = [jnp.zeros((b, n, 1), jnp.int32), *self._slots(views, masked).values()]
-        hidden, means = apply(
-            jnp.repeat(apply(masked.examples.ids, method="embed_text", rngs={"dropout": keys[0]}), n, axis=0),
-            jnp.repeat(masked.batch.text_mask, n, axis=0),
+        positions = jnp.concatenate(positions, axis=2).reshape(b * n, -1)
+        text, text_mask = self._embedded_text(apply, masked, views, keys[0])
+        embedded = (
+            jnp.repeat(text, n, axis=0),
+            jnp.repeat(text_mask, n, axis=0),
             apply(shown, method="embed_image", rngs={"dropout": keys[1]}),
-            jnp.concatenate(positions, axis=2).reshape(b * n, -1),
-            method="encode_pair",
-            rngs={"dropout": keys[2]},
         )
-        split = lambda x: x.reshape(b, n, *x.shape[1:])  # noqa: E731
-        return split(hidden), None if means is None else split(means), split(jax.lax.stop_gradient(features))
+        encode = partial(apply, *embedded, method="encode_pair", rngs={"dropout": keys[2]})
+        traces = None
+        if self._reads_traces:
+            (hidden, means), left = encode(mutable=[TRACED])
+            hidden = jnp.take_along_axis(hidden, positions[..., None], axis=1)
+            num_layers, ids = self.model.config.num_layers, jnp.repeat(masked.examples.ids, n, axis=0)
+            theirs = self.teacher.trace(frozen["teacher"], ids, jax.lax.stop_gradient(shown), num_layers)
+            traces = trace(left[TRACED], list(range(num_layers))), theirs
+        else:
+            hidden, means = encode(positions)
+        features = jax.lax.stop_gradient(features)
+        return jax.tree.map(lambda x: x.reshape(b, n, *x.shape[1:]), (hidden, means, features, traces))
+
+    def _embedded_text(
+        self, apply: Callable[..., Any], masked: MaskedBatch, views: tuple[str, ...], key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Embedded texts [B, T, D] and their mask [B, T]; where queries are aligned, each with its query behind it."""
+        text = apply(masked.examples.ids, method="embed_text", rngs={"dropout": key})
+        if not self.aligns_queries:
+            return text, masked.batch.text_mask
+        ids = masked.batch.negative_query if NEGATIVE_QUERY in views else masked.batch.query
+        rngs = {"dropout": jax.random.fold_in(key, 1)}
+        query = apply(ids, is_query=True, method="embed_text", rngs=rngs)
+        return jnp.concatenate([text, query], 1), jnp.concatenate([masked.batch.text_mask, ids != PAD_ID], 1)
 
     def _alone(self, frozen: Any, masked: MaskedBatch, key: jax.Array, view: str, params: Any) -> Reading:
-        """The `Reading` of texts or of images without the other, nothing hidden."""
+        """The `Reading` of a view of `READINGS`, nothing hidden."""
         return self._read(frozen, masked.batch, key, view, params)
 
     def _read(
         self, frozen: Any, batch: Batch, key: jax.Array, view: str, params: Any, deterministic: bool = False
     ) -> Reading:
-        params, trains = {**frozen, **params}, "patches" in params and not deterministic
+        params, trains, sides = {**frozen, **params}, "patches" in params and not deterministic, READINGS[view]
         key_drop, key_patches = jax.random.split(task_key(key, view))
+        batch, ids, bag, features = batch.partner if sides.of_partner else batch, None, None, None
+        if sides.text:
+            ids = batch.query if sides.is_query else batch.ids
+            bag = bag_of_ngrams(params["ngrams"], ids) if self.model.reads_bags else None
+        if sides.image:
+            features = self._features(params, batch.image, trains, key_patches)
         read = partial(self.model.apply, {"params": params["fashionbert"]}, method="read", rngs={"dropout": key_drop})
-        if view == TEXT:
-            bag = bag_of_ngrams(params["ngrams"], batch.ids) if self.model.reads_bags else None
-            return read(batch.ids, bag, None, deterministic)
-        return read(None, None, self._features(params, batch.image, trains, key_patches), deterministic)
+        return read(ids, bag, features, deterministic, sides.is_query)
 
     def _features(self, params: Any, images: jax.Array, trains: bool, key: jax.Array) -> jax.Array:
         """Patch features [N, P, C] float32, of a network that trains as it behaves in training."""
-        found = self.patches.apply(params.get("patches", {}), images, train=trains, key=key)
+        with jax.named_scope("patch_network"):
+            found = self.patches.apply(params.get("patches", {}), images, train=trains, key=key)
         return found.astype(jnp.float32)
 
-    def _loss(self, task: Task, passes: list[tuple[str, ...]], masked: MaskedBatch, params: Any, *outputs) -> tuple:
+    def _loss(
+        self, task: Task, passes: list[tuple[str, ...]], frozen: Any, masked: MaskedBatch, params: Any, *outputs
+    ) -> tuple:
         """The loss of `task` over the outputs of the passes that it reads."""
         head, found, pairs = partial(self._head, task, params), {}, []
         for views, output in zip(passes, outputs, strict=True):
-            if views[0] in (TEXT, IMAGE):
+            if views[0] in READINGS:
                 found[views[0]] = output
             else:
                 pairs.append(self._pair_view(task, views, masked, *output))
         if pairs:
             found["pairs"] = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *pairs)
-        return task.loss(head, Views(**found), masked.targets[task.name], masked)
+        if task.asks_teacher:
+            found["match"] = partial(self._match, frozen, masked.batch)
+        with jax.named_scope("heads"):
+            return task.loss(head, Views(**found), masked.targets[task.name], masked)
+
+    @property
+    def _reads_traces(self) -> bool:
+        return any(task.reads_traces for task in self.tasks)
+
+    def _match(self, frozen: Any, batch: Batch, images: jax.Array) -> jax.Array:
+        """The teacher's scores of each text with the images [B, k] of the batch."""
+        features = self._features(frozen, batch.image, False, jax.random.key(0))
+        return self.teacher.match(frozen["teacher"], batch.ids, features, images)
 
     def _head(self, task: Task, params: Any, function: str, *arrays) -> Any:
         """``task.function(model, *arrays)`` with the model's parameters."""
         return self.model.apply({"params": params["fashionbert"]}, task.name, function, *arrays, method="run_head")
 
     def _pair_view(
-        self, task: Task, views: tuple[str, ...], masked: MaskedBatch, hidden: Any, means: Any, features: Any
+        self,
+        task: Task,
+        views: tuple[str, ...],
+        masked: MaskedBatch,
+        hidden: Any,
+        means: Any,
+        features: Any,
+        traces: Any,
     ) -> PairView:
         """What `task` reads of a pass over pairs."""
         start, slots = 1, {}
@@ -251,9 +322,11 @@ class Objective:
             slots[name] = slice(start, start := start + positions.shape[2])
         kept = jnp.array([i for i, view in enumerate(views) if view in task.views])
         if len(kept) < len(views):
-            hidden, means, features = jax.tree.map(lambda x: x[:, kept], (hidden, means, features))
-        features = jax.lax.stop_gradient(features)
-        return PairView(hidden[:, :, 0], hidden[:, :, slots.get(task.name, slice(0, 0))], means, features)
+            parts = hidden, means, features, traces
+            hidden, means, features, traces = jax.tree.map(lambda x: x[:, kept], parts)
+        features, chosen = jax.lax.stop_gradient(features), slots.get(task.name, slice(0, 0))
+        traces = traces if traces and task.reads_traces else (None, None)
+        return PairView(hidden[:, :, 0], hidden[:, :, chosen], means, features, *traces)
 
 
 def _kinds(views: tuple[str, ...]) -> slice:

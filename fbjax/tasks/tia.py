@@ -6,24 +6,19 @@ The paper's word is kept, as for the two other tasks: its tables, the release's 
 import dataclasses
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from fbjax.config.settings import setting
-from fbjax.model.encoder import dense, zeros
-from fbjax.model.fashionbert import Reading
-from fbjax.tasks.base import NEGATIVE_PAIR, PAIR, About, Task, register_task
+from fbjax.tasks.base import NEGATIVE_PAIR, PAIR, About, register_task
+from fbjax.tasks.matching import Matching
 
 
 @register_task("tia")
 @dataclasses.dataclass(frozen=True)
-class TextImageAlignment(Task):
+class TextImageAlignment(Matching):
     """Cross-entropy of "match" for a product's own image and "no match" for a negative's."""
 
-    head: Literal["cls", "cls+cosine"] = setting(
-        "cls", "what decides: [CLS] (the paper), or [CLS] and the scaled cosine of the means over text and over image"
-    )
     negatives: Literal["table", "batch"] = setting(
         "table",
         "where a text's negative image comes from: the table, mostly of the same category (the paper); or the batch, "
@@ -33,8 +28,6 @@ class TextImageAlignment(Task):
     random_negatives_end: float = setting(0.0, ".. which changes linearly to this ..", "[0, 1]")
     random_negatives_steps: int = setting(0, ".. over so many steps; the rest are of the same category", "[0, inf)")
 
-    owns = ("pooler", "tia")
-    scores_pairs = True
     about = About(
         "Text-image alignment (tia)",
         "whether a text and an image match",
@@ -55,47 +48,10 @@ class TextImageAlignment(Task):
     def mines_negatives(self):
         return self.negatives == "batch"
 
-    @property
-    def reads_means(self):
-        return self.head == "cls+cosine"
-
     def check(self, config):
         if self.mines_negatives and not any(task.embeds for task in config.tasks.values()):
             return ["tasks.tia.negatives 'batch' asks towers, which no task here trains: add itc (or use 'table')"]
-        if self.reads_means and not any(task.embeds and not task.reads_bags for task in config.tasks.values()):
-            return [
-                "tasks.tia.head 'cls+cosine' compares vectors, which no task here makes: add itc, by its encoder "
-                "alone (or use 'cls')"
-            ]
-        return []
-
-    def heads(self, model, spec):
-        # a random head would hide what the cosine says: it starts at 0
-        initializer = zeros if self.reads_means else None
-        full = dataclasses.replace(model, dtype="float32")
-        return {
-            "pooler": dense(model, model.width, ("embed", None), name="pooler"),
-            "tia": dense(full, 2, ("embed", None), name="tia", initializer=initializer),
-        }
-
-    def initialise(self, model, text, image, means):
-        self.match_logits(model, text[:, 0], means)
-
-    def pooled(self, model, cls: jax.Array) -> jax.Array:
-        """BERT's pooler: ``cls [B, D] -> [B, D]`` float32."""
-        return jnp.tanh(model.pooler(cls)).astype(jnp.float32)
-
-    def match_logits(self, model, cls: jax.Array, means: jax.Array | None = None) -> jax.Array:
-        """``cls [B, D] -> [B, 2]`` float32; index 1 means match.
-
-        With the `means` [B, 2, D] their scaled cosine speaks for a match too. Departs from the paper: an encoder that
-        makes like vectors of text and image where they match need not learn to say so at [CLS].
-        """
-        logits = model.tia(self.pooled(model, cls))
-        if not self.reads_means:
-            return logits
-        cosine = model.vector(Reading(means)).prod(axis=1).sum(axis=-1)
-        return logits + model.logit_scale() * jnp.stack([jnp.zeros_like(cosine), cosine], axis=-1)
+        return super().check(config)
 
     def loss(self, head, views, targets, batch):
         cls, means = views.pairs.cls, views.pairs.means
@@ -110,11 +66,6 @@ class TextImageAlignment(Task):
         """Share of negatives from any category at `step`."""
         done = min(1.0, step / self.random_negatives_steps) if self.random_negatives_steps else 1.0
         return self.random_negatives_start + (self.random_negatives_end - self.random_negatives_start) * done
-
-    def shifted(self, params: dict, score: float) -> dict:
-        """The model's parameters with `score` taken off every match score."""
-        bias = params["tia"]["bias"] + jnp.array([score / 2, -score / 2], jnp.float32)
-        return params | {"tia": params["tia"] | {"bias": bias}}
 
     def note(self, metrics):
         said = ""

@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 from fbjax.core.console import say
 from fbjax.data.batches.batch import Batch
 from fbjax.data.batches.split import Split
-from fbjax.inference.embed_catalogue import embed_records
+from fbjax.inference.catalogue.embed_catalogue import embed_records
 from fbjax.inference.embedder import make_embedder
 from fbjax.runs.halves import check_table, trained_half
 from fbjax.runs.loaded import LoadedRun

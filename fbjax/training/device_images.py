@@ -42,4 +42,5 @@ def with_rows(batch: Batch, images: jax.Array | None) -> Batch:
     if images is None:
         return batch
     negative = None if batch.negative is None else batch.index
-    return batch._replace(image=batch.index, negative=negative, pictures=images)
+    partner = batch.partner and batch.partner._replace(image=batch.index)
+    return batch._replace(image=batch.index, negative=negative, partner=partner, pictures=images)

@@ -1,8 +1,9 @@
 """Whether the compiled step fits into a device's memory: known before the first step, with a setting that would fit."""
 
+import contextlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,33 @@ def host_memory() -> int:
     return min(found + [int(limit) for limit in limits if limit.isdigit()])
 
 
+@contextlib.contextmanager
+def out_of_memory_named(config: Config) -> Iterator[None]:
+    """Turns a device's out-of-memory into a ValueError that names the settings to change.
+
+    `check_memory` knows the step, not what else takes memory: evaluation, another process on the same device.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        remat = "" if config.model.remat == "layers" else "set model.remat to 'layers', "
+        raise ValueError(
+            f"the device ran out of memory: raise train.micro_batches ({config.train.micro_batches} now), {remat}or "
+            f"lower train.batch_size ({config.train.batch_size} now){_more_of_the_gpu()}; what a step needs: "
+            f"fbjax bench --repeats 0 ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _more_of_the_gpu() -> str:
+    """Of a GPU JAX takes three quarters, unless it is told."""
+    fraction = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75")
+    if jax.default_backend() != "gpu" or float(fraction) >= 0.9:
+        return ""
+    return f"; JAX takes {float(fraction):.0%} of a GPU's memory, and more with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"
+
+
 def _remedy(needed: int, temporary: int, state: TrainState, config: Config, mesh: Mesh, limit: int) -> str:
     """What would fit, by an estimate: activations, what gradients leave of `temporary`, shrink with micro-batches."""
     parts = config.train.micro_batches
@@ -75,6 +103,7 @@ def _remedy(needed: int, temporary: int, state: TrainState, config: Config, mesh
     activations = max(0, temporary - now)
     fixed = needed - activations + then - now
     rematerialise = "" if config.model.remat == "layers" else "set model.remat to 'layers' or "
+    lower = f"lower train.batch_size{_smaller_batch(needed - activations, activations, config, mesh, limit)}"
     num_products = config.train.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
     more = 2
     while num_products % (parts * more) == 0:
@@ -82,14 +111,22 @@ def _remedy(needed: int, temporary: int, state: TrainState, config: Config, mesh
             return (
                 f"set train.micro_batches to {parts * more}, which is estimated to need {total / GIB:.2f} GiB, as the "
                 f"{activations / GIB:.2f} GiB of activations shrink in proportion and the rest stays; "
-                f"or {rematerialise}lower train.batch_size"
+                f"or {rematerialise}{lower}{_more_of_the_gpu()}"
             )
         more *= 2
     return (
         f"{(needed - activations) / GIB:.2f} GiB of it are state, gradients and batch, and no train.micro_batches that "
-        f"divides the batch is estimated to fit; {rematerialise}lower train.batch_size, take a smaller model, or share "
-        "its parameters among more devices (mesh.fsdp)"
+        f"divides the batch is estimated to fit; {rematerialise}{lower}, take a smaller model, or share "
+        f"its parameters among more devices (mesh.fsdp){_more_of_the_gpu()}"
     )
+
+
+def _smaller_batch(fixed: int, activations: int, config: Config, mesh: Mesh, limit: int) -> str:
+    """The largest batch that is estimated to fit, as " to N"; nothing where none is."""
+    unit = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.micro_batches
+    share = (limit - fixed) / max(1, activations)
+    fitting = int(config.train.batch_size * share) // unit * unit
+    return f" to {fitting}" if fitting > 0 else ""
 
 
 def _num_gradients(config: Config, in_parts: bool) -> int:

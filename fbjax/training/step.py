@@ -1,7 +1,7 @@
 """The train state and the one jitted step: patch features, transformer, task losses, Eq. 6, update."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -11,8 +11,10 @@ import optax
 
 from fbjax.config.schema import Config
 from fbjax.data.batches.batch import Batch
+from fbjax.model.lora import merged
 from fbjax.parallel.mesh import RULES, by_example, replicated, scatter_shards, shardings_of
 from fbjax.runs.state import TrainState
+from fbjax.tasks.objective import Losses
 from fbjax.training.micro_batches import split
 from fbjax.training.task_weights import weighted_gradient
 
@@ -20,6 +22,7 @@ from fbjax.training.task_weights import weighted_gradient
 def make_step(objective, optimizer: optax.GradientTransformation, config: Config, mesh, state: TrainState):
     """``step(state, frozen, batch) -> (state, metrics)``, jitted, the state donated and placed as `state` is.
 
+    Gradients are of ``state.params``, what trains; none is computed of ``state.base``.
     `frozen` is what `with_seed` gives; the random key is ``fold_in(frozen["seed"], step)``. Metrics are scalars: per
     task loss, weight, the weight that `estimate` would give, and gradient norm; and the text pieces of the batch,
     padding left out.
@@ -35,12 +38,17 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
     def step(state: TrainState, frozen: Any, batch: Batch):
         batch = _with_images(batch, mesh)
         key_masks, key_dropout = step_keys(frozen["seed"], state.step)
-        masked = objective.draw_masks(objective.with_mined(state.params, frozen, batch, key_masks), key_masks)
+        with jax.named_scope("masks"):
+            masked = objective.draw_masks(objective.with_mined(state.all_params, frozen, batch, key_masks), key_masks)
+
+        def losses_of(masked, key) -> Losses:
+            return through(objective.losses_of(frozen, masked, key), lambda trained: merged(state.base, trained))
+
         micro_batches = split(masked, config.train.micro_batches)
         keys = jax.random.split(key_dropout, config.train.micro_batches)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(RULES):
             weighted = weighted_gradient(
-                lambda micro_batch: objective.losses_of(frozen, *micro_batch),
+                lambda micro_batch: losses_of(*micro_batch),
                 (micro_batches, keys),
                 state.params,
                 config.adaptive,
@@ -49,11 +57,12 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
                 state.step,
                 state.task_weights,
                 scatter,
-                objective.losses_of(frozen, masked, key_dropout),
+                losses_of(masked, key_dropout),
             )
         gradient = jax.lax.with_sharding_constraint(weighted.gradient, where.params)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("update"):
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         metrics = {"loss": weighted.weights @ weighted.losses, "gradient_norm": optax.tree.norm(gradient)}
         for i, task in enumerate(objective.names):
             metrics[f"{task}/loss"] = weighted.losses[i]
@@ -62,7 +71,8 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
             metrics[f"{task}/gradient_norm"] = weighted.gradient_norms[i]
         metrics["text_pieces"] = batch.text_mask.sum()
         held = None if state.task_weights is None else weighted.weights
-        return TrainState(state.step + 1, params, opt_state, held), metrics | weighted.metrics
+        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, task_weights=held)
+        return state, metrics | weighted.metrics
 
     return jax.jit(
         step,
@@ -70,6 +80,16 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
         in_shardings=(where, replicated(mesh), by_example(mesh)),
         out_shardings=(where, replicated(mesh)),
     )
+
+
+def through(losses: Losses, all_params: Callable[[Any], Any]) -> Losses:
+    """`losses` as functions of what trains, of which `all_params` makes the parameters that they take."""
+    passes = [lambda trained, forward=forward: forward(all_params(trained)) for forward in losses.passes]
+    heads = [
+        head._replace(loss=lambda trained, *outputs, loss=head.loss: loss(all_params(trained), *outputs))
+        for head in losses.heads
+    ]
+    return Losses(tuple(passes), tuple(heads))
 
 
 def step_keys(seed: jax.Array | int, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:

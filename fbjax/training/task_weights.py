@@ -105,9 +105,10 @@ def weighted_gradient(
 
     def solved() -> Weighted:
         pulled = each()
-        squared = jnp.stack([_squared_norm(shared(gradient)) for gradient in pulled.gradient])
-        weights = solve_weights(norm_shares(squared, config.domain))
-        gradient = _combined(weights, pulled.gradient)
+        with jax.named_scope("solve"):
+            squared = jnp.stack([_squared_norm(shared(gradient)) for gradient in pulled.gradient])
+            weights = solve_weights(norm_shares(squared, config.domain))
+            gradient = _combined(weights, pulled.gradient)
         estimated = _estimated(pulled, config)
         return Weighted(pulled.losses, weights, estimated, jnp.sqrt(squared), gradient, pulled.metrics)
 
@@ -143,7 +144,8 @@ def _cheap_weights(pulled: _Pulled, config: AdaptiveConfig, fixed: Sequence[floa
 
 def _estimated(pulled: _Pulled, config: AdaptiveConfig) -> jax.Array:
     """Eq. 6 on the shares of gradients by outputs: their size is not that of gradients by parameters."""
-    return solve_weights(norm_shares(pulled.squared_outputs, config.domain))
+    with jax.named_scope("solve"):
+        return solve_weights(norm_shares(pulled.squared_outputs, config.domain))
 
 
 def _forward(losses: Losses, params: Any):
@@ -191,5 +193,5 @@ def _combined(weights: jax.Array, trees) -> Any:
 
 
 def _squared_norm(tree: Any) -> jax.Array:
-    """In float32."""
-    return sum(jnp.square(x.astype(jnp.float32)).sum() for x in jax.tree.leaves(tree))
+    """In float32; 0 of a tree without arrays, as the shared part is where only heads train."""
+    return sum((jnp.square(x.astype(jnp.float32)).sum() for x in jax.tree.leaves(tree)), jnp.float32(0))

@@ -25,7 +25,7 @@ class ValidationSample:
         rows = np.sort(rng.permutation(len(records))[:num_products])
         negatives = NegativeSampler(records.categories, records.groups)
         others = negatives.draw(rows, rng.random(len(rows)), np.zeros(len(rows), bool))
-        self._scorer, self._groups = scorer, records.groups[rows]
+        self._scorer, self._groups, self.size = scorer, records.groups[rows], len(rows)
         self._ids = text_inputs(run, records, rows)
         images = image_inputs(run, records, np.concatenate([rows, others]), scorer.batch_size)
         self._images = list(images)
@@ -39,11 +39,11 @@ class ValidationSample:
         found = {"auc": metrics.auc(scores[:half], scores[half:])}
         if isinstance(self._scorer, Embedder):
             texts = self._scorer.embed_texts(variables, self._ids)
-            found["mrr"] = _mean_reciprocal_rank(texts @ embedded[:half].T, self._groups)
+            found["mrr"] = mean_reciprocal_rank(texts @ embedded[:half].T, self._groups)
         return found
 
 
-def _mean_reciprocal_rank(cosines: np.ndarray, groups: np.ndarray) -> float:
+def mean_reciprocal_rank(cosines: np.ndarray, groups: np.ndarray) -> float:
     """Of the diagonal of ``cosines [N, N]``, by row and by column; ties count against it, its group not at all."""
     own = np.diagonal(cosines)
     others = groups[:, None] != groups

@@ -15,30 +15,55 @@ from fbjax.data.batches.sampler import Sampler
 from fbjax.data.batches.split import Split
 from fbjax.inference.pair_scorer import PairScorer
 from fbjax.model import bert_weights
+from fbjax.model.embeddings import QUERY_SEGMENT, TEXT_SEGMENT
 from fbjax.model.linear import feature_roots
+from fbjax.model.lora import FACTORS, SCALE
 from fbjax.runs.feature_cache import image_inputs, text_inputs
 from fbjax.runs.loaded import LoadedRun
 from fbjax.runs.run import Run
+from fbjax.runs.state import abstract_state
 
 CALIBRATED, STANDARDISED = 512, 2048  # products
 IMAGES_AT_ONCE = 64
 NAMED = 4  # of the arrays of one module
 SMALLEST_DEVIATION = 1e-3  # of a feature's root: smaller ones are noise
-POSITIONS = "fashionbert/text_embeddings/position"
+POSITIONS, SEGMENTS = "fashionbert/text_embeddings/position", "text_embeddings"
+LAYER = "fashionbert/encoder/layer_"
 
 
 def check_start(run: Run, workdir: str | Path, mesh) -> None:
     """Raises ValueError or OSError, before long work, where `run` cannot start from the run that its config names."""
-    config = run.config
-    if not config.train.start_from or any((as_path(workdir) / "checkpoints").glob("[0-9]*")):
+    config, given = run.config, set()
+    if any((as_path(workdir) / "checkpoints").glob("[0-9]*")):
         return
     for name in config.train.starts:
         start = LoadedRun.newest(name, run, mesh)
+        given |= names_of(start.params)
         if "patches" in start.params and config.patches.mode != "trained":
             raise ValueError(
                 f"train.start_from {name} has trained its patch network, this config does not: "
                 "its weights would be lost (set patches.mode to 'trained')"
             )
+    if config.lora.layers:
+        _check_all_given(run, mesh, given)
+
+
+def _check_all_given(run: Run, mesh, given: set[str]) -> None:
+    """Raises ValueError where LoRA would freeze parameters at random values: BERT does not give them, nor is their name
+    among `given`."""
+    if run.config.model.pretrained:
+        given = given | {f"fashionbert/{name}" for name in bert_weights.parameter_names(run.config.model.num_layers)}
+    base = abstract_state(run.objective, run.optimizer, run.config, mesh).base
+    if lacking := sorted(names_of(base) - given - {f"{FACTORS}/{SCALE}"}):
+        group = "/".join(lacking[0].split("/")[:2])
+        raise ValueError(
+            f"lora would leave parameters at random values, as nothing that it starts from has them: "
+            f"{in_short(lacking)} (train them: config.groups.{group}.rate=1, or start from a run that has them)"
+        )
+
+
+def names_of(params: dict) -> set[str]:
+    return set(flax.traverse_util.flatten_dict(params, sep="/"))
 
 
 def initial_params(params: dict, run: Run, records: Split, rows: np.ndarray, mesh) -> dict:
@@ -61,7 +86,17 @@ def initial_params(params: dict, run: Run, records: Split, rows: np.ndarray, mes
     for name in config.train.starts:
         start = LoadedRun.newest(name, run, mesh)
         params = _taken_over(params, start.params, f"{name}, step {start.step}")
+        if config.reads_queries and SEGMENTS in start.params["fashionbert"] and not start.run.config.reads_queries:
+            params = _with_query_segment(params)
     return params
+
+
+def _with_query_segment(params: dict) -> dict:
+    """`params` whose queries begin in the segment of texts: the run that these come from has read no query."""
+    model = params["fashionbert"]
+    table = model[SEGMENTS]["segment"]
+    table = jax.device_put(table.at[QUERY_SEGMENT].set(table[TEXT_SEGMENT]), table.sharding)
+    return params | {"fashionbert": model | {SEGMENTS: model[SEGMENTS] | {"segment": table}}}
 
 
 def standardised(params: dict, run: Run, records: Split, rows: np.ndarray) -> dict:
@@ -103,6 +138,12 @@ def calibrate_match_bias(params: dict, run: Run, records: Split, sampler: Sample
     return params | {"fashionbert": task.shifted(params["fashionbert"], split)}
 
 
+def trains_match_head(run: Run, trained: dict) -> bool:
+    """Whether parameters of a task that scores pairs are among those that are `trained`."""
+    owned = {name for task in run.objective.tasks if task.scores_pairs for name in task.owns}
+    return bool(owned & trained.get("fashionbert", {}).keys())
+
+
 def in_short(names: list[str]) -> str:
     """Paths of parameters, sorted, for a reader: where a module has many, their number."""
     modules = {}
@@ -121,15 +162,27 @@ def _taken_over(params: dict, theirs: dict, name: str) -> dict:
         known = len(theirs[POSITIONS])
         theirs[POSITIONS] = jnp.concatenate([theirs[POSITIONS], ours[POSITIONS][known:]])
         say(f"its texts are shorter: positions from {known} on stay as they are")
+    elif POSITIONS in shared and len(theirs[POSITIONS]) > len(ours[POSITIONS]):
+        theirs[POSITIONS] = theirs[POSITIONS][: len(ours[POSITIONS])]
+        say(f"its texts are longer: its first {len(ours[POSITIONS])} positions")
     unlike = [
         f"{k} {theirs[k].shape}, here {ours[k].shape}" for k in sorted(shared) if theirs[k].shape != ours[k].shape
     ]
     if unlike:
         raise ValueError(f"the weights of {name} do not fit the config:\n  " + "\n  ".join(unlike))
     say(f"starting from {name}: {len(shared)} arrays")
+    num_layers, there = _num_layers(ours), _num_layers(theirs)
+    if there > num_layers > 0:
+        say(f"its first {num_layers} of {there} layers")
+        theirs = {k: v for k, v in theirs.items() if k in shared or not k.startswith(LAYER)}
     if fresh := sorted(ours.keys() - shared):
         say(f"staying as they are, as it lacks them: {in_short(fresh)}")
     if left := sorted(theirs.keys() - shared):
         say(f"left behind, as this run has no place for them: {in_short(left)}")
     merged = {k: jax.device_put(theirs[k], v.sharding) if k in shared else v for k, v in ours.items()}
     return flax.traverse_util.unflatten_dict(merged, sep="/")
+
+
+def _num_layers(flat: dict) -> int:
+    """Of the encoder."""
+    return len({name.split("/")[2] for name in flat if name.startswith(LAYER)})

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 
 from fbjax.cli.main import main
+from fbjax.core.atomic_folder import fresh_folder
+from fbjax.core.checksums import sha256
 from fbjax.core.prefetch import prefetched
 from fbjax.data.batches.sampler import Sampler
 from fbjax.parallel.mesh import by_example, make_mesh, put_batch, put_rows
@@ -31,7 +34,7 @@ import shutil, sys
 import numpy as np
 import fbjax
 from fbjax.config.load import load_config
-from fbjax.inference.embed_catalogue import embed
+from fbjax.inference.catalogue.embed_catalogue import embed
 from fbjax.training.loop import train
 
 config, workdir = load_config(sys.argv[1], sys.argv[3:]), sys.argv[2]
@@ -40,7 +43,7 @@ shutil.rmtree(f"{workdir}/checkpoints/12")
 train(config, workdir)
 figures = fbjax.evaluate(workdir, protocols=("candidates", "matching", "full"), num_queries=4)
 assert figures["num_queries"] == 4 and figures["full"] and figures["matching"], figures
-assert embed(workdir, f"{workdir}/vectors.npz").shape == (24, 16)
+assert np.load(embed(workdir, f"{workdir}/vectors.npz"))["vectors"].shape == (24, 16)
 model = fbjax.load(workdir)
 pixels = np.zeros((40, 50, 3), np.uint8)
 assert np.isfinite(model.score(["red dress", "blue bag"], [pixels, pixels + 9])).all()
@@ -116,7 +119,7 @@ def test_a_text_is_read_whole_or_as_one_of_its_columns(tmp_path):
     check_equal(batches[37:], arrays.train_batches(sampler, vocabulary, **read, start=37))
     alone = []
     for step, batch in enumerate(batches):
-        assert batch.ids.shape[1] == sampler.text_tokens(batch.index)
+        assert batch.ids.shape[1] == sampler.text_tokens(step)
         for row, column, ids, word_ids in zip(
             batch.index, sampler.columns(step), batch.ids, batch.word_ids, strict=True
         ):
@@ -129,6 +132,7 @@ def test_a_text_is_read_whole_or_as_one_of_its_columns(tmp_path):
     assert np.mean(alone) == pytest.approx(0.4, abs=0.07)  # 480 texts: three deviations
 
 
+@pytest.mark.slow
 def test_a_run_without_tensorflow_ends_where_one_from_records_does(prepared, tmp_path, trains_on_one_device):
     tasks = ("tasks=itc,mlm,tia", "tasks.itc.embedding_dim=16")
     for name in ("tensorflow", "tensorflow_datasets", "array_record"):
@@ -156,6 +160,17 @@ def test_arrays_are_written_once_and_never_over_others(prepared, capsys):
     assert "patches.image_size: 32 there, 64 now" in capsys.readouterr().err
 
 
+def test_what_a_killed_process_left_is_cleared_away_and_what_a_living_one_writes_is_not(tmp_path):
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    begun = {pid: tmp_path / f".out.{socket.gethostname()}.{pid}.partial" for pid in (dead.pid, os.getppid())}
+    for folder in begun.values():
+        folder.mkdir()
+    with fresh_folder("--out", tmp_path / "out") as partial:
+        (partial / "file").write_text("")
+    assert sorted(tmp_path.iterdir()) == sorted([begun[os.getppid()], tmp_path / "out"])
+
+
 def test_no_room_on_the_disk_leaves_nothing(prepared, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -172,7 +187,10 @@ def test_no_room_on_the_disk_leaves_nothing(prepared, tmp_path, monkeypatch, cap
         ("patches.fit=pad", "patches.fit: 'squash' in the arrays, 'pad' in the config"),
         ("data.columns.text=title", r"data.columns.text: \['title', 'caption'\] in the arrays, \['title'\] in the"),
         ("model.vocabulary=train:300", "model.vocabulary 'train:200', the config says 'train:300'"),
-        ("data.train={other}", r"data.train: the arrays are of train.parquet \([\d,]+ bytes\), the config names other"),
+        (
+            "data.train={other}",
+            r"data.train: the arrays are of train.parquet \(SHA-256 \w{12}..\), the config names other",
+        ),
     ],
 )
 def test_arrays_of_something_else_are_refused_by_name(prepared, tmp_path, override, message):
@@ -193,7 +211,7 @@ def test_arrays_of_another_vocabulary_than_the_run_s_are_refused(prepared):
         ("train/pictures.npy", lambda data: data[:-1], "train/pictures.npy is not the file that was written"),
         ("train/pieces.npy", lambda data: data[:-1] + b"x", "train/pieces.npy is not the file that was written"),
         ("manifest.json", lambda data: b"{}", "is no manifest of arrays"),
-        ("manifest.json", lambda data: data.replace(b'"version": 2', b'"version": 1'), "version 1; this reads"),
+        ("manifest.json", lambda data: data.replace(b'"version": 3', b'"version": 2'), "version 2; this reads"),
     ],
 )
 def test_a_damaged_folder_is_named(prepared, tmp_path, name, change, message):
@@ -207,11 +225,17 @@ def test_a_damaged_folder_is_named(prepared, tmp_path, name, change, message):
 def test_a_manifest_says_what_the_arrays_are(prepared):
     content = json.loads((prepared / "arrays" / "manifest.json").read_text())
     assert content["splits"]["train"]["products"] == 48 and content["report"]["splits"]["train"] == 48
-    assert content["tables"]["train"] == [["train.parquet", (prepared / "train.parquet").stat().st_size]]
+    assert content["tables"]["train"] == [["train.parquet", sha256(prepared / "train.parquet")]]
     assert np.load(prepared / "arrays" / "train" / "pictures.npy", mmap_mode="r").shape == (48, 32, 32, 3)
 
 
-@pytest.mark.parametrize("mesh, cached", [("mesh.data=-1", False), ("mesh.fsdp=4", True)], ids=["pictures", "cached"])
+@pytest.mark.parametrize(
+    "mesh, cached",
+    [
+        pytest.param("mesh.data=-1", False, id="pictures"),
+        pytest.param("mesh.fsdp=4", True, id="cached", marks=pytest.mark.slow),
+    ],
+)
 def test_images_on_the_devices_change_no_bit(prepared, tmp_path, mesh, cached):
     few = ("train.num_steps=4", "train.save_every=4", "model.num_layers=1", mesh)
     few += ("patches.mode=cached",) if cached else ()

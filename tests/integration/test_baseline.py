@@ -13,7 +13,7 @@ from fbjax.evaluation.baselines.cca import fit_cca
 from fbjax.evaluation.baselines.features import text_features
 from fbjax.evaluation.baselines.vse import fit_vse
 from fbjax.evaluation.compare import compare
-from fbjax.tasks.contrast import hinge_loss
+from fbjax.tasks.towers.contrast import hinge_loss
 from tests.support.runs import write_config
 
 
@@ -109,5 +109,6 @@ def test_an_evaluation_does_not_land_in_the_folder_of_a_run(tmp_path, capsys):
 
 def test_wrong_numbers_are_an_error_that_names_them(tmp_path, capsys):
     config = write_config(tmp_path)
-    assert main(["baseline", "cca", "--config", str(config), "--dims", "0", "--ridge", "-1"]) == 1
-    assert "--dims, --ridge" in capsys.readouterr().err
+    for flag, value in (("--dims", "0"), ("--ridge", "-1"), ("--svd", "0")):
+        assert main(["baseline", "cca", "--config", str(config), flag, value]) == 1
+        assert f"{flag} {value}: give a " in capsys.readouterr().err

@@ -11,13 +11,16 @@ import pytest
 import tensorflow_datasets as tfds
 
 from fbjax.cli.main import main
-from fbjax.config.schema import Columns, DataConfig
+from fbjax.config.data import Columns, DataConfig
+from fbjax.core.paths import as_path
 from fbjax.data.records import beam
 from fbjax.data.records.beam import BeamBuilder, parse_options
 from fbjax.data.records.builder import build_records, is_prepared
 from fbjax.data.sources import fashiongen, release
 from fbjax.data.sources import tables as table_source
 from fbjax.data.sources.base import open_source
+from fbjax.data.sources.image_folder import ImageFolder, read_image_file
+from fbjax.data.sources.readers import hdf5
 from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.runs.feature_cache import cached_features
 from tests.support import release_files, store
@@ -38,6 +41,7 @@ def product(number, **cells):
 def small_pieces(monkeypatch):
     """Files are cut, notes written and records sharded as if there were many more."""
     monkeypatch.setattr(table_source, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(hdf5, "ROWS_A_BLOCK", 3)
     monkeypatch.setattr(release, "LINES_AT_ONCE", 7)
     monkeypatch.setattr(beam, "ROWS_A_NOTE", 5)
     monkeypatch.setattr(tfds.download, "DownloadConfig", functools.partial(tfds.download.DownloadConfig, num_shards=3))
@@ -49,10 +53,18 @@ def source_of(train, validation="", columns=MAPPED, size=64, **settings):
 
 
 def write_train(folder):
-    """Three files of three forms, with rows of every kind that is refused."""
+    """Three files of three forms, with rows of every kind that is refused, and a product of five rows."""
     folder.mkdir(exist_ok=True)
-    rows = [*PRODUCTS[:4], product(4, image=b"no image"), product(5, image="images/nowhere.png"), product(0)]
+    without_end = product(3, image=encode(PRODUCTS[3]["image"])[:-12])
+    rows = [
+        *PRODUCTS[:3],
+        without_end,
+        product(4, image=b"no image"),
+        product(5, image="images/nowhere.png"),
+        product(0),
+    ]
     rows += [product(6, title="\u200b", caption=""), product(7, category=None), product(8, id=None), PRODUCTS[9]]
+    rows += [product(9, title="", caption="", image=PRODUCTS[10]["image"]), *[product(9, title="", image=None)] * 3]
     rows += [product(10, title="", caption=""), product(11, id="twin", image=b"no image"), PRODUCTS[12]]
     write_csv(folder / "train-1.csv", rows)
     again = product(13, id=PRODUCTS[2]["id"], group="only of a duplicate")
@@ -163,6 +175,19 @@ def test_tables_images_and_records_may_lie_in_a_store(tmp_path, small_pieces, mo
     found = content(here)  # read from the folder that the store is: ArrayRecord asks gs:// by itself
     assert {k: v for k, v in found.items() if k not in stored} == {k: v for k, v in expected.items() if k not in stored}
     assert [found[k][2] for k in stored] == [expected[k][2] for k in stored]
+
+
+def test_an_image_folder_in_a_store_holds_what_lies_below_it(tmp_path, monkeypatch):
+    for name in ("shop/deep/a.png", "b.png"):
+        (tmp_path / "bucket" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "bucket" / name).write_bytes(b"picture")
+    store.install(monkeypatch, tmp_path)
+    shop = as_path("gs://bucket/shop")
+    assert read_image_file(ImageFolder(shop).find("deep/../deep/a.png")) == b"picture"
+    for name in ("../b.png", "deep/../../b.png", str(tmp_path / "bucket/b.png")):
+        with pytest.raises(ValueError, match="outside data.image_root"):
+            ImageFolder(shop).find(name)
+        assert read_image_file(ImageFolder(shop, outside=True).find(name)) == b"picture"
 
 
 def test_what_cannot_lie_in_a_store_says_so(tmp_path):

@@ -4,6 +4,8 @@ import collections
 import dataclasses
 import io
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fbjax.config.schema import Columns, Config, DataConfig
+from fbjax.config.data import Columns, DataConfig
+from fbjax.config.schema import Config
 from fbjax.data.records.builder import build_records
+from fbjax.data.records.pipeline import decodable, decode_image
 from fbjax.data.sources.base import open_source
 from fbjax.data.sources.images import normalise_image
 from fbjax.data.sources.tables import Tables
@@ -153,6 +157,75 @@ def test_images_and_texts_are_read_in_the_order_asked_for(tmp_path, prepare_tabl
     np.testing.assert_array_equal(records.framed_texts(rows, vocabulary, 8), expected)
 
 
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def written_slightly_wrong(image):
+    """Pictures that Pillow reads and TensorFlow refuses."""
+    png, photo = encode(image), encode(image, "JPEG")
+    return {
+        "no end": png[:-12],
+        "a wrong checksum": png[:-16] + bytes(4) + png[-12:],
+        "a repeated header": png[:33] + png[8:],
+        "an unknown critical chunk": png[:33] + chunk(b"ABCD", b"x") + png[33:],
+        "an iPhone's chunk": png[:8] + chunk(b"CgBI", bytes(4)) + png[8:],
+        "a JPEG with another end": photo[:-1] + b"\xdc",
+    }
+
+
+def test_a_picture_that_tensorflow_refuses_is_written_anew(tmp_path, prepare_table):
+    kinds = written_slightly_wrong(PRODUCTS[0]["image"])
+    rows = [broken(0, id=name, image=raw) for name, raw in kinds.items()]
+    records = prepare_table(train=write_csv(tmp_path / "table.csv", rows))["train"]
+    assert records.ids.tolist() == list(kinds)
+    stored, row = read_back(records), np.arange(len(records))
+    for (name, raw), pixels, record in zip(
+        kinds.items(), next(records.images(row, SIZE, len(row))), stored, strict=True
+    ):
+        assert record["image"] != raw, f"{name}: TensorFlow refuses it no longer"
+        with Image.open(io.BytesIO(raw)) as image, Image.open(io.BytesIO(record["image"])) as kept:
+            np.testing.assert_array_equal(np.asarray(kept), np.asarray(image), err_msg=name)
+        np.testing.assert_array_equal(pixels, decode_image(raw, SIZE), err_msg=name)
+
+
+SEEDS = [encode(PRODUCTS[0]["image"], form) for form in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")]
+SEEDS += [encode(PRODUCTS[0]["image"], "JPEG", progressive=True), encode(PRODUCTS[0]["image"].quantize(8))]
+EDITS = st.tuples(st.integers(0, 2**16), st.integers(0, 12), st.binary(max_size=12))
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(SEEDS), st.lists(EDITS, min_size=1, max_size=4))
+@pytest.mark.filterwarnings("ignore")
+def test_any_bytes_are_refused_or_decoded_in_training(raw, edits):
+    for place, removed, added in edits:
+        place %= len(raw) + 1
+        raw = raw[:place] + added + raw[place + removed :]
+    try:
+        plain = normalise_image(raw, 32)
+    except ValueError:
+        return
+    for fit in ("squash", "pad"):
+        assert decode_image(plain, 16, fit).shape == (16, 16, 3)
+    stored = decodable(plain)
+    assert decodable(stored) is stored
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_pictures_outside_the_table_s_folder_are_skipped_unless_allowed(tmp_path, vocabulary, outside):
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "a.png").write_bytes(PNG)
+    (tmp_path / "shop/a.png").write_bytes(PNG)
+    (tmp_path / "shop/link.png").symlink_to(tmp_path / "a.png")
+    names = {"inside": "../shop/a.png", "above": "../a.png", "link": "link.png", "absolute": str(tmp_path / "a.png")}
+    table = write_csv(tmp_path / "shop/t.csv", [broken(0, id=id_, image=name) for id_, name in names.items()])
+    data = DataConfig(train=str(table), columns=MAPPED, holdout=0.0, images_outside=outside)
+    records = build_records(open_source(data, SIZE), vocabulary, tmp_path / "prepared", lambda rows, *_: rows)["train"]
+    assert records.ids.tolist() == (list(names) if outside else ["inside"])
+    reason = "image outside data.image_root: set that to a folder that holds all images, or data.images_outside to true"
+    assert records.report()["skipped"] == ({} if outside else {reason: 3})
+
+
 def files_and_times(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
@@ -198,6 +271,37 @@ def test_a_changed_table_is_prepared_anew(tmp_path, prepare_table):
 
 def broken(number, **values):
     return {**PRODUCTS[number], **values}
+
+
+def test_pictures_that_changed_under_an_unchanged_table_are_prepared_anew(tmp_path, prepare_table):
+    rows = []
+    for number, product in enumerate(PRODUCTS):
+        (tmp_path / f"{number}.png").write_bytes(encode(product["image"], "PNG"))
+        rows.append({**product, "image": f"{number}.png" if number else "file://" + str(tmp_path / "0.png")})
+    (tmp_path / "5.png").rename(tmp_path / "aside")
+    table = write_csv(tmp_path / "t.csv", rows)
+
+    def prepared():
+        records = prepare_table(train=table)["train"]
+        return records, {str(p.id): p.image for p in records.products(range(len(records)))}
+
+    first, images = prepared()
+    assert len(first) == len(PRODUCTS) - 1 and prepared()[0].home == first.home
+    table.touch()  # the table has the same content
+    assert prepared()[0].home == first.home
+
+    (tmp_path / "0.png").write_bytes((tmp_path / "1.png").read_bytes())
+    changed, now = prepared()
+    ids = [p["id"] for p in PRODUCTS]
+    assert now[ids[0]] == images[ids[1]] and now[ids[2]] == images[ids[2]] and first.home.is_dir()
+    assert changed.digests["texts"] == first.digests["texts"] and changed.digests["images"] != first.digests["images"]
+
+    (tmp_path / "2.png").touch()  # no other content: what is made of the pictures stays valid
+    assert prepared()[0].digests == changed.digests
+    (tmp_path / "3.png").unlink()  # the records hold it
+    assert prepared()[0].digests == changed.digests
+    (tmp_path / "aside").rename(tmp_path / "5.png")
+    assert ids[5] in prepared()[1]
 
 
 def test_rows_that_cannot_be_used_are_skipped_each_with_its_row_and_reason(tmp_path, prepare_table):
@@ -248,7 +352,7 @@ def test_missing_values_of_a_parquet_table_are_skipped(tmp_path, prepare_table):
     assert records.report()["skipped"] == {"missing image": 3, "missing id": 1}
     numbers = [broken(i, category=float("nan") if i % 2 else 7.0) for i in range(8)]
     records = prepare_table(train=write_parquet(tmp_path / "numbers.parquet", numbers))["train"]
-    assert [record["category"] for record in read_back(records)] == ["7.0"] * 4
+    assert [record["category"] for record in read_back(records)] == ["7"] * 4
     assert records.report()["skipped"] == {"missing category": 4}
 
 
@@ -261,7 +365,7 @@ def test_csv_rows_of_too_many_or_too_few_cells_are_skipped(tmp_path, prepare_tab
     records = prepare_table(train=table)["train"]
     assert records.ids.tolist() == [PRODUCTS[0]["id"], PRODUCTS[3]["id"]]
     assert skipped_rows(records) == [
-        ("table.csv row 2", "", "malformed row"),
+        ("table.csv row 2", "", "more cells than the header"),
         ("table.csv row 3", PRODUCTS[2]["id"], "missing image"),
     ]
 
@@ -290,8 +394,11 @@ def test_a_first_json_line_without_some_field_is_skipped_as_any_other(tmp_path, 
     assert skipped_rows(records) == [("table.jsonl row 1", PRODUCTS[0]["id"], "missing category")]
 
 
+NO_MARKUP = st.characters(exclude_categories=["Cs"], exclude_characters="<&")
+
+
 @settings(max_examples=25)
-@given(texts=st.lists(st.text(min_size=1), min_size=1, max_size=5))
+@given(texts=st.lists(st.text(NO_MARKUP, min_size=1), min_size=1, max_size=5))
 @pytest.mark.parametrize("name, write", [("t.csv", write_csv), ("t.jsonl", write_jsonl), ("t.parquet", write_parquet)])
 def test_any_text_survives_any_form_of_table(tmp_path_factory, name, write, texts):
     rows = [broken(0, title=text, caption="", image="none.png") for text in texts]
@@ -300,12 +407,34 @@ def test_any_text_survives_any_form_of_table(tmp_path_factory, name, write, text
     assert list(open_source(DataConfig(train=str(table), columns=MAPPED), SIZE).texts()) == expected
 
 
+def test_preparing_says_which_encoding_it_guessed(tmp_path, prepare_table, capsys):
+    table = write_csv(
+        tmp_path / "table.csv", [broken(i, title="赤いシルクのワンピース") for i in range(9)], encoding="cp932"
+    )
+    records = prepare_table(train=table, columns=Columns(text=("title", "category")))["train"]
+    assert records.strings(np.arange(9))[0] == f"赤いシルクのワンピース {PRODUCTS[0]['category']}"
+    assert "table.csv is not UTF-8: read as cp932 (Shift-JIS, Japanese), a guess" in capsys.readouterr().err
+
+
+def test_records_are_never_all_in_memory(tmp_path, prepare_table, monkeypatch):
+    """TFDS's own buffer would hold a whole split."""
+    monkeypatch.setattr(tfds.core.shuffle.Shuffler, "add", lambda *_: pytest.fail("a split was held in memory"))
+    records = prepare_table(train=write_csv(tmp_path / "table.csv", PRODUCTS))["train"]
+    assert [record["id"] for record in read_back(records)] == [product["id"] for product in PRODUCTS]
+
+
 @pytest.mark.parametrize("name, write", [("t.csv", write_csv), ("t.jsonl", write_jsonl), ("t.parquet", write_parquet)])
 def test_a_missing_column_is_named_with_the_columns_there_are(tmp_path, prepare_table, name, write):
     columns = dataclasses.replace(MAPPED, text=("title", "colour"), category="kind")
     there = ", ".join(COLUMNS)
     with pytest.raises(ValueError, match=rf"{name} has no column 'colour', 'kind'; it has {there} \("):
         prepare_table(train=write(tmp_path / name, PRODUCTS), columns=columns)
+
+
+def test_a_misspelt_column_is_answered_with_the_nearest_of_the_table(tmp_path, prepare_table):
+    columns = dataclasses.replace(MAPPED, text=("titel", "Title of it"), category="catgory")
+    with pytest.raises(ValueError, match=r"'titel' \(did you mean 'title'\?\), 'Title of it', 'catgory' \(did"):
+        prepare_table(train=write_csv(tmp_path / "t.csv", PRODUCTS), columns=columns)
 
 
 def test_a_table_of_nothing_usable_says_why_and_which_columns_it_has(tmp_path, prepare_table):
@@ -341,9 +470,9 @@ def test_tables_that_are_none_are_refused(tmp_path, prepare_table):
     (tmp_path / "wrong.parquet").write_bytes(b"PAR1 and nothing else")
     with pytest.raises(ValueError, match="wrong.parquet is not a readable Parquet file"):
         prepare_table(train=tmp_path / "wrong.parquet")
-    (tmp_path / "table.xlsx").touch()
-    with pytest.raises(ValueError, match=r"table.xlsx is none of .parquet, .csv, .tsv, .jsonl"):
-        Tables(DataConfig(), SIZE).find(tmp_path / "table.xlsx")
+    (tmp_path / "table.xml").touch()
+    with pytest.raises(ValueError, match=r"table.xml is none of .*: convert it to CSV"):
+        Tables(DataConfig(), SIZE).find(tmp_path / "table.xml")
     with pytest.raises(FileNotFoundError, match="no table at .*nowhere"):
         Tables(DataConfig(), SIZE).find(tmp_path / "nowhere*.parquet")
 

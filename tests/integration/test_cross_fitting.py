@@ -5,7 +5,7 @@ import pytest
 
 from fbjax.cli.main import main
 from fbjax.data.batches.halves import half_of
-from fbjax.inference.embed_catalogue import embed
+from fbjax.inference.catalogue.embed_catalogue import embed
 from fbjax.runs.loaded import LoadedRun
 from fbjax.training.cross_fitting import check_towers, tower_vectors
 from fbjax.training.loop import train
@@ -42,7 +42,8 @@ def test_products_of_the_other_half_have_the_vectors_of_the_towers(runs):
     vectors = tower_vectors(check_towers(both.run, both.mesh), records, rows)
     scale = float(np.exp(LoadedRun.load(runs / "first", 4).params["fashionbert"]["log_scale"]))
     for i, (what, factor) in enumerate((("text", scale), ("image", 1.0))):
-        expected = embed(runs / "first", runs / f"{what}.npz", what=what, split="train", step=4)
+        out = embed(runs / "first", runs / f"{what}.npz", units=(what,), split="train", step=4)
+        expected = np.load(out)["vectors"]
         np.testing.assert_allclose(vectors[rows, i], factor * expected[rows], rtol=1e-5, atol=1e-6)
     assert not np.delete(vectors, rows, axis=0).any()
 
@@ -87,4 +88,4 @@ def test_a_plan_of_memory_needs_no_towers(runs, capsys):
         "    c.train.half, c.model.num_layers, c.adaptive.method = 'second', 1, 'fixed'\n    return c\n"
     )
     assert main(["bench", "--config", str(path), "--repeats", "0"]) == 0
-    assert "fixed: state" in capsys.readouterr().err
+    assert "fixed: state" in capsys.readouterr().out

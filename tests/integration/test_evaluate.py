@@ -9,8 +9,10 @@ from PIL import Image
 
 import fbjax
 from fbjax.cli.main import main
+from fbjax.data.batches.halves import half_of
 from fbjax.data.records import pipeline
 from fbjax.evaluation.evaluate import evaluate
+from fbjax.evaluation.matching.calibration import calibration
 from fbjax.inference.pair_scorer import PairScorer
 from fbjax.training.loop import train
 from tests.support.runs import tiny_config, write_mobilenet
@@ -66,6 +68,30 @@ def test_figures_equal_brute_force_through_the_python_interface(run, lists):
     assert figures["matching"]["auc"] == pytest.approx((positive[:, None] > negative).mean(), abs=2e-3)
     assert figures["num_queries"] == 24 and figures["checkpoint_step"] in (4, 8)
 
+    queries = [json.loads(line)["query"] for line in lists.read_text().splitlines()]
+    records = model.records()
+    fitted = half_of(records.groups)[records.rows(queries)]
+    expected = calibration(positive, negative, fitted)
+    found = figures["matching"]["calibration"]
+    assert (found["num_fitted"], found["num_queries"]) == (fitted.sum(), (~fitted).sum())
+    for name in ("temperature", "bias"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-3)
+    for kind in ("raw", "calibrated"):
+        assert found[kind]["brier"] == pytest.approx(expected[kind]["brier"], abs=1e-4)
+
+    pair = [texts["p1-0000"]], [images["p1-0001"]]
+    logit = model.score(*pair) / found["temperature"] + found["bias"]
+    for prior, more in ((0.5, 0.0), (0.01, np.log(0.01 / 0.99))):
+        expected = 1 / (1 + np.exp(-logit - more))
+        assert model.match_probability(*pair, prior=prior) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="prior 1.0 is no share of matches"):
+        model.match_probability(*pair, prior=1.0)
+    other = 12 - model.step
+    with pytest.raises(
+        ValueError, match=f"checkpoint {other} in .* not calibrated: run fbjax evaluate .*--step {other}"
+    ):
+        fbjax.load(run, step=other).match_probability(*pair)
+
 
 def test_rank_orders_by_score_in_both_directions(run):
     model = fbjax.load(run)
@@ -87,7 +113,7 @@ def test_batches_and_padding_buckets_do_not_change_scores(run):
     size = model.run.config.patches.image_size
     images = np.stack([pipeline.decode_image(encode(p["image"]), size) for p in products])
     pairs = np.stack(np.meshgrid(np.arange(24), np.arange(24)), axis=-1).reshape(-1, 2)
-    mesh = model._scorer._mesh
+    mesh = model.mesh
     found = []
     for batch_size in (8, 64):
         scorer = PairScorer(model.run.model, model.run.patches, mesh, batch_size)
@@ -109,6 +135,7 @@ def test_batches_and_padding_buckets_do_not_change_scores(run):
     np.testing.assert_allclose([b - a for a, b in logits], found[0][:5], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_cached_features_score_like_the_network_itself(tmp_path):
     write_mobilenet(tmp_path / "weights.npz")
     config = tiny_config(tmp_path, "patches.network=mobilenet_v1", f"patches.weights={tmp_path / 'weights.npz'}",

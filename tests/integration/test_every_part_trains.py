@@ -19,7 +19,8 @@ def test_the_step_of_every_config_is_traced(name, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_the_step_of_every_task_alone_is_traced(name, tmp_path):
-    assert traced_losses(of_task(name, tmp_path)) == {name}
+    config = of_task(name, tmp_path)
+    assert traced_losses(config) == config.tasks.keys() >= {name}
 
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))

@@ -64,9 +64,16 @@ def copied(exported, tmp_path):
     return shutil.copytree(exported, tmp_path / "copied")
 
 
+QUICK = ("catalogue_stacked", "my_fashionbert")
+
+
 @pytest.mark.parametrize(
     "name",
-    [name for name in packaged_configs() if not name.startswith("fashiongen")],  # those have large patch networks
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK))
+        for name in packaged_configs()
+        if not name.startswith("fashiongen")  # those have large patch networks
+    ],
 )
 def test_every_config_is_exported_to_pytorch(name, folder):
     config = tiny(name, folder)
@@ -83,7 +90,7 @@ def test_every_config_is_exported_to_pytorch(name, folder):
     "network, changes",
     [
         ("resnet50", {"geometry": "feature_map", "whole_image": True}),
-        ("inception_v3", {"geometry": "per_patch", "patch_input_size": 80}),
+        pytest.param("inception_v3", {"geometry": "per_patch", "patch_input_size": 80}, marks=pytest.mark.slow),
         ("mobilenet_v1", {"geometry": "per_patch", "patch_input_size": 37, "whole_image": True}),
         ("efficientnet_lite0", {"geometry": "feature_map", "whole_image": True}),
         ("dinov2_vits14", {"geometry": "per_patch", "patch_input_size": 28}),
@@ -314,6 +321,21 @@ def edited(**changes):
     return edit
 
 
+def without_its_config(name, value):
+    """`copied` with something else as the config that it tells under "fbjax"."""
+
+    def edit(copied):
+        content = json.loads((copied / huggingface.CONFIG).read_text())
+        content["fbjax"]["config"][name] = value
+        (copied / huggingface.CONFIG).write_text(json.dumps(content))
+
+    return edit
+
+
+def rewritten(name, content):
+    return lambda copied: (copied / name).write_bytes(content)
+
+
 def reshaped(copied):
     from safetensors.numpy import load_file, save_file
 
@@ -332,6 +354,19 @@ def reshaped(copied):
         (with_another_tokenizer, ["tokenizer.json has other pieces", "copy it"]),
         (of_a_bert, ["type 'bert', not the 'fashionbert'", "config.model.pretrained"]),
         (edited(fbjax={"layout": 9}), ["layout 9", "reads 1"]),
+        (edited(fbjax="x"), ["config.json has the layout None"]),
+        (edited(fbjax={"layout": 1}), ["config.json has no config and no pieces and no step", "copy it"]),
+        (rewritten(huggingface.CONFIG, b'{"model_type": "fash'), ["config.json is not JSON: Unterminated"]),
+        (rewritten(huggingface.CONFIG, b"[]"), ["config.json holds no settings by their names", "copy it"]),
+        (without_its_config("model", {"width": "wide"}), ["config.json has no config", "width expects int", "'wide'"]),
+        (
+            without_its_config("model", {"width": -1}),
+            ["config.json has no config", "model.width -1 must be"],
+        ),
+        (without_its_config("tasks", {"gone": {}}), ["config.json has no config", "no task 'gone'"]),
+        (rewritten(huggingface.VOCABULARY, b"{}"), ["tokenizer.json is no tokenizer", "put a copy"]),
+        (rewritten(huggingface.VOCABULARY, b"\xff\x00"), ["tokenizer.json is no tokenizer", "put a copy"]),
+        (rewritten(huggingface.WEIGHTS, b""), ["model.safetensors is not a safetensors file"]),
         (edited(match_reads="cls"), ["match_reads is 'cls', expected 'cls+cosine'"]),
         (
             reshaped,

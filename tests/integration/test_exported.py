@@ -94,6 +94,7 @@ def test_every_config_is_exported(name, folder):
     shutil.rmtree(folder / name)
 
 
+@pytest.mark.slow
 def test_strings_and_pictures_give_the_live_model_s_figures(live, loaded):
     pixels = [live.read_image(image) for image in IMAGES]  # read apart, one may be rounded the other way at a half
     np.testing.assert_allclose(loaded.score(TEXTS, pixels), live.score(TEXTS, pixels), atol=2e-5)

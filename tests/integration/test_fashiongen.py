@@ -16,7 +16,8 @@ from fbjax.data.records.pipeline import decode_image
 from fbjax.data.sources import fashiongen
 from fbjax.data.sources.base import open_source
 from fbjax.data.sources.images import encode_array
-from fbjax.data.sources.table_readers import sample_rows
+from fbjax.data.sources.readers import open_table
+from fbjax.data.sources.readers.sampling import sample_rows
 from fbjax.data.synthetic.hdf5 import write_hdf5
 from fbjax.data.text.wordpiece import Vocabulary
 from tests.support.photos import SIDE, make_rows
@@ -96,7 +97,7 @@ def test_images_are_read_only_where_they_are_asked_for_and_only_some_at_a_time(f
     sizes.clear()
     photos = list(fashiongen.read_rows(file, {"input_image"}))
     assert sizes == [(4, 5), (4, 5), (4, 5), (4, 3)]
-    some = [(number, row["input_image"]) for _, number, row in sample_rows([file], {"input_image"}, 4, 18)]
+    some = [(number, row["input_image"]) for _, number, row in sample_rows([open_table(file)], {"input_image"}, 4, 18)]
     assert len(some) == 4
     assert all((photos[number - 1]["input_image"] == image).all() for number, image in some)
 
@@ -154,7 +155,7 @@ def damage(path, how):
         ("truncated", "no readable HDF5 file.*truncated.*fetch it again"),
         ("other", "no readable HDF5 file"),
         ("no image", "has no dataset 'input_image'; it has index"),
-        ("no description", "has no column 'input_description'; it has photo.*map them in config.data.columns"),
+        ("no description", "has no column 'input_description'.*; it has photo.*map them in config.data.columns"),
         ("short", r"disagree in the number of rows: input_productID \(18, 1\), input_pose \(17,\)"),
         ("wide", r"another shape than Fashion-Gen's: input_pose \(18, 2\)"),
     ],

@@ -10,9 +10,9 @@ import fbjax
 from fbjax.cli.main import main
 from fbjax.evaluation import metrics
 from fbjax.evaluation.evaluate import evaluate
-from fbjax.evaluation.gallery import choose_queries, full_figures, reranked, search
+from fbjax.evaluation.galleries.gallery import choose_queries, full_figures, reranked, search
 from fbjax.evaluation.protocols import print_figures
-from fbjax.inference.embed_catalogue import embed_records
+from fbjax.inference.catalogue.embed_catalogue import embed_records
 from fbjax.inference.embedder import make_embedder
 from fbjax.report.report import write_report
 from fbjax.runs.loaded import LoadedRun
@@ -123,7 +123,7 @@ def test_galleries_of_any_size_are_ranked_in_parts(monkeypatch):
     texts, photos = rng.normal(size=(2, 30, 4)).astype(np.float32)
     groups, codes = np.repeat(np.arange(10), 3), np.repeat(np.arange(15), 2)
     whole = full_figures(texts, photos, groups, text_codes=codes)
-    monkeypatch.setattr("fbjax.evaluation.gallery.COSINES_AT_ONCE", 70)
+    monkeypatch.setattr("fbjax.evaluation.galleries.gallery.COSINES_AT_ONCE", 70)
     assert full_figures(texts, photos, groups, text_codes=codes) == whole
 
 

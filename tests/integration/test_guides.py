@@ -17,6 +17,7 @@ SHORT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["add-a-task", "add-a-backbone"])
 def test_what_a_guide_adds_trains(page, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -15,8 +15,9 @@ from fbjax.data.text.stop_words import STOP_WORDS
 from fbjax.evaluation.evaluate import evaluate
 from fbjax.export.importing import import_checkpoint
 from fbjax.export.package import export
-from fbjax.inference.embed_catalogue import embed
+from fbjax.inference.catalogue.embed_catalogue import embed
 from fbjax.inference.embedder import make_embedder
+from fbjax.inference.known_words import known_words
 from fbjax.model.ngrams import _FACTORS as FACTORS
 from fbjax.parallel.mesh import make_mesh, put_batch
 from fbjax.runs.feature_cache import text_inputs
@@ -54,6 +55,13 @@ def both(tmp_path_factory, trains_on_one_device):
 @pytest.fixture(params=["linear", "both"])
 def trained(request):
     return request.getfixturevalue(request.param)
+
+
+def test_a_word_that_no_bag_holds_is_not_known(linear, both):
+    query = "the red zebra, 红"
+    assert linear.loaded.run.vocabulary.known_words(query)[2] == ("zebra", True)  # it has pieces
+    assert known_words(linear.loaded.run, query) == {"red": True, "zebra": False, "红": False}
+    assert known_words(both.loaded.run, query) == {"the": True, "red": True, "zebra": True, "红": False}
 
 
 def wrapped(number: int) -> int:
@@ -150,9 +158,9 @@ def test_vectors_are_those_of_numpy(trained, tmp_path):
         "image": side_by_side(loaded, image_by_hand(loaded, images), encoder_part(loaded, images=images)),
     }
     if "projection" not in loaded.params["fashionbert"]:
-        expected["product"] = unit(texts + image_by_hand(loaded, images))
+        expected["product"] = unit(unit(texts) + unit(image_by_hand(loaded, images)))
     for what, vectors in expected.items():
-        found = embed(trained.folder / "run", tmp_path / "v.npz", what=what, step=4)
+        found = np.load(embed(trained.folder / "run", tmp_path / "v.npz", units=(what,), step=4))["vectors"]
         np.testing.assert_allclose(found, vectors, atol=2e-5)
 
 
@@ -204,7 +212,9 @@ def test_eight_devices_learn_and_embed_as_one(trained):
     assert not np.any(gradient["mean"]) and not np.any(gradient["deviation"])
 
 
-@pytest.mark.parametrize("form", ["hf", "stablehlo", "onnx"])
+@pytest.mark.parametrize(
+    "form", ["hf", *(pytest.param(form, marks=pytest.mark.slow) for form in ("stablehlo", "onnx"))]
+)
 def test_both_branches_are_exported(both, form, tmp_path):
     content = export(both.folder / "run", form, tmp_path / form, step=4, say=silent)
     names = {"embed_text", "embed_image_features", "embed_product_features"}
@@ -230,7 +240,9 @@ def test_the_baseline_of_ngrams_leaves_a_run_like_any_other(baseline):
     assert evaluate(workdir, protocols=("full",), num_queries=9)["full"] == figures["full"]
 
 
-@pytest.mark.parametrize("form", ["hf", "stablehlo", "onnx"])
+@pytest.mark.parametrize(
+    "form", [*(pytest.param(form, marks=pytest.mark.slow) for form in ("hf", "onnx")), "stablehlo"]
+)
 def test_the_baseline_is_exported(baseline, form, tmp_path):
     workdir, _ = baseline
     content = export(workdir, form, tmp_path / form, say=silent)
@@ -273,8 +285,8 @@ def test_an_import_without_its_ngrams_or_with_rounded_ones_says_so(both, tmp_pat
     [
         (["--svd", "9"], "--svd is not for ngrams"),
         (["--ridge", "0.1", "--hardest"], "--ridge, --hardest is not for ngrams"),
-        (["--dims", "0"], "--dims 0, --seed 0: give at least 1 dimension"),
-        (["--seed", "-1"], "--dims 512, --seed -1"),
+        (["--dims", "0"], "--dims 0: give a whole number from 1"),
+        (["--seed", "-1"], "--seed -1: give a whole number from 0"),
         (["--protocol", "mixed"], "protocol mixed needs a run that was trained on half of the groups"),
         (["--protocol", "queries", "--relevant", "nowhere.jsonl"], "no queries at nowhere.jsonl"),
     ],

@@ -12,6 +12,8 @@ from hypothesis.extra.numpy import arrays
 
 from fbjax.evaluation import metrics
 from fbjax.evaluation.candidates import DIRECTIONS, CandidateList, any_category_negatives, draw_lists, read_lists
+from fbjax.evaluation.matching.calibration import brier_score, calibration, expected_error, fit
+from fbjax.inference.pair_scorer import match_probability
 
 few_values = st.sampled_from([-2.0, -0.5, 0.0, 0.5, 3.0])  # so that ties abound
 
@@ -119,6 +121,78 @@ def test_scores_that_are_not_finite_raise(figures, broken):
         scores[place].flat[0] = broken
         with pytest.raises(ValueError, match="not finite"):
             figures(*scores)
+
+
+def brute_force_error(pairs):
+    """15 bins in a loop over the sorted pairs; equal probabilities share their matches."""
+    pairs, total = sorted(pairs), 0.0
+    for b in range(bins := min(15, len(pairs))):
+        gap = 0.0
+        for said, _ in pairs[b * len(pairs) // bins : (b + 1) * len(pairs) // bins]:
+            equal = [label for other, label in pairs if other == said]
+            gap += sum(equal) / len(equal) - said
+        total += abs(gap) / len(pairs)
+    return total
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.2, 0.5, 1.0]) | st.floats(0, 1), st.booleans()), min_size=1))
+def test_the_calibration_error_is_that_of_a_loop_in_any_order(pairs):
+    probabilities, labels = np.array(pairs, float).T
+    found = expected_error(probabilities, labels)
+    assert found == pytest.approx(brute_force_error(pairs), abs=1e-9)
+    order = np.random.default_rng(len(pairs)).permutation(len(pairs))
+    assert expected_error(probabilities[order], labels[order]) == pytest.approx(found, abs=1e-9)
+    assert brier_score(probabilities, labels) == pytest.approx(np.mean([(p - y) ** 2 for p, y in pairs]), abs=1e-12)
+
+
+def test_calibration_errors_by_hand():
+    """Of a constant guess, of certainties, and of a sample that is as often right as it says."""
+    labels = np.repeat([1.0, 0.0], [28, 32])  # bins of 4
+    assert expected_error(np.full(60, 0.8), labels) == pytest.approx(0.8 - 28 / 60)
+    assert expected_error(labels, labels) == 0 and brier_score(labels, labels) == 0
+    assert expected_error(1 - labels, labels) == 1 == brier_score(1 - labels, labels)
+    rng = np.random.default_rng(0)
+    probabilities = rng.random(40_000)
+    assert expected_error(probabilities, rng.random(40_000) < probabilities) < 0.01
+
+
+def matched(rng, queries):
+    """Scores of matches and of others, normal with variance 2 around 1 and -1: sigmoid(score) is the probability."""
+    return rng.normal(1, np.sqrt(2), queries), rng.normal(-1, np.sqrt(2), queries)
+
+
+@pytest.mark.parametrize("factor, shift", [(3.0, 0.0), (0.2, 0.0), (3.0, 1.5), (1.0, -2.0)])
+def test_scores_times_three_give_back_the_temperature_three(factor, shift, monkeypatch):
+    monkeypatch.setattr(metrics, "NUM_RESAMPLES", 40)
+    positive, negative = (factor * scores + shift for scores in matched(np.random.default_rng(0), 8000))
+    fitted = np.arange(8000) % 2 == 0
+    found = calibration(positive, negative, fitted)
+    assert found["temperature"] == pytest.approx(factor, rel=0.06)
+    assert found["bias"] == pytest.approx(-shift / factor, abs=0.06)
+    assert (found["num_fitted"], found["num_queries"]) == (4000, 4000)
+    before, after = found["raw"], found["calibrated"]
+    assert after["ece"] < 0.02 < 0.05 < before["ece"] and after["brier"] < before["brier"]
+    assert after["ece"] < 2 * after["ece_if_exact"] and before["ece"] > 5 * before["ece_if_exact"]
+    for errors in (before, after):
+        assert len(errors["bins"]) == 15 and sum(count for *_, count in errors["bins"]) == 8000
+        low, high = errors["brier.ci"]
+        assert low < errors["brier"] < high and errors["ece.ci"][0] < errors["ece.ci"][1]
+    # the queries that were fitted on do not enter the errors
+    positive[fitted], negative[fitted] = positive[fitted] / 2, negative[fitted] - 1
+    assert calibration(positive, negative, fitted)["raw"] == before
+
+
+def test_scores_that_tell_all_or_nothing_have_finite_temperatures():
+    everything = fit(np.full(20, 4.0), np.full(20, -4.0))
+    assert 0 < everything[0] < 2 and everything[1] == pytest.approx(0, abs=1e-3)
+    probability = match_probability(np.array([4.0]), *everything)[0]
+    assert probability == pytest.approx(21 / 22, abs=1e-3)  # Platt's rule
+    for positive, negative in ((np.zeros(20), np.zeros(20)), (np.full(20, -4.0), np.full(20, 4.0))):
+        temperature, bias = fit(positive, negative)
+        assert np.isfinite(temperature) and match_probability(positive, temperature, bias) == pytest.approx(
+            0.5, abs=1e-2
+        )
+    assert calibration(np.ones(19), np.zeros(19), np.arange(19) < 10) is None
 
 
 LINE = {"direction": "image_to_text", "query": "a", "positive": "a", "candidates": ["a", "b", "c"]}

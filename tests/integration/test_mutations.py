@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from fbjax.config.schema import Columns, DataConfig
+from fbjax.config.data import Columns, DataConfig
 from fbjax.data.inspection.check import render
 from fbjax.data.inspection.understand import understand
 from fbjax.data.records.builder import build_records

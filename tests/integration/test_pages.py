@@ -1,13 +1,17 @@
 """The pages for people: one file each, everything escaped, the figures those of the run's files."""
 
+import html
 import html.parser
 import json
 import re
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fbjax.data.sources.base import Product
+from fbjax.evaluation.matching.calibration import calibration
 from fbjax.inference.rank import Ranking
 from fbjax.monitoring.goodput import split
 from fbjax.monitoring.telemetry import read_events
@@ -58,7 +62,9 @@ def assert_self_contained(page):
 
 
 def hostile(products):
-    return [p | {"caption": f"{p['caption']} {HOSTILE}", "category": f"<b>{p['category']}</b>"} for p in products]
+    """With texts that are HTML once the markup of a shop's export is removed, twice."""
+    text, bold = (html.escape(html.escape(markup)) for markup in (HOSTILE, "<b>{}</b>"))
+    return [p | {"caption": f"{p['caption']} {text}", "category": bold.format(p["category"])} for p in products]
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +120,28 @@ def test_a_second_report_takes_the_evaluation_there_is(run, monkeypatch, capsys)
     assert "taking the evaluation" in capsys.readouterr().err
 
 
+def test_the_calibration_of_match_scores_is_drawn_and_told(run, monkeypatch):
+    rng = np.random.default_rng(0)
+    positive, negative = rng.normal(3, 3, 200), rng.normal(-3, 3, 200)
+    stored = json.loads((run / "evaluation.json").read_text())
+    assert stored["figures"]["matching"]["calibration"] is None  # too few queries, so the page is silent
+    assert "read as a probability" not in (run / "report.html").read_text()
+    found = calibration(positive, negative, np.arange(200) % 2 == 0)
+    stored["figures"]["matching"]["calibration"] = found
+    monkeypatch.setattr(report, "read_evaluation", lambda workdir: stored)
+    page = Page(write_report(run, run.parent / "calibrated.html"))
+    assert_self_contained(page)
+    for errors in (found["raw"], found["calibrated"]):
+        low, high = errors["ece.ci"]
+        assert f"{errors['ece']:.3f}" in page.text and f"{low:.3f} – {high:.3f}" in page.text
+    assert "fitted on 100 queries; the figures are of 100 others" in page.text
+    (label,) = [label for label in page.attributes("aria-label") if label.startswith("Share of matches")]
+    assert f"{found['raw']['ece']:.3f}, and {found['calibrated']['ece']:.3f} with temperature" in label
+    chart = page.source.split(label)[1].split("</svg>")[0]
+    assert {"var(--accent)", "var(--muted)"} <= set(re.findall(r"var\(--\w+\)", chart))  # light and dark
+    assert not re.findall(r"(?:stroke|fill): (?!none|var)[^;\"]+", chart.replace("stroke-", ""))
+
+
 def test_a_run_that_was_stopped_is_reported_as_far_as_it_got(run, tmp_path, capsys):
     stopped = shutil.copytree(run, tmp_path / "stopped")
     shutil.rmtree(stopped / "checkpoints" / "8")
@@ -150,3 +178,19 @@ def test_a_ranking_is_one_file_with_its_products_in_order(tmp_path, by_image):
     places = [page.text.index(f"{n} {HOSTILE}") for n in range(4)]
     assert places == sorted(places) and "best 4 of 1,234" in page.text and "\N{MINUS SIGN}3.00" in page.text
     assert "<u>Mine</u>" in page.text and (by_image or HOSTILE in page.text[: places[0]])
+
+
+def test_no_card_and_no_page_scrolls_sideways_on_a_phone():
+    """360 pixels: two cards stand side by side, and a table scrolls within its own box."""
+    css, page = (
+        (Path(report.__file__).parent / "templates" / name).read_text() for name in ("style.css", "report.html")
+    )
+    rules = [(names.strip(), body) for names, body in re.findall(r"([^{}]+)\{([^{}]*)\}", css)]
+    last = dict(rules)  # of rules of the same names the last one, for the narrowest screen
+    assert not any("overflow-x" in body or "flex" in body for names, body in rules if names.startswith(".cards"))
+    least = int(re.search(r"repeat\(auto-fill, minmax\((\d+)px, 1fr\)\)", last[".cards"])[1])
+    margin = int(re.search(r"padding-left: (\d+)px", last["main, header.top, footer"])[1])
+    assert 2 * least + 10 <= 360 - 2 * margin
+    assert "overflow-x: auto" in last[".scroll, .narrow"]
+    boxes = re.findall(r'<div class="(?:scroll|narrow)[^>]*><table>', page)
+    assert len(boxes) == page.count("<table>") > 5

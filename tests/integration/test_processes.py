@@ -1,8 +1,12 @@
-"""What a process says of the others that it waits for, before any of them trains."""
+"""What a process says of the others that it waits for, before any of them trains, and of one that dies."""
+
+import subprocess
+import sys
 
 import pytest
 
 from fbjax.cli.main import main
+from fbjax.parallel.distributed import LOST
 from tests.support.processes import ended, free_port, start
 from tests.support.runs import write_config
 
@@ -35,3 +39,27 @@ def test_flags_that_do_not_add_up_are_errors(tmp_path, monkeypatch, capsys, flag
     assert main(["train", "--config", str(write_config(tmp_path)), "--workdir", str(tmp_path / "run"), *flags]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+IDLE = """
+import sys, time
+from fbjax.parallel.distributed import joined
+
+with joined(False, sys.argv[1], 2, int(sys.argv[2])):
+    print("joined", flush=True)
+    time.sleep(300)
+"""
+
+
+def test_a_process_that_jax_aborts_says_that_another_is_gone():
+    command, where = [sys.executable, "-c", IDLE], f"127.0.0.1:{free_port()}"
+    started = [
+        subprocess.Popen([*command, where, index], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for index in "01"
+    ]
+    for process in started:
+        assert process.stdout.readline()
+    started[0].kill()  # the other computes nothing: no collective fails before the coordination service notices
+    (_, _), (status, said) = ended(started)
+    assert status == LOST
+    assert "fbjax: process 1: another process of this run is gone" in said

@@ -11,9 +11,10 @@ from hypothesis.extra.numpy import arrays
 import fbjax
 from fbjax.cli.main import main
 from fbjax.data.batches.halves import half_of
-from fbjax.evaluation import metrics, mixed, queries
+from fbjax.evaluation import metrics
 from fbjax.evaluation.evaluate import evaluate
-from fbjax.evaluation.hubness import bank_rows, hub_penalties
+from fbjax.evaluation.galleries import mixed, queries
+from fbjax.evaluation.galleries.hubness import bank_rows, hub_penalties
 from fbjax.evaluation.protocols import print_figures
 from fbjax.runs.loaded import LoadedRun
 from fbjax.training.loop import train

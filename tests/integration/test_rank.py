@@ -52,6 +52,22 @@ def test_a_table_of_its_own_and_one_category_are_ranked(run, tmp_path):
         rank(run, text="red bag", data=str(path), category="sofa")
 
 
+@pytest.mark.parametrize(
+    "query, said",
+    [
+        ("红色 dress", "not known to this model, so not searched for: 红, 色\n"),
+        ("红色连衣裙!", "no word of the query is known to this model: 红, 色, 连, 衣, 裙; its scores mean nothing\n"),
+        ("the red dress.", ""),
+    ],
+)
+def test_words_that_the_model_does_not_know_are_said(run, capsys, query, said):
+    image = encode(make_products(1)[0]["image"])
+    rank(run, text=query, top=1)
+    assert capsys.readouterr().err == said
+    fbjax.load(run).rank(query, [image, image])
+    assert capsys.readouterr().err == said
+
+
 def test_the_table_keeps_to_the_width_of_the_terminal(run):
     lines = format_table(rank(run, text="a red bag", top=5), width=60)
     assert len(lines) == 7 and max(map(len, lines)) <= 60 and lines[1].startswith("  1 ")
@@ -70,6 +86,28 @@ def test_an_explanation_is_the_fall_of_the_score_when_a_part_is_hidden(run):
     without = model.score([hidden], [image])[0]
     assert drop == pytest.approx(explanation.score - without, rel=1e-3, abs=1e-5)
     assert np.abs(explanation.patches).max() > 0
+
+
+def test_what_is_kept_changes_no_bit_of_a_score(run, tmp_path):
+    products = make_products(24, seed=1)
+    texts, images = [text_of(p) for p in products], [encode(p["image"], p["format"]) for p in products]
+    model, forgetful = fbjax.load(run), fbjax.load(run, cache_bytes=0)
+    calls = [(texts[:1], images[:1]), (texts, images), (texts[:2] * 12, images), (texts[3:4], images[5:6])]
+    for of, with_ in calls:
+        assert np.array_equal(model.score(of, with_), forgetful.score(of, with_))
+    info = model.cache_info()
+    assert (info.image_hits, info.image_misses, info.entries) == (1 + 24 + 1, 24, 24)
+    assert forgetful.cache_info()[2:] == (0, 50, 0, 0, 0)
+    few = fbjax.load(run, cache_bytes=info.bytes // 24 * 3)
+    few.score(texts, images)
+    assert few.cache_info().entries == 3 and few.cache_info().bytes <= few.cache_bytes
+    (tmp_path / "copy.png").write_bytes(images[0])  # by content: the same picture elsewhere is no other one
+    model.score(texts[:1], [tmp_path / "copy.png"])
+    assert model.cache_info().image_misses == 24
+    model.cache_clear()
+    assert model.cache_info()[:6] == (0,) * 6
+    one = fbjax.load(run, rows=1)
+    np.testing.assert_allclose(one.score(texts, images), model.score(texts, images), rtol=1e-4, atol=1e-5)
 
 
 def test_a_run_without_towers_gives_no_vectors(run):

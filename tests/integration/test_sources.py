@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fbjax.config.schema import Config, DataConfig, ModelConfig, PatchConfig
+from fbjax.config.data import DataConfig
+from fbjax.config.schema import Config, ModelConfig, PatchConfig
 from fbjax.data.arrays.reader import open_arrays, read_vocabulary
 from fbjax.data.arrays.writer import write_arrays
 from fbjax.data.records.builder import build_records
@@ -89,6 +90,7 @@ def test_the_fingerprint_changes_with_every_setting_of_the_data_but_where_things
     columns.append(dataclasses.replace(here.columns, text=("x",)))
     other = {"source": "test lines", "num_patches": 1, "feature_size": 2}
     changed = [other, other | {"num_patches": 2}, other | {"feature_size": 1}, {"holdout": 0.2}, {"image_root": "x"}]
+    changed += [{"images_outside": True}]
     changed += [{"validation": here.train}, *({"columns": mapped} for mapped in columns)]
     prints = [print_of(), print_of(64), print_of(table=here.train), *(print_of(**change) for change in changed)]
     assert len(set(prints)) == len(prints)

@@ -12,14 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fbjax
-from fbjax.cli.main import main
 from fbjax.config.schema import Config, MeshConfig
 from fbjax.data.batches.sampler import Sampler
 from fbjax.data.records.builder import build_records
 from fbjax.data.sources.base import open_source
 from fbjax.evaluation.evaluate import evaluate
-from fbjax.inference.embed_catalogue import embed
-from fbjax.inference.embedder import Embedder
+from fbjax.inference.embedder import UNITS, Embedder
 from fbjax.inference.explain import explain
 from fbjax.inference.pair_scorer import PairScorer
 from fbjax.model.fashionbert import Reading
@@ -27,13 +25,13 @@ from fbjax.parallel.mesh import make_mesh, put_batch
 from fbjax.runs.loaded import LoadedRun
 from fbjax.runs.run import Run
 from fbjax.runs.state import init_state, make_optimizer
-from fbjax.tasks.contrast import cosine_matrix, hinge_loss, hits, info_nce, sigmoid_loss, valid_negatives
+from fbjax.tasks.towers.contrast import cosine_matrix, hinge_loss, hits, info_nce, sigmoid_loss, valid_negatives
 from fbjax.training.loop import train
 from fbjax.training.step import make_step, with_seed
 from fbjax.training.warm_start import calibrate_match_bias, in_short, initial_params
 from tests.support.objectives import CONFIG, COSINE, MODEL, B, make_batch, make_objective, make_state, make_tasks
 from tests.support.runs import make_one_device_mesh, tiny_config
-from tests.support.tables import encode, make_products, write_parquet
+from tests.support.tables import encode, make_products
 
 TOWERS = dataclasses.replace(MODEL, num_layers=1)
 ITC = make_tasks("itc", itc={"embedding_dim": 8})
@@ -192,7 +190,7 @@ def test_vectors_depend_on_nothing_beside_them(itc):
     *_, batch, _ = itc
     ids = np.where(np.arange(16) < np.linspace(3, 16, B).astype(int)[:, None], batch.ids, 0)
     ids = np.concatenate([ids, np.zeros((B, 8), np.int32)], axis=1)
-    ids[:4, 16:20] = 9  # texts of two padded lengths
+    ids[:4, :20] = 9 + np.arange(4)[:, None]  # texts of two padded lengths
     longer = make_objective(dataclasses.replace(TOWERS, text_tokens=24), ITC)
     params = jax.device_get(make_state(longer, dataclasses.replace(CONFIG, model=TOWERS, tasks=ITC)).params)
     variables = params | {"patches": {}}
@@ -204,12 +202,19 @@ def test_vectors_depend_on_nothing_beside_them(itc):
             for i in range(0, len(places), towers.batch_size):
                 yield batch.image[rows][places[i : i + towers.batch_size]]
 
-        images = read(np.arange(len(rows)))
-        return (
+        alone = (
             towers.embed_texts(variables, ids[rows]),
-            towers.embed_images(variables, images),
+            towers.embed_images(variables, read(np.arange(len(rows)))),
             towers.embed_products(variables, ids[rows], read),
         )
+        parts = np.array_split(np.arange(len(rows)), 4)
+        together = towers.vectors(
+            variables, ((part, ids[rows][part], batch.image[rows][part]) for part in parts), UNITS
+        )
+        for part, found in together:  # in one pass
+            for unit, vectors in zip(UNITS, alone, strict=True):
+                np.testing.assert_allclose(found[unit], vectors[part], atol=2e-6)
+        return alone
 
     whole = embedded(np.arange(B), make_one_device_mesh(), 5)
     rows = np.random.default_rng(0).permutation(B)[:11]
@@ -275,48 +280,21 @@ def test_the_contrast_alone_trains_evaluates_and_explains(run):
     assert explanation.score == pytest.approx(model.score([product["title"]], [product["image"]])[0], abs=1e-5)
 
 
-def test_a_catalogue_s_vectors_are_those_of_the_python_interface(run, tmp_path, capfd):
-    folder, config, _ = run
-    products = make_products(9, seed=4)
-    table = write_parquet(tmp_path / "shop.parquet", [*products, {**products[0], "id": "broken", "image": None}])
-    model = fbjax.load(folder / "run")
-    texts = [f"{p['title']} {p['caption']}" for p in products]
-    images = [encode(p["image"], p["format"]) for p in products]
-    expected = {
-        "product": model.embed_product(texts, images),
-        "text": model.embed_text(texts),
-        "image": model.embed_image(images),
-    }
-    for what, vectors in expected.items():
-        out = tmp_path / "v.npz"
-        arguments = ["--workdir", folder / "run", "--data", table, "--what", what, "--out", out]
-        assert main(["embed", *map(str, arguments)]) == 0
-        written = np.load(out)
-        assert written["ids"].tolist() == [p["id"] for p in products] and str(written["what"]) == what
-        assert int(written["checkpoint_step"]) == model.step and written["vectors"].dtype == np.float32
-        np.testing.assert_allclose(written["vectors"], vectors, atol=1e-5)
-        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
-    said = capfd.readouterr().err
-    assert "9 product vectors of 16 numbers" in said and "skipped when prepared: 1 " in said
-    np.testing.assert_allclose(  # the match score is the cosine of text and image
-        model.score(texts, images), (expected["text"] * expected["image"]).sum(axis=1), atol=1e-5
-    )
-    assert model.embed_text([]).shape == model.embed_image([]).shape == model.embed_product([], []).shape == (0, 16)
-    with pytest.raises(ValueError, match="as many texts as images; got 1 and 2"):
-        model.embed_product(texts[:1], images[:2])
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ({"what": "video"}, "--what 'video' is unknown"),
-        ({"out": "v.csv"}, "ends in .npz"),
-        ({"data": "t.csv", "split": "train"}, "leave --split train out"),
-    ],
-)
-def test_a_wrong_request_for_vectors_is_said_before_any_work(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        embed("nowhere", arguments.pop("out", "v.npz"), **arguments)
+def test_vectors_that_are_kept_are_those_of_a_model_that_keeps_none(run):
+    folder, _, _ = run
+    model, forgetful = fbjax.load(folder / "run"), fbjax.load(folder / "run", cache_bytes=0)
+    images = [encode(product["image"], product["format"]) for product in make_products(5, seed=1)]
+    texts = ["red dress", "a blue shirt for men", "hat", "bag", "red dress"]
+    for number in (1, 5, 3):
+        for name, inputs in (("embed_text", texts), ("embed_query", texts), ("embed_image", images)):
+            found = [getattr(one, name)(inputs[:number]) for one in (model, forgetful)]
+            assert np.array_equal(*found) and found[0].shape == (number, 16)
+        assert np.array_equal(
+            model.score(texts[:number], images[:number]), forgetful.score(texts[:number], images[:number])
+        )
+    info = model.cache_info()
+    assert (info.text_misses, info.image_misses, info.entries) == (8, 5, 13)  # as texts and as queries
+    assert model.embed_text([]).shape == model.embed_image([]).shape == (0, 16)
 
 
 def test_a_run_that_makes_no_vectors_says_how_to_get_some():

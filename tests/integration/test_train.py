@@ -3,18 +3,22 @@
 import dataclasses
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
 import sys
 import threading
 
+import jax
 import pytest
 
 from fbjax.cli.main import main
 from fbjax.config.load import config_from_json, config_to_json
 from fbjax.runs.checkpoints import Checkpoints
-from fbjax.runs.run import create_or_resume
+from fbjax.runs.claim import claimed
+from fbjax.runs.loaded import LoadedRun
+from fbjax.runs.run import FILES, check_files, create_or_resume
 from fbjax.training.loop import train
 from tests.support.runs import same, tiny_config, without_steps_after, write_config
 from tests.support.tables import make_products, write_parquet
@@ -79,17 +83,84 @@ def test_a_writer_clears_away_an_unfinished_checkpoint_and_a_reader_does_not(fin
     assert not unfinished.exists()
 
 
+def damage(checkpoint):
+    for file in checkpoint.rglob("*"):
+        if file.is_file():
+            os.truncate(file, file.stat().st_size // 2)
+
+
 def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(finished, tmp_path, capfd):
     folder, config, state = finished
     shutil.copytree(folder / "run", tmp_path / "run")
-    for file in (tmp_path / "run" / "checkpoints" / "12").rglob("*"):
-        if file.is_file():
-            os.truncate(file, file.stat().st_size // 2)
-    resumed = train(config, tmp_path / "run")
-    said = capfd.readouterr().err
-    assert "checkpoint 12 cannot be read" in said and "resuming at step 8" in said
-    assert same(resumed, state)
-    assert (tmp_path / "run" / "checkpoints" / "unreadable-12").is_dir()
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for again in ("unreadable-12", "unreadable-12-2"):
+        damage(checkpoints / "12")
+        resumed = train(config, tmp_path / "run")
+        said = capfd.readouterr().err
+        assert "checkpoint 12 cannot be read" in said and "resuming at step 8" in said
+        assert "Traceback" not in said
+        assert same(resumed, state)
+        assert (checkpoints / again).is_dir()
+
+
+def test_a_run_without_a_readable_checkpoint_does_not_begin_anew_silently(finished, tmp_path):
+    folder, config, _ = finished
+    workdir = shutil.copytree(folder / "run", tmp_path / "run")
+    for checkpoint in (workdir / "checkpoints").glob("[0-9]*"):
+        damage(checkpoint)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"no checkpoint in .* can be read \(unreadable-12, .*another --workdir"):
+            train(config, workdir)
+
+
+@pytest.mark.parametrize("flips", [25, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_flipped_bit_is_refused_or_harmless(finished, tmp_path, flips):
+    """In any file of a checkpoint or a workdir: what is read is what was written, or it is an error of one line."""
+    folder, config, state = finished
+    workdir = shutil.copytree(folder / "run", tmp_path / "run")
+    chance, refused = random.Random(0), 0
+    files = sorted(path for path in (workdir / "checkpoints" / "12").rglob("*") if path.is_file())
+    files += [workdir / name for name in FILES if (workdir / name).is_file()]
+    shape = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+    for _ in range(flips):
+        path = chance.choice(files)
+        whole = path.read_bytes()
+        if not whole:
+            continue
+        place, bit = chance.randrange(len(whole)), chance.randrange(8)
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        try:
+            check_files(workdir)
+            with Checkpoints(workdir) as checkpoints:
+                assert same(checkpoints.restore_params(12, shape), state.params)
+        except ValueError as error:
+            refused += 1
+            assert re.search("is not as it was written|is missing|cannot be read|is damaged", str(error))
+            assert "\n" not in str(error)
+        for aside in (workdir / "checkpoints").glob("unreadable-*"):
+            aside.rename(workdir / "checkpoints" / "12")
+        path.write_bytes(whole)
+    assert refused > flips / 2
+
+
+def test_a_damaged_checkpoint_is_not_evaluated_and_the_others_are_named(finished, tmp_path):
+    folder, _, _ = finished
+    workdir = shutil.copytree(folder / "run", tmp_path / "run")
+    (arrays,) = sorted((workdir / "checkpoints" / "12" / "state" / "d").iterdir(), key=lambda p: -p.stat().st_size)[:1]
+    arrays.write_bytes(arrays.read_bytes()[:-1] + b"!")
+    with pytest.raises(ValueError, match="checkpoint 12 in .* cannot be read .*: name another one: .*8"):
+        LoadedRun.load(workdir, 12)
+
+
+def test_two_trainings_in_one_workdir_are_told_apart(finished, tmp_path):
+    folder, config, _ = finished
+    workdir = without_steps_after(folder / "run", 8, tmp_path / "run")
+    with claimed(workdir):
+        with pytest.raises(ValueError, match=rf"another training is at work in .*run: process {os.getpid()} on \S+;"):
+            train(config, workdir)
+    with claimed(workdir):
+        assert (workdir / ".train.holder").is_file()
+    assert not (workdir / ".train.holder").exists()
 
 
 def test_resuming_with_another_config_shows_the_difference(finished):
@@ -149,6 +220,23 @@ def test_a_batch_that_the_devices_cannot_share_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     "override, message",
     [
+        (
+            "train.batch_size=64",
+            r"48 training products are fewer than a batch of 64 \(.*batch_size=32 fits\)",
+        ),
+        ("data.validation={one}", "all 4 validation products are of one group: there is nothing to tell apart"),
+    ],
+)
+def test_too_few_products_are_said_before_anything_is_compiled(tmp_path, capfd, override, message):
+    one = write_parquet(tmp_path / "one.parquet", [product | {"group": "v"} for product in make_products(4, seed=1)])
+    with pytest.raises(ValueError, match=message):
+        train(tiny_config(tmp_path, override.format(one=one)), tmp_path / "run")
+    assert "patch features" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
         ("patches.patch_size=7", "patch_size 7 does not divide image_size 32"),
         ("patches.colour=1", "no setting config.patches.colour"),
         ("train.num_steps=many", "config.train.num_steps expects int"),
@@ -168,8 +256,11 @@ def test_a_batch_that_the_devices_cannot_share_is_an_error(tmp_path):
         ("tasks.mlm.rate=0", "tasks.mlm.rate 0.0 must be in (0, 1)"),
         ("model.num_heads=5", "num_heads 5 does not divide model.width 32"),
         ("tasks=tia,itx", "no task 'itx'; did you mean 'itc'?"),
-        ("tasks=", "tasks is empty: name one or more of itc, mlm, mpm, tia"),
-        ("tasks=mlm,mpm", "tasks mlm, mpm do not learn which text and image match: add itc or tia"),
+        ("tasks=", "tasks is empty: name one or more of distillation, itc, mlm, mpm, qpc, qta, style, "),
+        (
+            "tasks=mlm,mpm",
+            "tasks mlm, mpm do not learn which text and image match: add itc or qpc or qta or style or tia",
+        ),
         ("tasks=itc tasks.itc.embedding_dim=0", "tasks.itc.embedding_dim 0 must be at least 1"),
         (
             "tasks.tia.head=cls+cosine",
@@ -182,6 +273,16 @@ def test_a_batch_that_the_devices_cannot_share_is_an_error(tmp_path):
         ("tasks.names=mlm", "config.tasks.names is gone: name the tasks as keys of config.tasks"),
         ("tasks.mined=0.5", "config.tasks.mined is gone"),
         ("groups.patches.frozen=maybe", "config.groups.patches.frozen expects bool"),
+        ("lora.layers=query,kee", "lora.layers 'kee' is unknown (use query, key, value, out, mlp_in, mlp_out)"),
+        ("lora.layers=quary train.start_from=x", "did you mean 'query'?"),
+        ("lora.layers=query train.start_from=x lora.rank=0", "lora.rank 0 must be at least 1"),
+        ("lora.layers=query train.start_from=x lora.rank=33", "lora.rank 33 is above model.width 32"),
+        ("lora.layers=query", "lora.layers query adapts weights that are there: name them in train.start_from or"),
+        (
+            "lora.layers=key train.start_from=x tasks=itc tasks.itc.branches=linear",
+            "lora.layers key: no task reads the encoder",
+        ),
+        ("train.layer_decay=1.5", "train.layer_decay 1.5 must be in (0, 1]"),
         ("adaptive.domain=0", "adaptive.domain 0.0 must be in (0, 1)"),
     ],
 )
@@ -223,9 +324,10 @@ SAVE = """
 import sys
 import numpy as np
 from fbjax.runs.checkpoints import Checkpoints
+from fbjax.runs.state import TrainState
 
 with Checkpoints(sys.argv[1], keep_last=1) as checkpoints:
-    checkpoints.save(1, {"a": np.ones(3)})
+    checkpoints.save(1, TrainState(np.int32(1), {"a": np.ones(3)}, ()))
 """
 
 

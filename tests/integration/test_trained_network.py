@@ -67,6 +67,7 @@ def test_an_explanation_is_of_the_trained_network(run):
     np.testing.assert_allclose(explain(model, TEXT, image).score, model.score([TEXT], [image])[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["stablehlo", "hf"])
 def test_its_export_proves_equal_and_comes_back(run, tmp_path, form):
     if form == "hf":

@@ -14,15 +14,17 @@ from fbjax.tools.bench.workload import make_workload, synthetic_batch
 from fbjax.training.step import make_step, with_seed
 from tests.support.untrained import tiny
 
+BESIDE = {"distillation": ("tia",), "tower_distillation": ("itc",)}  # tasks whose heads another one reads
+
 
 def of_config(name: str, folder: Path) -> Config:
     return tiny(name, folder, model__num_layers=1)
 
 
 def of_task(name: str, folder: Path) -> Config:
-    """A config of the one task `name` with its defaults, on pixels."""
+    """A config of the one task `name` with its defaults, on pixels; and of the task that it reads, if there is one."""
     config = tiny("my_fashionbert", folder, model__num_layers=1, patches__network="pixels", patches__mode="frozen")
-    return dataclasses.replace(config, tasks={name: TASKS[name]()})
+    return dataclasses.replace(config, tasks={name: TASKS[name]() for name in (name, *BESIDE.get(name, ()))})
 
 
 def of_network(name: str, folder: Path) -> Config:

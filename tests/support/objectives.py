@@ -44,6 +44,15 @@ def make_batch(seed=0, text_tokens=T):
     return Batch(index, index // 2, ids, word_ids, images[0], images[1])
 
 
+def make_events(seed=0):
+    """`make_batch`, and what events have beside: two have one query, and one has no negative query."""
+    batch, partner = make_batch(seed), make_batch(seed + 100)
+    query, negative = np.array(batch.ids[:, :8]), np.array(partner.ids[:, :8])
+    query[3], negative[5] = query[9], 0
+    events = {"query": query, "negative_query": negative, "label": np.arange(B, dtype=np.int32) % 3 // 2}
+    return batch._replace(partner=partner._replace(negative=None, group=batch.group), **events)
+
+
 def make_tower_vectors(seed=1):
     """[B, 2, 8]: a text times an image is a logit."""
     return np.random.default_rng(seed).normal(size=(B, 2, 8)).astype(np.float32)

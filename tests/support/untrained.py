@@ -14,6 +14,7 @@ from fbjax.model.backbones.registry import BACKBONES
 from fbjax.model.ngrams import make_ngrams, piece_kinds
 from fbjax.model.patch_features import abstract_patch_network
 from fbjax.model.weights.files import write_npz
+from fbjax.parallel.mesh import shardings_of
 from fbjax.runs.checkpoints import Checkpoints
 from fbjax.runs.run import Run, write_run
 from fbjax.runs.state import init_state
@@ -94,7 +95,7 @@ def randomised(tree, seed: int = 0):
     return flax.traverse_util.unflatten_dict(made, sep="/")
 
 
-def write_untrained(config: Config, workdir: Path, mesh=None) -> Path:
+def write_untrained(config: Config, workdir: Path, mesh=None, seed: int = 0) -> Path:
     """A run's workdir with a checkpoint of `STEP`, as the devices of `mesh` write it (default: one)."""
     size = int(config.model.vocabulary.removeprefix("train:"))
     texts = [f"{p['title']} {p['caption']}" for p in make_products(48)]
@@ -105,8 +106,9 @@ def write_untrained(config: Config, workdir: Path, mesh=None) -> Path:
     workdir.mkdir(parents=True)
     write_run(run, workdir)
     state = init_state(run.objective, run.optimizer, config, mesh or make_one_device_mesh())
-    params = state.params | {"fashionbert": randomised(state.params["fashionbert"])}
-    params = jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), params, state.params)
+    params = state.all_params | {"fashionbert": randomised(state.all_params["fashionbert"], seed)}
+    state = state.with_all(jax.device_put(params, shardings_of(state.all_params)))
     with Checkpoints(workdir, keep_last=1) as checkpoints:
-        checkpoints.save(STEP, state.replace(params=params))
+        checkpoints.save_base(state.base)
+        checkpoints.save(STEP, state)
     return workdir

@@ -89,6 +89,7 @@ def test_maps_of_earlier_blocks_stand_before_the_last_in_jax_and_in_pytorch(tmp_
         assert_equal_to_reference(features, twin(torch.tensor(images)).numpy())
 
 
+@pytest.mark.slow
 def test_networks_side_by_side_give_the_features_of_both_in_jax_and_in_pytorch(tmp_path):
     paths, images = [tmp_path / "lite0.pth", tmp_path / "lite2.pth"], pictures(64)
     for path, sizes in zip(paths, (LITE0, LITE2), strict=True):

@@ -3,13 +3,14 @@
 import dataclasses
 import re
 
+import jax
 import pytest
 
 from fbjax.config.schema import AdaptiveConfig, MeshConfig
 from fbjax.parallel.mesh import make_mesh
 from fbjax.runs.state import abstract_state, batch_shapes, make_optimizer
 from fbjax.training import memory
-from fbjax.training.memory import GIB, available_memory, check_memory, host_memory, peak_bytes
+from fbjax.training.memory import GIB, available_memory, check_memory, host_memory, out_of_memory_named, peak_bytes
 from fbjax.training.step import compiled, make_step, with_seed
 from tests.support.objectives import CONFIG, MODEL, TRAIN, make_objective, make_tasks
 from tests.support.runs import make_one_device_mesh
@@ -80,11 +81,27 @@ def test_the_estimate_by_hand():
     assert str(error.value) == (
         "a step on texts of 16 tokens needs 50.00 GiB of a device, which has 24.00 GiB: set train.micro_batches to 4, "
         "which is estimated to need 20.00 GiB, as the 40.00 GiB of activations shrink in proportion and the rest "
-        "stays; or lower train.batch_size"
+        "stays; or lower train.batch_size to 22"  # 14 GiB of 40 for activations: 64 x 14 / 40
     )
     with pytest.raises(ValueError, match="10.00 GiB of it are state, gradients and batch, and no train.micro_batches"):
         check_memory(programs, state, config, MESH, 9 * GIB)
     check_memory(programs, state, config, MESH, 50 * GIB)
+
+
+def test_an_out_of_memory_names_the_settings_and_another_error_stays(monkeypatch):
+    config = sized(2)
+    monkeypatch.setattr(memory.jax, "default_backend", lambda: "gpu")
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    with pytest.raises(ValueError, match="micro_batches .2 now.*batch_size .64 now.*JAX takes 75%") as error:
+        with out_of_memory_named(config):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte\nmore lines")
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95" in str(error.value) and "more lines" not in str(error.value)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    with pytest.raises(ValueError) as error, out_of_memory_named(config):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
+    assert "FRACTION" not in str(error.value)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), out_of_memory_named(config):
+        raise jax.errors.JaxRuntimeError("INTERNAL: another fault")
 
 
 def test_devices_without_memory_of_their_own_share_the_host_s(tmp_path, monkeypatch):

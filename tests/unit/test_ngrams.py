@@ -75,6 +75,13 @@ def test_pieces_serve_where_words_are_not_spaced():
     assert rows[0] & rows[1] and rows[0] & rows[2] and len(rows[0] & rows[1]) > len(rows[1] & rows[2])
 
 
+def test_a_word_that_ends_in_a_vowel_mark_counts():
+    vocabulary = Vocabulary.train(["สี ดา"], 100)
+    assert "สี" not in vocabulary.rows  # spelt letter by letter
+    texts = vocabulary.encode(["สี", "สี", "ดา", "ดา"], 8)
+    assert len(make_ngrams([texts], piece_kinds(vocabulary.rows, unit="words"))["codes"]) == 2
+
+
 def test_a_table_of_ngrams_divides_among_devices(ngrams):
     assert num_rows({}) == 0
     assert num_rows(ngrams) >= len(ngrams["codes"]) and num_rows(ngrams) % 128 == 0

@@ -26,6 +26,7 @@ from tests.support.objectives import (
     B,
     T,
     make_batch,
+    make_events,
     make_objective,
     make_state,
     make_tasks,
@@ -294,7 +295,8 @@ def _stepped(config, steps, mesh):
     seen = []
     with jax.set_mesh(devices):
         for i in range(steps):
-            batch = make_batch(i)._replace(towers=make_tower_vectors(i) if config.towers else None)
+            batch = make_events(i) if config.reads_queries or config.reads_partners else make_batch(i)
+            batch = batch._replace(towers=make_tower_vectors(i) if config.towers else None)
             state, metrics = step(state, with_seed({"patches": {}}, config), put_batch(batch, devices))
             seen.append(jax.device_get((state.task_weights, metrics)))
     return jax.device_get(state.params), *zip(*seen, strict=True)
@@ -450,8 +452,8 @@ def test_seeds_share_one_program_and_differ_in_their_steps():
 @pytest.mark.parametrize(
     "method, mesh",
     [
-        ("gradient", MeshConfig(8, 1, 1)),
-        ("gradient", MeshConfig(2, 4, 1)),
+        pytest.param("gradient", MeshConfig(8, 1, 1), marks=pytest.mark.slow),
+        pytest.param("gradient", MeshConfig(2, 4, 1), marks=pytest.mark.slow),
         ("gradient", MeshConfig(2, 2, 2)),
         ("loss_softmax", MeshConfig(8, 1, 1)),
     ],
@@ -473,6 +475,21 @@ def test_device_count_does_not_change_the_step_of_the_contrast():
     config = dataclasses.replace(CONFIG, tasks=make_tasks("itc", itc={"embedding_dim": 8}))
     mesh = MeshConfig(2, 2, 2)
     assert_same_step(stepped(config), stepped(config, mesh=mesh))
+
+
+EVENTS = {
+    "qpc": {"qpc": {"embedding_dim": 8}},
+    "style": {"style": {"embedding_dim": 8, "distinctiveness": 0.5, "locality": 2.0, "neighbours": 5}},
+    "qta": {"qta": {"match_weight": 2.0}, "mlm": {}, "mpm": {}},
+}
+
+
+@pytest.mark.parametrize("settings", EVENTS.values(), ids=list(EVENTS))
+def test_eight_devices_and_micro_batches_change_no_step_over_events(settings):
+    tasks = make_tasks(*settings, **settings)
+    config = dataclasses.replace(CONFIG, model=ONE_LAYER, tasks=tasks, adaptive=AdaptiveConfig(method="fixed"))
+    in_parts = dataclasses.replace(config, train=dataclasses.replace(TRAIN, micro_batches=2))
+    assert_same_step(stepped(config), stepped(in_parts, mesh=MeshConfig(8, 1, 1)))
 
 
 def test_a_patch_network_gets_gradients_when_it_trains_and_is_no_parameter_when_not(tmp_path):

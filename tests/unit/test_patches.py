@@ -183,7 +183,7 @@ def test_enlarged_pixels_are_those_of_each_patch_interpolated_alone():
 
 
 def test_an_unknown_network_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown patch network 'vgg'; known: .*inception_v3, mobilenet_v1"):
+    with pytest.raises(ValueError, match=r"unknown patch network 'vgg' \(known: .*inception_v3, mobilenet_v1"):
         build_patch_network(PatchConfig(network="vgg"))
 
 

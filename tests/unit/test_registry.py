@@ -44,9 +44,9 @@ def test_a_module_elsewhere_registers_alike(fruit):
 
 def test_an_unknown_name_is_answered_with_what_there_is(fruit):
     _, registry = fruit
-    with pytest.raises(ValueError, match=r"^unknown fruit 'aple' \(did you mean 'apple'\?\); known: apple$"):
+    with pytest.raises(ValueError, match=r"^unknown fruit 'aple'; did you mean 'apple'\? \(known: apple\)$"):
         registry["aple"]
-    with pytest.raises(ValueError, match=r"^unknown fruit 'xyz'; known: apple$"):
+    with pytest.raises(ValueError, match=r"^unknown fruit 'xyz' \(known: apple\)$"):
         registry["xyz"]
 
 

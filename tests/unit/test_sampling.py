@@ -92,14 +92,16 @@ def test_a_window_of_batches_keeps_its_products_and_is_padded_as_little_as_can_b
 def test_the_step_is_compiled_for_the_lengths_that_batches_have_and_no_other(num_products, batch_size, seed):
     sampler, num_steps = make_order(num_products, batch_size, seed, draw_lengths(num_products, seed)), 1 + seed % 7
     batches = [sampler.batch(step)[0] for step in range(num_steps)]
-    assert sampler.text_tokens_used(num_steps) == tuple(sorted({sampler.text_tokens(rows) for rows in batches}))
-    assert [sampler.text_tokens(rows) for rows in batches] == [sampler.lengths[rows].max() for rows in batches]
+    assert sampler.text_tokens_used(num_steps) == tuple(
+        sorted({sampler.text_tokens(step) for step in range(num_steps)})
+    )
+    assert [sampler.text_tokens(step) for step in range(num_steps)] == [sampler.lengths[rows].max() for rows in batches]
 
 
 def test_a_batch_of_rare_length_comes_at_any_time_of_its_window():
     num_batches, num_epochs = 8, 800
     sampler = make_order(4 * num_batches, 4, 0, np.repeat([16, 64], [4 * num_batches - 4, 4]))
-    tokens = np.array([sampler.text_tokens(sampler.batch(step)[0]) for step in range(num_batches * num_epochs)])
+    tokens = np.array([sampler.text_tokens(step) for step in range(num_batches * num_epochs)])
     counts = (tokens.reshape(num_epochs, num_batches) == 64).sum(axis=0)
     assert counts.sum() == num_epochs
     assert ((counts - 100) ** 2 / 100).sum() < 24.3  # 7 degrees of freedom, 0.1 %
@@ -232,7 +234,7 @@ def test_each_half_is_drawn_once_an_epoch_and_the_other_never(products, batch_si
             once = rows[epoch * len(sampler.rows) : (epoch + 1) * len(sampler.rows)]
             assert sorted(once) == [row for row, group in enumerate(records.groups) if group in mine]
         assert {*records.groups[negatives]} <= mine and (records.groups[rows] != records.groups[negatives]).all()
-        lengths = {sampler.text_tokens(sampler.batch(step)[0]) for step in range(num_steps)}
+        lengths = {sampler.text_tokens(step) for step in range(num_steps)}
         assert sampler.text_tokens_used(num_steps) == tuple(sorted(lengths))
         drawn[half] = {*sampler.rows}
     if len(drawn) == 2:
@@ -334,7 +336,7 @@ def test_a_batch_holds_the_sampled_texts_images_and_negatives(catalogue):
         for row, ids, word_ids in zip(rows, batch.ids, batch.word_ids, strict=True):
             ((pieces, words),) = vocabulary.pieces([products[row]["title"]])
             pieces, words = pieces[: TEXT_TOKENS - 2], words[: TEXT_TOKENS - 2]
-            padding = sampler.text_tokens(rows) - 2 - len(pieces)
+            padding = sampler.text_tokens(step) - 2 - len(pieces)
             assert ids.tolist() == [vocabulary.cls_id, *pieces, vocabulary.sep_id] + [0] * padding
             assert word_ids.tolist() == [-1, *words, -1] + [-1] * padding
     assert {batch.ids.shape[1] for batch in batches} == {6, 10}

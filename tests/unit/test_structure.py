@@ -1,6 +1,7 @@
 """The architecture: which package may import which, what libraries belong where, and how large things may grow."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from functools import cache
@@ -24,6 +25,7 @@ LAYERS = {
     "data.batches": ("jax", "flax", *READS_RECORDS, "torch"),
     "data.records": ("jax", "flax", "torch"),
     "data.arrays": ("jax", "flax", *READS_RECORDS, "torch"),
+    "data.log": ("jax", "flax", *READS_RECORDS, "torch"),
     "data.inspection": ("jax", "flax", *READS_RECORDS, "torch"),
     "data.synthetic": ("jax", "flax", *READS_RECORDS, "torch"),
     "model.weights": (*READS_RECORDS, "torch"),
@@ -51,7 +53,14 @@ ONLY_IN = {
     "array_record": ("data.records",),
     "etils": ("core.paths",),
     "apache_beam": ("data.records.beam",),
-    "pyarrow": ("data.sources", "data.synthetic.products"),
+    "pyarrow": (
+        "data.sources",
+        "data.synthetic.products",
+        "data.synthetic.queries",
+        "inference.catalogue.vector_files",
+    ),
+    "charset_normalizer": ("data.sources.readers.encodings",),
+    "python_calamine": ("data.sources.readers.excel",),
     "h5py": ("data.sources.fashiongen", "model.weights.files"),
     "orbax": ("runs.checkpoints",),
     "tensorboard": ("monitoring.logger",),
@@ -63,6 +72,7 @@ ONLY_IN = {
     "jax2onnx": ("export.onnx",),
     "onnx": ("export.onnx",),
     "onnxruntime": ("export.onnx",),
+    "bm25s": ("evaluation.baselines.bm25",),
     "sklearn": ("evaluation.baselines",),
     "torch": ("tools.bench", "export.hub", "export.huggingface"),
 }
@@ -146,6 +156,16 @@ def test_libraries_stay_in_their_packages(module):
         assert allowed is None or any(within(module, place) for place in allowed), f"{module} imports {library}"
 
 
+PRINTS = ("core.console", "config.reference", "parallel.distributed")  # the last: from any thread, as it exits
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_a_terminal_shows_passes_through_the_console(module):
+    calls = [node for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, ast.Call)]
+    names = {part.id for call in calls for part in (call.func, *call.args) if isinstance(part, ast.Name)}
+    assert ("print" in names) == (module in PRINTS), f"{module}: use answer, say or complain of core.console"
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_a_package_reaches_no_library_that_it_must_not_know(module):
     for other in reached_by(module):
@@ -183,6 +203,17 @@ def test_files_and_packages_stay_small():
 def test_help_needs_no_heavy_import():
     code = "import sys, fbjax.cli.main; print([m for m in ('jax', 'tensorflow', 'flax', 'numpy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+OUTSIDE = sorted(file for folder in ("launch", "configs") for file in (PACKAGE.parent / folder).glob("*.py"))
+
+
+@pytest.mark.parametrize("file", OUTSIDE, ids=lambda file: file.name)
+def test_scripts_and_configs_import_what_is_there(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and within(node.module, "fbjax"):
+            module = importlib.import_module(node.module)
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
 
 
 def test_every_public_name_is_there():

@@ -2,24 +2,31 @@
 
 import dataclasses
 import json
+import math
+import re
 import time
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fbjax.config.schema import AdaptiveConfig, Config, MeshConfig, ModelConfig, PatchConfig, TrainConfig
+from fbjax.evaluation.metrics import auc
 from fbjax.model.fashionbert import build_model
 from fbjax.model.patch_features import build_patch_network
 from fbjax.monitoring import hardware, telemetry
+from fbjax.monitoring.doubts import doubts
 from fbjax.monitoring.flops import step_work, training_flops
 from fbjax.monitoring.goodput import INPUT, LOST, START_UP, STEP, split
 from fbjax.monitoring.hardware import CHIPS, chip_of, peak_flops
+from fbjax.monitoring.logger import Log
 from fbjax.monitoring.telemetry import Telemetry, log_event, read_events, read_figures
 from fbjax.parallel.mesh import make_mesh
+from fbjax.report.costs import cost
 from fbjax.runs.state import abstract_state, batch_shapes, make_optimizer
 from fbjax.tasks.objective import Objective
 from fbjax.training.step import make_step, with_seed
@@ -213,3 +220,76 @@ def test_the_peak_of_a_known_chip_is_looked_up_and_another_s_measured(monkeypatc
     assert peak_flops("float32") == {"flops": 4 * 197e12, "of": "4 x v5e in bfloat16"}
     kinds = [kind for chip in CHIPS for kind in chip.device_kinds]
     assert len(kinds) == len(set(kinds)) and all(chip_of(kind) for kind in kinds)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.integers(0, 20),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["step", "flops", "of"]), inner),
+    max_leaves=3,
+)
+NAMES = ("began", "from", "of", "at", "spent", "step", "figures", "ended", "machine", "peak", "noted", "seconds")
+GOOD = st.sampled_from(
+    [
+        {"began": 1000.0},
+        {"from": 3, "of": 10, "machine": "cpu", "peak": {"flops": 1e9, "of": "a product"}},
+        {"at": 1001.0, "spent": {"step": 1.0}, "step": 5, "figures": {"model_flops_per_second": 1e6}},
+        {"at": 1001.0, "spent": {"step": 1.0, "input": 0.5}, "step": None},
+        {"noted": "evaluation", "seconds": 2.0},
+        {"ended": "done"},
+    ]
+)
+
+
+@given(st.lists(GOOD | st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4), max_size=12), st.binary(max_size=9))
+def test_a_diary_of_any_content_can_be_read(tmp_path_factory, lines, cut):
+    """Two processes at once, a cut line, another program: none of it may stop a run or a report."""
+    folder = tmp_path_factory.mktemp("run")
+    content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    (folder / "telemetry.jsonl").write_bytes(content + cut)
+    events = read_events(folder)
+    found = cost(8, 10, events, None)
+    assert found["training"] >= 0 and (found["goodput"] is None or 0 <= found["goodput"] <= 1 + 1e-9)
+    with Telemetry(folder) as account:
+        account.enter_loop(4, 10)
+    assert read_events(folder)[-1] == {"ended": "done"}
+
+
+GUESSING_8 = (1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5 + 1 / 6 + 1 / 7 + 1 / 8) / 8  # the mean of 1 / rank over ranks 1 .. 8
+
+
+@pytest.mark.parametrize(
+    "last, size, said",
+    [
+        ({}, 8, ""),  # a run that was finished before
+        ({"tia/loss": 0.7, "validation/auc": 0.9, "validation/mrr": 0.9}, 8, ""),
+        ({"tia/loss": 0.7, "validation/auc": 0.461}, 256, r"AUC 0.461 on 256 .* guessing, 0.500: raise .*\(100000\)"),
+        ({"tia/loss": 0.7, "validation/auc": 0.0}, 8, "AUC 0.000"),
+        ({"tia/loss": 0.7, "validation/auc": 0.54}, 256, "AUC 0.540"),  # 1.6 standard deviations of .0256
+        ({"tia/loss": 0.7, "validation/auc": 0.56}, 256, ""),  # 2.3
+        ({"itc/loss": 2.0, "validation/auc": 0.9, "validation/mrr": GUESSING_8}, 8, "MRR 0.340 .* guessing, 0.340"),
+        ({"itc/loss": 2.0, "validation/auc": 0.9, "validation/mrr": 0.03}, 256, "MRR 0.030 .* guessing, 0.024"),
+        ({"itc/loss": 2.0, "validation/auc": 0.9, "validation/mrr": 0.04}, 256, ""),
+        ({"itc/loss": 12.0, "tia/loss": 1e8}, 8, r"^tia/loss ended at 1e\+08: .* Lower train.learning_rate \(2e-05\)"),
+        ({"tia/loss": 1e8, "validation/auc": 0.1}, 8, "^tia/loss ended at"),
+        ({"mlm/loss": 15.0, "learning_rate": 1e9}, 8, ""),
+    ],
+)
+def test_a_training_that_learned_nothing_is_told_from_one_that_did(last, size, said):
+    found = doubts(last, size, TrainConfig())
+    assert re.search(said, found) and bool(found) == bool(said)
+
+
+def test_a_loss_that_is_not_finite_names_the_rate_to_lower():
+    log = SimpleNamespace(_config=TrainConfig(learning_rate=1e4))
+    Log._check_finite(log, 2, 2, {"tia/loss": 1e8, "tia/gradient_norm": math.nan})  # of a method without norms
+    with pytest.raises(FloatingPointError, match=r"steps 0 and 2: tia/loss nan; .* train.learning_rate \(10000\)"):
+        Log._check_finite(log, 2, 2, {"tia/loss": math.nan, "tia_accuracy": 0.5})
+
+
+@given(st.integers(2, 40), st.integers(0, 2**32 - 1))
+def test_random_scores_are_seldom_taken_for_learning(size, seed):
+    """Scores that know nothing: about one figure in thirty lies two deviations above guessing."""
+    rng = np.random.default_rng(seed)
+    figures = [{"validation/auc": auc(*rng.random((2, size)))} for _ in range(100)]
+    figures += [{"validation/mrr": np.mean(1 / rng.integers(1, size + 1, size))} for _ in range(100)]
+    assert sum(not doubts(found, size, TrainConfig()) for found in figures) <= 24

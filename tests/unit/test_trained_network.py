@@ -11,10 +11,11 @@ import pytest
 from fbjax.config.load import freeze
 from fbjax.config.schema import ParameterGroup, PatchConfig
 from fbjax.model.backbones.registry import BACKBONES, shapes_of
+from fbjax.model.lora import merged
 from fbjax.model.patch_features import build_patch_network
 from fbjax.monitoring.flops import training_flops
-from fbjax.runs.state import make_optimizer
-from tests.support.objectives import TRAIN
+from fbjax.runs.state import divide, make_optimizer
+from tests.support.objectives import CONFIG, TRAIN
 from tests.support.runs import write_mobilenet
 
 IMAGES = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
@@ -49,19 +50,23 @@ def test_frozen_blocks_stay_bit_for_bit_whatever_their_group(weights):
     whole, part = network(weights), network(weights, frozen_blocks=3)
     params = {"patches": part.params, "fashionbert": {"kernel": jnp.ones((2, 2))}}
     groups = {"patches": ParameterGroup(rate=0.1), "patches/network/conv1/kernel": ParameterGroup(weight_decay=0.5)}
-    config = dataclasses.replace(TRAIN, warmup_steps=1, weight_decay=0.5)
-    optimizer = make_optimizer(config, groups, part.fixed)
+    config = dataclasses.replace(CONFIG, groups=groups, train=dataclasses.replace(TRAIN, weight_decay=0.5))
+    optimizer = make_optimizer(dataclasses.replace(config.train, warmup_steps=1), groups)
+
+    def loss(trained, base):
+        params = merged(base, trained)
+        return loss_of(part)(params["patches"]) + params["fashionbert"]["kernel"].sum()
 
     @jax.jit
-    def after_two_steps(params):
-        state = optimizer.init(params)
+    def after_two_steps(trained, base):
+        state = optimizer.init(trained)
         for _ in range(2):  # the first step's learning rate is 0
-            gradient = jax.grad(lambda p: loss_of(part)(p["patches"]) + p["fashionbert"]["kernel"].sum())(params)
-            updates, state = optimizer.update(gradient, state, params)
-            params = optax.apply_updates(params, updates)
-        return params, state
+            updates, state = optimizer.update(jax.grad(loss)(trained, base), state, trained)
+            trained = optax.apply_updates(trained, updates)
+        return merged(base, trained), state
 
-    new, state = after_two_steps(params)
+    base, trained = divide(params, config, part.fixed)
+    new, state = after_two_steps(trained, base)
     for name, leaves in params["patches"]["network"].items():
         kept = all(map(np.array_equal, jax.tree.leaves(leaves), jax.tree.leaves(new["patches"]["network"][name])))
         assert kept == (name.split("_bn")[0] in {"conv1", "conv_dw_1", "conv_pw_1", "conv_dw_2", "conv_pw_2"}), name
@@ -84,7 +89,7 @@ def test_more_frozen_blocks_than_there_are_is_an_error_that_counts_them(weights)
         build_patch_network(PatchConfig(network="pixels", mode="trained", frozen_blocks=1))
 
 
-@pytest.mark.parametrize("geometry", ["feature_map", "per_patch"])
+@pytest.mark.parametrize("geometry", ["feature_map", pytest.param("per_patch", marks=pytest.mark.slow)])
 def test_bfloat16_moves_features_a_little_in_training_alone(weights, geometry):
     exact, coarse = (network(weights, geometry=geometry, dtype=dtype) for dtype in ("float32", "bfloat16"))
     expected = np.asarray(exact.apply(exact.params, IMAGES, train=True))

@@ -1,14 +1,18 @@
-"""A vocabulary restricted to what texts use, and where the columns of a text end in its pieces."""
+"""A vocabulary restricted to what texts use or trained on them in any script, and where the columns of a text end."""
 
 import itertools
 
 import pytest
+import tokenizers
+import transformers
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fbjax.config.schema import Columns, Config, DataConfig, ModelConfig
+from fbjax.config.data import Columns, DataConfig
+from fbjax.config.schema import Config, ModelConfig
 from fbjax.data.sources.base import Product
 from fbjax.data.sources.tables import describe
+from fbjax.data.text.unknown import measure_unknown
 from fbjax.data.text.wordpiece import SPECIAL, Vocabulary
 from fbjax.runs.vocabulary import make_vocabulary
 from tests.support.tables import make_products, write_parquet
@@ -50,8 +54,14 @@ def test_what_is_kept_by_hand(tmp_path):
     assert spelled(used, "Dress") == ["[UNK]"]  # cased still, though no piece left has an uppercase letter
 
 
+def test_a_run_s_vocabulary_is_taken_over_by_its_file(tmp_path):
+    trained = Vocabulary.train(["red dress", "blue bag"], 60)
+    trained.save(tmp_path / "tokenizer.json")
+    assert Vocabulary.from_file(tmp_path / "tokenizer.json").fingerprint == trained.fingerprint
+
+
 def test_a_catalogue_s_pieces_are_looked_for_once(tmp_path):
-    said, products = [], make_products(4)
+    said, products = [], [product | {"title": "silk dress", "category": "dress"} for product in make_products(4)]
     table = write_parquet(tmp_path / "table.parquet", products)
     bert = write_vocabulary(tmp_path / "bert", [*BERT_ORDER, "dress", "silk", "train"])
 
@@ -68,6 +78,111 @@ def test_a_catalogue_s_pieces_are_looked_for_once(tmp_path):
     write_parquet(table, [product | {"title": " "} for product in products])
     with pytest.raises(ValueError, match="table.parquet has no text in 'title' .* 'used' .*config.data.columns.text"):
         make()
+
+
+TRAINED_ON = {  # a text -> its words; "|" stands for no space
+    "ชุดเดรสผู้หญิงสีดำ A4": "ชุ|ด|เด|ร|ส|ผู้|ห|ญิ|ง|สี|ดำ A4",
+    "เสื้อทั้งวัน": "เสื้|อ|ทั้ง|วัน",
+    "ເສື້ອສີແດງສຳລັບ": "ເສື້|ອ|ສີ|ແດ|ງ|ສຳ|ລັບ",
+    "အင်္ကျီအနီရောင် မြန်မာ": "အင်္ကျီ|အ|နီ|ရောင် မြန်|မာ",
+    "ខ្មែរស្រី": "ខ្មែ|រ|ស្រី",
+    "おしゃれなワンピース赤い": "おしゃれな|ワンピース|赤|い",
+    "红色T恤": "红|色|T|恤",
+    "빨간 원피스": "빨간 원피스",
+    "Платье, ёлка": "Платье|, ёлка",
+    "लाल कमीज़": "लाल कमीज़",
+}
+
+
+def test_a_trained_vocabulary_cuts_scripts_without_spaces(tmp_path):
+    made = Vocabulary.train(TRAINED_ON, 8000)
+    made.save(tmp_path / "tokenizer.json")
+    exported = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    for text, words in TRAINED_ON.items():
+        assert made.words(text) == words.replace("|", " ").split()
+        ((ids, _),) = made.pieces([text])
+        assert made.unk_id not in ids
+        assert exported(text, add_special_tokens=False).input_ids == ids
+
+
+def test_a_trained_vocabulary_keeps_the_marks_that_tell_words_apart():
+    made = Vocabulary.train([*TRAINED_ON, "バス ハス สี สา café cafe שָׁלוֹם שלום"], 8000)
+    ids = {text: made.pieces([text])[0][0] for text in "バス ハス สี สา café cafe שָׁלוֹם שלום".split()}
+    assert ids["バス"] != ids["ハス"] and ids["สี"] != ids["สา"]
+    assert ids["café"] == ids["cafe"] and ids["שָׁלוֹם"] == ids["שלום"]
+
+
+@given(
+    st.lists(
+        st.text("abC\u00e9E\u0301\u0130ёÅ\u4e2d\ufe0f❤ .,-'#[]\u200b\u00adΣς\uac00ش\u064e", max_size=20), min_size=1
+    )
+)
+def test_elsewhere_a_trained_vocabulary_spells_as_bert(texts):
+    made = Vocabulary.train(texts, 100)
+    bert = tokenizers.BertWordPieceTokenizer({piece: row for row, piece in enumerate(made.rows)}, lowercase=True)
+    for text, (ids, word_ids) in zip(texts, made.pieces(texts), strict=True):
+        expected = bert.encode(text, add_special_tokens=False)
+        assert (ids, word_ids) == (expected.ids, expected.word_ids)
+
+
+def test_a_letter_that_began_no_word_may_begin_one():
+    made = Vocabulary.train(["ab ab", "ac"], 100)
+    assert spelled(made, "cab b ##a") == ["c", "##a", "##b", "b", "[UNK]", "[UNK]", "a"]
+
+
+SCRIPTS = {
+    "Latin": "abcdeéñß",
+    "Cyrillic": "абвгдйё",
+    "Arabic": "شعبمدنَ",
+    "Devanagari": "कखगिीु्",
+    "Thai": "กขคสดเแิีุ่้าะ",
+    "Lao": "ກຂຄເແິີຸ່້າ",
+    "Khmer": "កខគ្ាិីុ",
+    "Burmese": "ကခဂင်္ျိီုာ",
+    "Han": "红色连衣裙女士夏季新款",
+    "kana": "かわいいワンピーズ゚ー",
+    "Hangul": "빨간원피스",
+    "emoji": "👗❤️👠",
+}
+CUT = {"Thai", "Lao", "Khmer", "Burmese", "Han"}
+
+
+@given(data=st.data(), name=st.sampled_from(sorted(SCRIPTS)), known=st.sampled_from([*sorted(SCRIPTS), ""]))
+def test_texts_of_any_script_are_known_or_said_to_be_unknown(data, name, known):
+    """`known`: the script that the vocabulary was trained on; "": on the texts themselves."""
+    words = st.text(SCRIPTS[name], min_size=1, max_size=150).filter(str.strip)
+    texts = data.draw(st.lists(st.lists(words, min_size=1, max_size=3).map(" ".join), min_size=1, max_size=8))
+    made = Vocabulary.train(texts if not known else [f"{x} {x}{x}" for x in SCRIPTS[known]], 8000)
+    unknown = measure_unknown(made, texts)
+    of_texts = [[piece != made.unk_id for piece in ids] for ids, _ in made.pieces(texts)]
+    readable = sum(any(known) for known in of_texts)
+    assert unknown.too_many or readable >= len(texts) / 2
+    if not known and name in CUT:
+        assert unknown.pieces == 0
+    if known and not set(SCRIPTS[name]) & set(SCRIPTS[known]):
+        assert unknown.too_many or not any("".join(texts))
+
+
+def test_a_table_that_its_vocabulary_does_not_know_is_refused_before_it_is_prepared(tmp_path):
+    table = tmp_path / "table.csv"
+    rows = "".join(f"{i},红色真丝连衣裙 {i},dress,{i}.jpg\n" for i in range(9))
+    table.write_text(f"id,title,category,image\n{rows}", encoding="utf-8")
+    english = write_vocabulary(tmp_path / "english", [*SPECIAL, "dress", *"0123456789"]) / "vocab.txt"
+
+    def make(vocabulary):
+        data = DataConfig(train=str(table), prepared=str(tmp_path / "prepared"))
+        return make_vocabulary(Config(data=data, model=ModelConfig(vocabulary=vocabulary)), str)
+
+    with pytest.raises(ValueError, match=r"87.5% of the word pieces .* 100.0% of the texts .*vocabulary='train:8000'"):
+        make(str(english))
+    assert make("train:8000").unk_id not in make("train:8000").pieces(["红色真丝连衣裙"])[0][0]
+
+
+@pytest.mark.parametrize("size", ["999999999999", "0", "-1", "abc", "5", "", "1e4", "²", "8000 "])
+def test_a_size_that_no_vocabulary_can_have_is_refused(size):
+    config = Config(model=ModelConfig(vocabulary=f"train:{size}"))
+    with pytest.raises(ValueError, match=f"'train:{size}': write 'train:8000' .* from 50 to 1,000,000"):
+        make_vocabulary(config, str)
 
 
 cells = st.lists(

@@ -6,21 +6,20 @@ Beside it lie tokenizer.json, skipped.jsonl, and a folder for each split. A spli
 """
 
 import contextlib
-import hashlib
 import json
 from pathlib import Path
 
 from fbjax import __version__
 from fbjax.config.schema import Config
+from fbjax.core.checksums import block_sums, blocks_damage, summed_write
 from fbjax.core.paths import is_remote
 from fbjax.data.batches.split import Split
-from fbjax.data.sources.base import file_stats, open_source
+from fbjax.data.sources.base import contents, open_source
 from fbjax.data.text.wordpiece import Vocabulary
 
-FILE, FORMAT, VERSION = "manifest.json", "fbjax arrays", 2
+FILE, FORMAT, VERSION = "manifest.json", "fbjax arrays", 3
 TOKENIZER, INDEX = "tokenizer.json", "index.npz"
 IMAGES = {False: "pictures.npy", True: "features.npy"}  # whether the source gives features -> file
-HASHED = 2**26  # bytes: the content of files up to this size is checked, of larger ones the size alone
 REMEDY = "fbjax prepare --config .. --arrays DIR writes a folder"
 
 
@@ -49,14 +48,14 @@ def settings_of(config: Config) -> dict:
 
 
 def tables_of(config: Config) -> dict[str, list]:
-    """{split: [[name, bytes], ..]} of the local product tables that a config names and that are here."""
+    """{split: [[name, SHA-256], ..]} of the local product tables that a config names and that are here."""
     found = {}
     for split in ("train", "validation"):
         pattern = getattr(config.data, split)
         if config.data.train and pattern and not is_remote(pattern):  # a store's client may need TensorFlow
             with contextlib.suppress(FileNotFoundError):
                 files = open_source(config.data, config.patches.image_size).find(pattern)
-                found[split] = [[name, size] for name, size, _ in file_stats(files)]
+                found[split] = [list(content) for content in contents(files, config.data.prepared)]
     return found
 
 
@@ -68,7 +67,8 @@ def write(folder: Path, content: dict) -> None:
     """Writes the manifest, with all files of `folder`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     listed = {path.relative_to(folder).as_posix(): _facts(path) for path in files}
-    (folder / FILE).write_text(json.dumps(content | {"files": listed}, indent=2) + "\n", encoding="utf-8")
+    with summed_write(folder / FILE) as file:
+        file.write_text(json.dumps(content | {"files": listed}, indent=2) + "\n", encoding="utf-8")
 
 
 def read(folder: str | Path) -> dict:
@@ -89,13 +89,15 @@ def read(folder: str | Path) -> dict:
         raise ValueError(f"{folder / FILE} is no manifest of arrays: {REMEDY}") from None
     if kind != (FORMAT, VERSION):
         raise ValueError(f"{folder / FILE} is of {kind[0]}, version {kind[1]}; this reads {FORMAT} {VERSION}: {REMEDY}")
+    if found := blocks_damage(folder / FILE):
+        raise ValueError(f"{found}: copy the folder again")
     for name, expected in content["files"].items():
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing, which {FILE} lists: copy the whole folder again")
         if (found := _facts(folder / name)) != expected:
             raise ValueError(
                 f"{folder / name} is not the file that was written ({found['bytes']:,} bytes, {FILE} says "
-                f"{expected['bytes']:,}): copy the folder again"
+                f"{expected['bytes']:,}, and their checksums): copy the folder again"
             )
     return content
 
@@ -126,12 +128,8 @@ def check_fit(folder: str | Path, content: dict, config: Config) -> None:
 
 
 def _spoken(files: list) -> str:
-    return ", ".join(f"{name} ({size:,} bytes)" for name, size in files)
+    return ", ".join(f"{name} (SHA-256 {digest[:12]}..)" for name, digest in files)
 
 
 def _facts(path: Path) -> dict:
-    size = path.stat().st_size
-    if size > HASHED or path.name in IMAGES.values():
-        return {"bytes": size}
-    with open(path, "rb") as stream:
-        return {"bytes": size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "crc32": block_sums(path)}

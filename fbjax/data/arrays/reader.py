@@ -129,7 +129,7 @@ class ArraySplit(Split):
 
         def make(step: int) -> Batch:
             rows, negatives = sampler.batch(step)
-            num_tokens, columns = sampler.text_tokens(rows), sampler.columns(step)
+            num_tokens, columns = sampler.text_tokens(step), sampler.columns(step)
             if share is not None:
                 rows, negatives, columns = rows[share], negatives[share], columns[share]
             found = [rows, negatives][: 1 + with_negatives]

@@ -86,6 +86,7 @@ def _batches(config: Config, split: Split) -> Iterator[tuple[int, np.ndarray]]:
 def _write_texts(folder: Path, split: Split) -> None:
     """The index, the pieces of all texts, and the texts."""
     names = ("ids", "groups", "categories", "category_names", "num_pieces", "column_ends")
+    names += ("text_hashes", "image_hashes")
     np.savez(folder / manifest.INDEX, **{name: getattr(split, name) for name in names})
     rows, offsets = np.arange(len(split)), _offsets(split.num_pieces)
     np.save(folder / "offsets.npy", offsets)

@@ -16,13 +16,18 @@ class Batch(NamedTuple):
     negative: Array | None  # the image of another product; None where no task reads negative pairs
     pictures: Array | None = None  # [N, ..]: the images of all products, on the devices
     towers: Array | None = None  # [B, 2, E]: text and image by towers that have not seen them; their product is a logit
+    query: Any = None  # [B, Q] int32: [CLS] w1 .. wn [SEP] [PAD] .. of a query that led to the product
+    negative_query: Any = None  # [B, Q]: another product's; all [PAD] where that one leads to this product as well
+    label: Any = None  # [B] int32: 1 where query and product match
+    partner: Any = None  # a `Batch` of other products, one for each of these
 
     def looked_up(self) -> "Batch":
         """The batch with images in place of their rows."""
         if self.pictures is None:
             return self
         negative = None if self.negative is None else self.pictures[self.negative]
-        return self._replace(image=self.pictures[self.image], negative=negative, pictures=None)
+        partner = self.partner and self.partner._replace(pictures=self.pictures).looked_up()
+        return self._replace(image=self.pictures[self.image], negative=negative, partner=partner, pictures=None)
 
     @property
     def text_mask(self) -> Array:

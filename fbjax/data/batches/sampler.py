@@ -1,7 +1,8 @@
 """The products, negatives and text columns of every step, as pure functions of seed, epoch and index.
 
 A batch has texts of similar length, for little padding (the paper's variable sequence length). There is no state: the
-step is the data position, on any number of processes. A sampler may draw from one half of the groups alone.
+step is the data position, on any number of processes. A sampler may draw from one half of the groups alone, or events
+of a log, whose products may repeat.
 """
 
 import dataclasses
@@ -31,18 +32,31 @@ class Sampler:
     random_share: Callable[[int], float] = lambda step: 0.0  # step -> share of negatives from any category
     chosen: np.ndarray | None = None  # [M]: rows of the products that are drawn; None: all N
     single: ColumnSampler | None = None  # of all N products; None: every text is read whole
+    partners: np.ndarray | None = None  # [M]: rows of other products that go with those
 
     @classmethod
-    def of(cls, records, train: TrainConfig, model: ModelConfig, random_share: Callable[[int], float]) -> "Sampler":
-        """The sampler of prepared `records`, of the groups in `train.half`.
+    def of(
+        cls,
+        records,
+        train: TrainConfig,
+        model: ModelConfig,
+        random_share: Callable[[int], float],
+        chosen: np.ndarray | None = None,
+        partners: np.ndarray | None = None,
+    ) -> "Sampler":
+        """The sampler of prepared `records`, of the groups in `train.half`, or of the rows `chosen` [M].
 
         Raises ValueError where these are too few, or texts of one column cannot meet `train.column_dropout`.
         """
-        chosen = rows_of_half(records.groups, train.half)
+        chosen = rows_of_half(records.groups, train.half) if chosen is None else chosen
         negatives = NegativeSampler(records.categories[chosen], records.groups[chosen])
         lengths = padded_lengths(records.num_pieces + 2, model.text_bucket, model.text_tokens)
         single = ColumnSampler(records.column_ends, train.column_dropout) if train.column_dropout else None
-        return cls(negatives, lengths, train.batch_size, train.seed, random_share, chosen, single)
+        return cls(negatives, lengths, train.batch_size, train.seed, random_share, chosen, single, partners)
+
+    def of_partners(self) -> "Sampler":
+        """The sampler that draws, at each place, the partner in place of the product."""
+        return dataclasses.replace(self, chosen=self.partners, partners=self.rows)
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -51,12 +65,17 @@ class Sampler:
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows of `step`'s global batch and their negatives' rows, int64 [B] each."""
-        drawn, negatives = (np.empty(self.batch_size, np.int64) for _ in range(2))  # places in `rows`
+        drawn, negatives = self.places(step)
+        return self.rows[drawn], self.rows[negatives]
+
+    def places(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where in `rows` those of `batch` are, int64 [B] each."""
+        drawn, negatives = (np.empty(self.batch_size, np.int64) for _ in range(2))
         for epoch, here, places in self._epochs(step):
             uniform = _uniform(self.seed, epoch, len(self.rows), _NEGATIVE)[:, places]
             any_category = uniform[0] < self.random_share(step)
             drawn[here], negatives[here] = places, self.negatives.draw(places, uniform[1], any_category)
-        return self.rows[drawn], self.rows[negatives]
+        return drawn, negatives
 
     def columns(self, step: int) -> np.ndarray:
         """The column that each text of `step`'s global batch is reduced to, or `WHOLE`, int64 [B]."""
@@ -74,22 +93,27 @@ class Sampler:
             here = epochs == epoch
             yield int(epoch), here, self._order(int(epoch))[positions[here]]
 
-    def text_tokens(self, rows: np.ndarray) -> int:
-        """The padded length of a global batch of `rows`: that of the longest text."""
-        return int(self.lengths[rows].max())
+    def text_tokens(self, step: int) -> int:
+        """The padded length of `step`'s global batch: that of its longest text, partners' texts included."""
+        return int(self._lengths[self.places(step)[0]].max())
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        """The padded length [M] of each place."""
+        own = self.lengths[self.rows]
+        return own if self.partners is None else np.maximum(own, self.lengths[self.partners])
 
     def text_tokens_used(self, num_steps: int) -> tuple[int, ...]:
         """All values of `text_tokens` in the first `num_steps` steps, ascending."""
         num_places = num_steps * self.batch_size
-        epochs, drawn = range(-(-num_places // len(self.rows))), self.lengths[self.rows]
-        lengths = np.concatenate([drawn[self._order(epoch)] for epoch in epochs])[:num_places]
+        epochs = range(-(-num_places // len(self.rows)))
+        lengths = np.concatenate([self._lengths[self._order(epoch)] for epoch in epochs])[:num_places]
         return tuple(np.unique(lengths.reshape(num_steps, -1).max(axis=1)).tolist())
 
     @cached_property
     def _order(self) -> Callable[[int], np.ndarray]:
         """The order of an epoch, as places in `rows`. Caches two, since a batch may cross an epoch's end."""
-        lengths = self.lengths[self.rows]
-        order = partial(_epoch_order, self.seed, lengths=lengths, batch_size=self.batch_size)
+        order = partial(_epoch_order, self.seed, lengths=self._lengths, batch_size=self.batch_size)
         return lru_cache(maxsize=2)(order)
 
 

@@ -30,21 +30,24 @@ class Split(abc.ABC):
     category_names: np.ndarray  # [number of categories] str
     num_pieces: np.ndarray  # [N] int32, [CLS] and [SEP] not counted
     column_ends: np.ndarray  # [N, F] int32: pieces up to the end of each of F text columns, the last of all
+    text_hashes: np.ndarray  # [N] uint64, of text and pieces
+    image_hashes: np.ndarray  # [N] uint64, of the stored image or features
     name: str  # folder-safe, unique to split and content
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
-    def digest(self) -> str:
-        """A hash of everything that determines the data order and the lengths of the texts."""
-        content = (self.ids.tolist(), self.groups.tolist(), self.categories.tolist(), self.num_pieces.tolist())
-        return hashlib.sha256(repr(content).encode()).hexdigest()
+    def digests(self) -> dict[str, str]:
+        """What the products are, in their order: a hash of each of ids, groups, categories, texts and images."""
+        content = {"ids": self.ids, "groups": self.groups, "categories": self.categories}
+        content |= {"texts": self.text_hashes, "images": self.image_hashes}
+        return {name: hashlib.sha256(repr(values.tolist()).encode()).hexdigest() for name, values in content.items()}
 
     @property
-    def ids_digest(self) -> str:
-        """A hash of which products there are, in their order."""
-        return hashlib.sha256(repr(self.ids.tolist()).encode()).hexdigest()
+    def digest(self) -> str:
+        """A hash of all of `digests`."""
+        return hashlib.sha256(repr(self.digests).encode()).hexdigest()
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
         """The rows of `ids`. Raises one ValueError with all unknown ids."""

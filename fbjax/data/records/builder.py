@@ -9,7 +9,9 @@ import collections
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,12 +20,18 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from fbjax.core.paths import as_path, atomic_write, lock, remove_tree
+from fbjax.core.checksums import write_sums
+from fbjax.core.console import say
+from fbjax.core.paths import as_path, atomic_write, is_remote, lock, remove_tree, upload
 from fbjax.data.batches.split import REPORT, SKIPPED
-from fbjax.data.records.pipeline import Records
+from fbjax.data.records import image_files
+from fbjax.data.records.in_order import records_in_order
+from fbjax.data.records.pipeline import Records, check_records, read_report
 from fbjax.data.records.schema import INDEXED, RecordWriter, encode_rows, index_entry, record_features
 from fbjax.data.sources.base import OTHER_SPLIT, DataSource, Skipped
 from fbjax.data.text.wordpiece import Vocabulary
+
+SMALL = (".json", ".npz")  # files that are checked whenever they are opened; records have checksums of their own
 
 
 def build_records(
@@ -35,40 +43,65 @@ def build_records(
     `beam.BeamBuilder`. Raises ValueError if a column is missing or no row is usable.
     """
     source.check(vocabulary)
-    folder, name = as_path(folder), _name(source, vocabulary)
+    folder, base = as_path(folder), f"v{source.fingerprint(vocabulary)}"
 
-    def builder() -> CatalogueBuilder:
+    def builder(name: str) -> CatalogueBuilder:
         with quiet_tfds():
             return (by or CatalogueBuilder)(source, vocabulary, progress, config=name, data_dir=str(folder))
 
-    if not is_prepared(source, vocabulary, folder):
+    name, ready = _newest(source, folder, base)
+    if not ready:
         folder.mkdir(parents=True, exist_ok=True)
-        with lock(folder / f"{name}.lock"):  # of two runs at the same time, the second finds the records
-            if not is_prepared(source, vocabulary, folder):
-                builder().make()
-    made, records = builder(), {}
-    for split in json.loads((made.home / REPORT).read_text())["splits"]:
-        with np.load(io.BytesIO((made.home / f"index-{split}.npz").read_bytes())) as index:
+        with lock(folder / f"{base}.lock"):  # of two runs at the same time, the second finds the records
+            name, ready = _newest(source, folder, base, say)
+            if not ready:
+                for line in source.notes():
+                    say(line)
+                builder(name).make()
+    home = _home(folder, name)
+    report, records = read_report(home), {}
+    check_records(home, [path.name for path in home.iterdir() if path.suffix in SMALL])
+    made = builder(name)
+    for split in report["splits"]:
+        with np.load(io.BytesIO((home / f"index-{split}.npz").read_bytes())) as index:
             files = tuple(str(path) for path in made.info.splits[split].filepaths)
             records[split] = Records(**index, name=f"{name}-{split}", features=made.info.features, files=files)
     return records
 
 
 def is_prepared(source: DataSource, vocabulary: Vocabulary, folder: str | Path) -> bool:
-    """Whether the records of `source` exist already."""
-    version = str(CatalogueBuilder.VERSION)
-    return (as_path(folder) / CatalogueBuilder.name / _name(source, vocabulary) / version / REPORT).is_file()
+    """Whether the records of `source` exist already, of the image files as they are now."""
+    return _newest(source, as_path(folder), f"v{source.fingerprint(vocabulary)}")[1]
 
 
-def _name(source: DataSource, vocabulary: Vocabulary) -> str:
-    return f"v{source.fingerprint(vocabulary)}"
+def _newest(source: DataSource, folder: Path, base: str, say: Callable = lambda line: None) -> tuple[str, bool]:
+    """The name of the records to use, and whether they are made.
+
+    Where image files have changed since, the next ones get a number: a training may still read the old ones.
+    """
+    number = next(n for n in itertools.count(1) if not (_home(folder, _numbered(base, n + 1)) / REPORT).is_file())
+    home = _home(folder, _numbered(base, number))
+    if not (home / REPORT).is_file():
+        return _numbered(base, number), False
+    if changed := list(image_files.changed(source, home / image_files.FILE)):
+        say(f"preparing again: {len(changed):,} image files have changed since, such as {changed[0]}")
+        return _numbered(base, number + 1), False
+    return _numbered(base, number), True
+
+
+def _numbered(base: str, number: int) -> str:
+    return base if number == 1 else f"{base}-{number}"
+
+
+def _home(folder: Path, name: str) -> Path:
+    return folder / CatalogueBuilder.name / name / str(CatalogueBuilder.VERSION)
 
 
 class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
     """Any product table as a TFDS dataset."""
 
     name = "catalogue"
-    VERSION = tfds.core.Version("1.2.0")  # increase it when the same table gives other records
+    VERSION = tfds.core.Version("1.3.0")  # increase it when the same table gives other records
 
     def __init__(self, source: DataSource, vocabulary: Vocabulary, progress: Callable, *, config: str, data_dir: str):
         self._source, self._vocabulary, self._progress = source, vocabulary, progress
@@ -140,18 +173,22 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
         for leftover in (self.home, *self.home.parent.glob("incomplete.*")):
             remove_tree(leftover)
         begin = time.perf_counter()
-        self._generate()
+        with tempfile.TemporaryDirectory() as seen:
+            image_files.note(self._source, Path(seen) / image_files.FILE)
+            self._generate()
+            upload(Path(seen) / image_files.FILE, self.home / image_files.FILE)
         self._write_index(time.perf_counter() - begin)
 
     def _generate(self) -> None:
-        with quiet_tfds():
+        with quiet_tfds(), records_in_order():
             self.download_and_prepare()
 
     def _write_index(self, seconds: float) -> None:
-        """Writes the index, the skipped rows, and last the report, which marks the preparation as finished."""
+        """Writes the index, the skipped rows, the report, which marks the preparation as finished, and checksums."""
         for split, columns in self._index.items():
             category_names, categories = np.unique(columns["categories"], return_inverse=True)
             arrays = {name: np.array(columns[name], np.int32) for name in ("num_pieces", "column_ends")}
+            arrays |= {name: np.array(columns[name], np.uint64) for name in ("text_hashes", "image_hashes")}
             arrays["ids"] = np.array(columns["ids"])
             arrays["groups"] = np.unique(columns["groups"], return_inverse=True)[1].astype(np.int32)
             index = io.BytesIO()
@@ -168,6 +205,8 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
         }
         with atomic_write(self.home / REPORT) as file:
             file.write_text(json.dumps(report, indent=2))
+        if not is_remote(self.home):
+            write_sums(self.home)
 
 
 @contextlib.contextmanager

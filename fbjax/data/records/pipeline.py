@@ -4,9 +4,10 @@ A split's order comes from `fbjax.data.batches.sampler`. The step is the data po
 tail of the stream from 0.
 """
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ import tensorflow_datasets as tfds
 from absl import logging
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from fbjax.core.checksums import damage
 from fbjax.core.paths import as_path
 from fbjax.core.resampling import fitted
 from fbjax.data.batches.batch import Batch
 from fbjax.data.batches.sampler import Sampler
 from fbjax.data.batches.split import REPORT, Split
 from fbjax.data.sources.base import Product
+from fbjax.data.sources.images import rewrite
 from fbjax.data.text.wordpiece import NO_WORD, Vocabulary
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
@@ -41,7 +44,16 @@ class Records(Split):
         return as_path(self.files[0]).parent
 
     def report(self) -> dict:
-        return json.loads((self.home / REPORT).read_text())
+        return read_report(self.home)
+
+    @contextlib.contextmanager
+    def _damage_named(self):
+        """Raises ValueError, in one line, in place of what a damaged file makes readers raise."""
+        try:
+            yield
+        except Exception:
+            check_records(self.home)
+            raise
 
     @property
     def stored(self) -> None:
@@ -55,7 +67,8 @@ class Records(Split):
         """A reader of serialized records by row."""
         if self.files[0].startswith("s3://"):
             raise ValueError(f"{self.home}: ArrayRecord reads no s3://; copy the folder here, or mount it")
-        source = ArrayRecordDataSource(self.files)
+        with self._damage_named():
+            source = ArrayRecordDataSource(self.files)
         return lambda rows: source.__getitems__([int(row) for row in rows])
 
     def train_batches(
@@ -78,7 +91,7 @@ class Records(Split):
 
         def look_up(step):
             rows, negatives = sampler.batch(int(step))
-            num_tokens = sampler.text_tokens(rows)
+            num_tokens = sampler.text_tokens(int(step))
             rows, negatives = rows[share], negatives[share]
             spans = np.stack(self.spans(rows, sampler.columns(int(step))[share]), axis=1)
             return (
@@ -115,9 +128,10 @@ class Records(Split):
         dataset = dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE).batch(len(share), drop_remainder=True)
         if features is not None and not only_rows:
             dataset = dataset.map(add_features, num_parallel_calls=2)
-        for row, ids, word_ids, *images in dataset.prefetch(PREFETCH).as_numpy_iterator():
-            images = [image.astype(np.int32) for image in images] if only_rows else images
-            yield Batch(row.astype(np.int32), self.groups[row], ids, word_ids, *(images + [None])[:2])
+        with self._damage_named():
+            for row, ids, word_ids, *images in dataset.prefetch(PREFETCH).as_numpy_iterator():
+                images = [image.astype(np.int32) for image in images] if only_rows else images
+                yield Batch(row.astype(np.int32), self.groups[row], ids, word_ids, *(images + [None])[:2])
 
     def pieces(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return self._fields(rows, ("pieces", "word_ids"))
@@ -129,18 +143,22 @@ class Records(Split):
         """Some fields of `rows` in order. Reads some records at a time, since they contain images."""
         read = self.open()
         for start in range(0, len(rows), RECORDS_AT_ONCE):
-            serialized = np.array(read(rows[start : start + RECORDS_AT_ONCE]), object)
+            with self._damage_named():
+                serialized = np.array(read(rows[start : start + RECORDS_AT_ONCE]), object)
 
             def parse(record):
                 example = self._deserialize(record)
                 return tuple(example[name] for name in names)
 
             dataset = tf.data.Dataset.from_tensor_slices(serialized).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
-            yield from dataset.as_numpy_iterator()
+            with self._damage_named():
+                yield from dataset.as_numpy_iterator()
 
     def products(self, rows: Sequence[int]) -> list[Product]:
         found = []
-        for serialized in self.open()(rows):
+        with self._damage_named():
+            read = self.open()(rows)
+        for serialized in read:
             example = {name: value.numpy() for name, value in self._deserialize(serialized).items()}
             texts = (example[name].decode() for name in ("id", "text", "category", "group"))
             found.append(Product(*texts, example.get("image", b""), where=""))
@@ -159,21 +177,61 @@ class Records(Split):
 
         dataset = tf.data.Dataset.range(0, len(rows), batch_size).map(fetch, num_parallel_calls=2).unbatch()
         dataset = dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
-        yield from dataset.batch(batch_size).prefetch(PREFETCH).as_numpy_iterator()
+        with self._damage_named():
+            yield from dataset.batch(batch_size).prefetch(PREFETCH).as_numpy_iterator()
 
     def _deserialize(self, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
         encoded = {"image": tfds.decode.SkipDecoding()} if "image" in self.features else None
         return self.features.deserialize_example(serialized, decoders=encoded)
 
 
+def check_records(home: Path, names: Iterable[str] | None = None) -> None:
+    """Raises ValueError, with the remedy, where files in a folder of records are not as they were written."""
+    if found := damage(home, names):
+        raise _damaged(home, found)
+
+
+def read_report(home: Path) -> dict:
+    """The report of a preparation. Raises ValueError, with the remedy, where it is damaged."""
+    try:
+        return json.loads((home / REPORT).read_bytes())
+    except ValueError as error:
+        raise _damaged(home, f"{REPORT}: {error}") from None
+
+
+def _damaged(home: Path, found: str) -> ValueError:
+    return ValueError(f"the prepared records in {home} are damaged ({found}): delete this folder, it is made anew")
+
+
 def decode_image(encoded: bytes, size: int, fit: str = "squash") -> np.ndarray:
-    """One JPEG or PNG as uint8 [S, S, 3], exactly as the pipelines decode it."""
-    return _decode(tf.constant(encoded), size, fit).numpy()
+    """One JPEG or PNG as uint8 [S, S, 3], exactly as the pipelines decode what `decodable` makes of it."""
+    try:
+        return _decode(tf.constant(encoded), size, fit).numpy()
+    except tf.errors.OpError:
+        return _decode(tf.constant(rewrite(encoded)), size, fit).numpy()
+
+
+def decodable(encoded: bytes) -> bytes:
+    """An encoded image as the pipelines surely decode it: the same bytes, or another PNG of the same pixels.
+
+    TensorFlow's decoder is stricter than Pillow: it refuses a PNG with a wrong checksum, for example. Raises ValueError
+    on what both refuse.
+    """
+    try:
+        _pixels(tf.constant(encoded))
+        return encoded
+    except tf.errors.OpError:
+        return rewrite(encoded)
+
+
+def _pixels(encoded: tf.Tensor) -> tf.Tensor:
+    """uint8 [H, W, 3]."""
+    return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
 def _decode(encoded: tf.Tensor, size: int, fit: str) -> tf.Tensor:
     """Decodes to S x S, bilinear with antialiasing; "squash" changes the aspect ratio, as the paper does."""
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    image = _pixels(encoded)
     image.set_shape([None, None, 3])
     new = [size, size]
     if fit == "pad":

@@ -1,6 +1,7 @@
 """The fields of a record and of the index, and the way from products to records. Both builders share it."""
 
 import functools
+import hashlib
 import io
 import itertools
 import tempfile
@@ -12,10 +13,11 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import file_adapters, writer
 
 from fbjax.core.paths import is_remote, upload
+from fbjax.data.records.pipeline import decodable
 from fbjax.data.sources.base import Skipped
 from fbjax.data.text.wordpiece import Vocabulary
 
-INDEXED = ("ids", "groups", "categories", "num_pieces", "column_ends")
+INDEXED = ("ids", "groups", "categories", "num_pieces", "column_ends", "text_hashes", "image_hashes")
 TOKENIZE_AT_ONCE = 256
 KINDS = {
     "image": tfds.features.Image,
@@ -32,7 +34,10 @@ def record_features(holds: tuple[str, tuple[int | None, ...]]) -> tfds.features.
 
 
 def encode_rows(rows: Iterable[tuple], vocabulary: Vocabulary) -> Iterator[tuple]:
-    """(key, example) for every (key, product), and (key, skipped) unchanged, in order. Skips products without text."""
+    """(key, example) for every (key, product), and (key, skipped) unchanged, in order.
+
+    Skips products without text, and those whose image is none. An example's image is what the pipelines decoded here.
+    """
     rows = iter(rows)
     while batch := list(itertools.islice(rows, TOKENIZE_AT_ONCE)):
         plain = [row for _, row in batch if not isinstance(row, Skipped) and not row.pieces]
@@ -48,14 +53,25 @@ def encode_rows(rows: Iterable[tuple], vocabulary: Vocabulary) -> Iterator[tuple
             example = {name: getattr(row, name) for name in ("id", "group", "category", "text")}
             numbers = {"pieces": pieces, "word_ids": word_ids, "column_ends": ends}
             example |= {name: np.array(values, np.int32) for name, values in numbers.items()}
-            image = {"image": io.BytesIO(row.image)} if isinstance(row.image, bytes) else {"features": row.image}
-            yield key, example | image
+            try:
+                image = {"image": io.BytesIO(decodable(row.image))} if isinstance(row.image, bytes) else None
+            except ValueError as error:
+                yield key, Skipped(row.where, row.id, str(error), row.group)
+                continue
+            yield key, example | (image or {"features": row.image})
 
 
 def index_entry(example: dict) -> tuple:
     """An example's values of `INDEXED`."""
     ends = example["column_ends"].tolist()
-    return example["id"], example["group"], example["category"], len(example["pieces"]), ends
+    image = example["image"].getvalue() if "image" in example else example["features"].tobytes()
+    hashes = (_hash(content) for content in (example["text"].encode() + example["pieces"].tobytes(), image))
+    return example["id"], example["group"], example["category"], len(example["pieces"]), ends, *hashes
+
+
+def _hash(content: bytes) -> int:
+    """64 bits."""
+    return int.from_bytes(hashlib.sha256(content).digest()[:8])
 
 
 class RecordWriter(writer.ExampleWriter):

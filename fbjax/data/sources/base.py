@@ -5,22 +5,27 @@ package, or anywhere that is imported before `open_source`. It checks its rows a
 """
 
 import abc
+import contextlib
 import dataclasses
+import functools
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from fbjax.config.schema import DataConfig
+from fbjax.config.data import DataConfig
 from fbjax.core import paths
+from fbjax.core.checksums import blocks_damage, sha256, summed_write
 from fbjax.core.registry import Registry
 from fbjax.data.text.wordpiece import Vocabulary
 
 SOURCES: Registry[type["DataSource"]] = Registry("data source", "fbjax.data.sources")
 OTHER_SPLIT, DUPLICATE = "group is in another split", "duplicate id"
 LOCATIONS = ("train", "validation", "manual_dir", "prepared")  # settings of the data that are paths
+HASHES = "tables.json"  # in the prepared folder: hashes of tables, so that none is read twice
 READING = ("arrays", "on_device")  # settings of how prepared data is read
 
 
@@ -68,6 +73,7 @@ class DataSource(abc.ABC):
     image_size: int
     table: str | tuple[str, ...] | None = None
 
+    version: ClassVar[int] = 1  # increase it when the same files give other products
     gives_features: ClassVar[bool] = False  # patch features in place of images, of data.num_patches x data.feature_size
 
     @abc.abstractmethod
@@ -93,7 +99,9 @@ class DataSource(abc.ABC):
         """The files of a path or glob, sorted. Raises FileNotFoundError if there is none."""
         if files := paths.find(pattern):
             return files
-        raise FileNotFoundError(f"no table at {str(pattern)!r}: set config.data.train (or --data) to a file or a glob")
+        raise FileNotFoundError(
+            f"no table at {str(pattern)!r}: set config.data.train (or --data) to a file, a folder or a glob"
+        )
 
     def count(self, files: list[Path]) -> int | None:
         """The number of rows, or None if it is unknown before reading."""
@@ -102,6 +110,18 @@ class DataSource(abc.ABC):
     def about(self, file: Path) -> str:
         """A hint for the error about a file without usable rows."""
         return ""
+
+    def notes(self) -> list[str]:
+        """What reading guessed or leaves out, a line each, for whoever prepares the files."""
+        return []
+
+    def image_root(self, file: Path) -> Path:
+        """The folder from which the image paths of a table count."""
+        return file.parent
+
+    def image_names(self, file: Path) -> Iterator[str]:
+        """The paths of the image files that the rows of a table name, whether or not they are there."""
+        return iter(())
 
     @property
     def holds(self) -> tuple[str, tuple[int | None, ...]]:
@@ -155,17 +175,14 @@ class DataSource(abc.ABC):
 
     def held_out(self, group: str) -> bool:
         """Whether `group` is held out for validation: depends on its hash alone."""
-        return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) / 2**64 < self.holdout
+        return hashed(group) < self.holdout
 
     def fingerprint(self, vocabulary: Vocabulary) -> str:
-        """A hash of the settings, the vocabulary, and the tables' names, sizes and times of change.
-
-        Ignores image files outside the tables: delete the prepared folder after changing them.
-        """
-        stats = [(split, *file_stats(files)) for split, files in self.files().items()]
+        """A hash of the settings, the vocabulary, and the tables' names and contents; not of image files outside."""
+        stats = [(split, *contents(files, self.data.prepared)) for split, files in self.files().items()]
         settings = dataclasses.asdict(self.data) | {"holdout": self.holdout} | dict.fromkeys(LOCATIONS)
         settings = {name: value for name, value in settings.items() if name not in READING}
-        content = (stats, settings, self.image_size, vocabulary.fingerprint)
+        content = (stats, settings, self.version, self.image_size, vocabulary.fingerprint)
         return hashlib.sha256(repr(content).encode()).hexdigest()[:12]
 
 
@@ -186,6 +203,45 @@ def open_source(data: DataConfig, image_size: int, table: str | Sequence[str] | 
     return kind(data, image_size, table if isinstance(table, str | None) else tuple(table))
 
 
-def file_stats(files: list[Path]) -> list[tuple]:
-    """(name, bytes, time of change) of each file."""
-    return [(file.name, *paths.size_and_time(file)) for file in files]
+def hashed(group: str) -> float:
+    """A number in [0, 1) that depends on the group's name alone: those below data.holdout are held out."""
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) / 2**64
+
+
+def contents(files: list[Path], folder: str | Path) -> list[tuple]:
+    """(name, SHA-256) of each file, or of the names in a folder; of one in a store (name, bytes, time of change).
+
+    Hashes are noted in `folder`, if it exists, and taken from there while a file's size and time are the same.
+    """
+    found, note = [], paths.as_path(folder) / HASHES
+    noted = _read_hashes(note)
+    before = dict(noted)
+    for file in files:
+        stat = paths.size_and_time(file)
+        if paths.is_remote(file):
+            found.append((file.name, *stat))
+            continue
+        key = str(file.absolute())
+        if noted.get(key, [])[:2] != [*stat]:
+            noted[key] = [*stat, _sha256(key, *stat)]
+        found.append((file.name, noted[key][2]))
+    if noted != before and note.parent.is_dir():
+        with contextlib.suppress(OSError), summed_write(note) as path:
+            path.write_text(json.dumps(noted))
+    return found
+
+
+def _read_hashes(note: Path) -> dict[str, list]:
+    """{file: [bytes, time of change, SHA-256]}, {} where the note is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        return {} if blocks_damage(note) else json.loads(note.read_text())
+    return {}
+
+
+@functools.lru_cache(1024)
+def _sha256(file: str, size: int, time: int) -> str:
+    path = Path(file)
+    if path.is_dir():  # of pictures: its rows are their names
+        names = sorted(str(found.relative_to(path)) for found in path.rglob("*"))
+        return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+    return sha256(path)

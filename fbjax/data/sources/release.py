@@ -23,7 +23,7 @@ import pyarrow.compute
 
 from fbjax.core import paths
 from fbjax.data.sources.base import SOURCES, DataSource, Described, Part, Product, Skipped
-from fbjax.data.sources.tables import clean_name, clean_text
+from fbjax.data.sources.cells import clean_name, clean_text
 from fbjax.data.text.wordpiece import PAD_ID, Vocabulary
 
 _MASKED_LM = ("masked_lm_positions", "masked_lm_ids", "masked_lm_weights")

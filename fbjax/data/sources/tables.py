@@ -1,131 +1,263 @@
 """The source "tables": rows of a product table become products, with embedded images or paths of image files.
 
-Checks the rows; `table_readers` knows the file formats. An unusable row becomes a `Skipped`.
+Checks the rows; `readers` know the file formats. An unusable row becomes a `Skipped`.
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
-import re
-import urllib.parse
+import string
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from fbjax.config.schema import Columns
+from fbjax.config.data import Columns, DataConfig
 from fbjax.core import paths
-from fbjax.data.sources import fashiongen, table_readers
-from fbjax.data.sources.base import SOURCES, DataSource, Described, Part, Product, Skipped
+from fbjax.core.registry import meant
+from fbjax.data.sources import fashiongen, readers
+from fbjax.data.sources.base import DUPLICATE, SOURCES, DataSource, Described, Part, Product, Skipped
+from fbjax.data.sources.cells import clean_id, clean_name, clean_text, plain_text
+from fbjax.data.sources.image_folder import ImageFolder, read_image_file
 from fbjax.data.sources.images import encode_array, normalise_image
-from fbjax.data.sources.table_readers import column_names, listed, read_rows
+from fbjax.data.sources.pictures import NOTHING, first_picture, is_url, pictures_of
+from fbjax.data.sources.readers.base import Reading, Table, listed
 from fbjax.data.text.wordpiece import Vocabulary
 
-SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", fashiongen.SUFFIX)
-ROWS_AT_ONCE = 256  # in a part of a text or HDF5 file
+ROWS_AT_ONCE = 256  # in a part of a file that is read from its start
+MOST_ROWS = 1000  # of one product
 MAX_NAME = 500  # characters of an id, category or group: a longer cell comes from a quote that was never closed
-MAX_IMAGE_BYTES = 2**28
-NOTHING = frozenset(("nan", "NaN", "null", "NULL", "None", "<NA>", "N/A", "#N/A"))  # how programs spell a missing value
+FURTHER_ROW, FURTHER_PICTURE = "further row of a product", "further picture of a product"
 
 
 @SOURCES.register("tables")
 class Tables(DataSource):
-    """Parquet, CSV, TSV, JSON Lines, and Fashion-Gen's HDF5 files.
+    """Product tables of every format that `readers` knows.
 
-    A part of a text file contains its rows, since nobody can start reading in the middle; without images they are
-    small. A part with embedded images contains only the position of its rows, and the worker reads them.
+    Rows in succession with the same id, and no other text, category or group, are one product: the first filled cell
+    of each column counts. Without an id column, the id is FOLDER/FILE:ROW. A part of a file that is read from its start
+    contains its rows, since nobody can start reading in the middle; without images they are small. A part with
+    embedded images contains only the position of its rows, and the worker reads them.
     """
+
+    version = 2
 
     def find(self, pattern: str) -> list[Path]:
         if fashiongen.is_named(pattern):
             return [fashiongen.find(pattern, self.data.manual_dir)]
-        files = super().find(pattern)
-        if wrong := [file for file in files if file.suffix.lower() not in SUFFIXES]:
-            raise ValueError(f"{wrong[0]} is none of {', '.join(SUFFIXES)}")
-        return files
+        return readers.find_tables(pattern) or super().find(pattern)
+
+    def open(self, file: Path) -> Table:
+        """The reader of a file, with the settings of `data`."""
+        return open_table(file, self.data)
 
     def check(self, vocabulary: Vocabulary | None = None) -> None:
         for file in itertools.chain.from_iterable(self.files().values()):
-            _check_columns(file, mapped_columns(self.data.columns), " (map them in config.data.columns)")
+            _check_columns(self.open(file), mapped_columns(self.data.columns), " (map them in config.data.columns)")
 
     def count(self, files: list[Path]) -> int | None:
-        return table_readers.count_rows(files)
+        counts = [self.open(file).count() for file in files]
+        return None if None in counts else sum(counts)
 
     def about(self, file: Path) -> str:
-        return f"; its columns are {listed(column_names(file))}"
+        return f"; its columns are {listed(self.open(file).columns())}"
+
+    def notes(self) -> list[str]:
+        return [note for files in self.files().values() for file in files for note in self.open(file).about()[1]]
+
+    def image_root(self, file: Path) -> Path:
+        return image_folder(self.open(file), self.data).root
+
+    def image_names(self, file: Path) -> Iterator[str]:
+        table, columns = self.open(file), self.data.columns
+        folder = image_folder(table, self.data)
+        if columns.image in table.binary():
+            return
+        for row in table.rows({name for _, name, _ in image_parts(columns.image)}):
+            pictures = pictures_of(image_cell(row, columns)) if isinstance(row, dict) else []
+            yield from (folder.named(name) for name in pictures if isinstance(name, str) and not is_url(name))
 
     def texts(self) -> Iterator[str]:
         self.check()
         columns = self.data.columns
-        for row in itertools.chain.from_iterable(read_rows(file, {*columns.text}) for file in self.files()["train"]):
+        tables = map(self.open, self.files()["train"])
+        for row in itertools.chain.from_iterable(table.rows({*columns.text}) for table in tables):
             if isinstance(row, dict) and (text := _joined(row, columns)[0]):
                 yield text
 
     def cut(self, file: Path, vocabulary: Vocabulary) -> Iterator[Part]:
-        if file.suffix.lower() == fashiongen.SUFFIX:
-            total = fashiongen.count_rows(file)
-            for start in range(0, total, ROWS_AT_ONCE):
-                yield Part(file, start + 1, range(start, min(start + ROWS_AT_ONCE, total)))
-        elif self.data.columns.image in table_readers.binary_columns(file):
-            first = 1
-            for group, length in enumerate(table_readers.group_lengths(file)):
-                yield Part(file, first, group)
+        table, columns, first = self.open(file), self.data.columns, 1
+        if columns.image in table.binary():
+            for block, length in enumerate(table.blocks()):
+                yield Part(file, first, block)
                 first += length
-        else:
-            numbered = enumerate(read_rows(file, {*mapped_columns(self.data.columns)}), start=1)
-            while some := list(itertools.islice(numbered, ROWS_AT_ONCE)):
-                yield Part(file, some[0][0], tuple(row for _, row in some))
+            return
+        rows: list[dict | str] = []
+        for row in table.rows({*mapped_columns(columns)}):
+            full = len(rows) >= ROWS_AT_ONCE and not (len(rows) < MOST_ROWS and _same_id(row, rows[-1], columns))
+            if full:
+                yield Part(file, first, tuple(rows))
+                first, rows = first + len(rows), []
+            rows.append(row)
+        if rows:
+            yield Part(file, first, tuple(rows))
 
     def described(self, part: Part, vocabulary: Vocabulary, images: bool = True) -> Iterator[Described]:
-        columns = self.data.columns
-        root = paths.as_path(self.data.image_root or part.file.parent)
-        names = {name for name in mapped_columns(columns) if images or name != columns.image}
-        for number, row in enumerate(_rows_of(part, names), start=part.first):
-            found = describe(row, columns, f"{part.file.name} row {number}")
-            cell = row.get(columns.image) if isinstance(row, dict) else None
-            yield number, found, functools.partial(with_image, found, cell, root, self.image_size)
+        columns, table = self.data.columns, self.open(part.file)
+        folder = image_folder(table, self.data)
+        names = {*mapped_columns(columns)} - (set() if images else {columns.image})
+        rows = table.read_block(part.rows, names) if isinstance(part.rows, int) else part.rows
+        for number, row in enumerate(merged(rows, columns), start=part.first):
+            found = describe(row, columns, f"{part.file.name} row {number}", row_id(part.file, number))
+            cell = image_cell(row, columns) if isinstance(row, dict) else None
+            yield number, found, functools.partial(with_image, found, cell, folder, self.image_size)
 
 
-def _rows_of(part: Part, names: set[str]) -> Iterator[dict | str]:
-    """The rows of a part as from `table_readers.read_rows`."""
-    if isinstance(part.rows, range):
-        return fashiongen.read_rows(part.file, names, part.rows)
-    return table_readers.read_group(part.file, part.rows, names) if isinstance(part.rows, int) else iter(part.rows)
+def open_table(file: Path, data: DataConfig) -> Table:
+    """The reader of a file with the settings of `data`."""
+    return readers.open_table(file, Reading(data.encoding, data.columns.text[-1] * (data.extra_cells == "text")))
 
 
-def _check_columns(file: Path, names: Iterable[str], remedy: str = "") -> None:
-    there = column_names(file)
+def image_folder(table: Table, data: DataConfig) -> ImageFolder:
+    """Where the image paths of a table lie."""
+    return ImageFolder(paths.as_path(data.image_root) if data.image_root else table.folder, data.images_outside)
+
+
+def _check_columns(table: Table, names: Iterable[str], remedy: str = "") -> None:
+    there = table.columns()
     if missing := [name for name in names if name not in there]:
-        raise ValueError(f"{file} has no column {', '.join(map(repr, missing))}; it has {listed(there)}{remedy}")
+        hints = [f"{name!r} ({hint})" if (hint := meant(name, there)[2:]) else repr(name) for name in missing]
+        raise ValueError(f"{table.path} has no column {', '.join(hints)}; it has {listed(there) or 'none'}{remedy}")
 
 
 def mapped_columns(columns: Columns) -> list[str]:
-    return [columns.id, *columns.text, columns.image, columns.category, *[columns.group] * bool(columns.group)]
+    images = [name for _, name, _ in image_parts(columns.image)]
+    return [name for name in (columns.id, *columns.text, *images, columns.category, columns.group) if name]
 
 
-def read_labels(files: list[Path], columns: Columns, names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+def image_parts(image: str) -> list[tuple[str, str, str]]:
+    """(text, column after it or "", its format) of ``images/{article_id:.3}/{article_id}.jpg``, or of a column's name.
+
+    A column in braces stands for its cell, ``:.3`` for the first three letters of that (Python's format of a string).
+    Raises ValueError where braces are not closed.
+    """
+    if "{" not in image:
+        return [("", image, "")]
+    try:
+        return [(text, name or "", form or "") for text, name, form, _ in string.Formatter().parse(image)]
+    except ValueError as error:
+        raise ValueError(f"config.data.columns.image {image!r}: {error}") from None
+
+
+def image_cell(row: dict, columns: Columns):
+    """The cell of a row's image, or its path made of other cells; None where one of these is empty."""
+    if "{" not in columns.image or columns.image in row:
+        return row.get(columns.image)
+    parts = image_parts(columns.image)
+    cells = {name: clean_id(row.get(name)) for _, name, _ in parts if name}
+    try:
+        path = "".join(text + format(cells.get(name, ""), form) for text, name, form in parts)
+    except ValueError as error:  # a format that is not for strings
+        raise ValueError(f"config.data.columns.image {columns.image!r}: {error}") from None
+    return path if all(cells.values()) else None
+
+
+def read_labels(files: list[Path], data: DataConfig, names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """{id: its cells of the columns `names`, "" if empty} of every possible product; does not read images.
 
     Raises ValueError with the existing columns if one is missing.
     """
     labels: dict[str, tuple[str, ...]] = {}
-    wanted = {*mapped_columns(columns), *names} - {columns.image}
+    wanted = {*mapped_columns(data.columns), *names} - {data.columns.image}
     for file in files:
-        _check_columns(file, names)
-        for number, row in enumerate(read_rows(file, wanted), start=1):
-            described = describe(row, columns, f"{file.name} row {number}")
+        table = open_table(file, data)
+        _check_columns(table, names)
+        for number, row in enumerate(merged(table.rows(wanted), data.columns), start=1):
+            described = describe(row, data.columns, f"{file.name} row {number}", row_id(file, number))
             if isinstance(described, Product):
                 labels.setdefault(described.id, tuple(clean_name(row.get(name)) for name in names))
     return labels
 
 
-def describe(row: dict | str, columns: Columns, where: str) -> Product | Skipped:
-    """A row's product without its image, or the reason for skipping it."""
-    if isinstance(row, str):
-        return Skipped(where, "", row)
-    named = {"id": clean_name(row.get(columns.id)), "category": clean_name(row.get(columns.category))}
-    named["group"] = (clean_name(row.get(columns.group)) if columns.group else "") or named["id"]
+def row_id(file: Path, number: int) -> str:
+    """The id of a row of a table without an id column. The folder tells tables of one name apart."""
+    file = file if paths.is_remote(file) else file.absolute()
+    return f"{file.parent.name}/{file.name}:{number}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Further:
+    """A row that continues the product above it."""
+
+    id: str
+    reason: str
+
+
+def merged(rows: Iterable[dict | str], columns: Columns) -> Iterator[dict | str | Further]:
+    """The rows, each product's first one filled from those that continue it; these become `Further`.
+
+    The image cell of a product with several pictures is the list of its cells.
+    """
+    run, words = [], (*columns.text, columns.category, columns.group)
+    product: dict | str = {}  # the rows of `run` as one, without the images
+    for row in rows:
+        if run and len(run) < MOST_ROWS and _continues(row, product, columns):
+            product = product | {name: row[name] for name in words if not _filled(product, name) and _filled(row, name)}
+        else:
+            yield from _as_one(product, run, columns)
+            product, run = row, []
+        run.append(row)
+    yield from _as_one(product, run, columns)
+
+
+def _same_id(row: dict | str, other: dict | str, columns: Columns) -> bool:
+    both = isinstance(row, dict) and isinstance(other, dict) and columns.id != ""
+    return both and row.get(columns.id) == other.get(columns.id) and clean_name(row.get(columns.id)) != ""
+
+
+def _filled(row: dict, name: str) -> bool:
+    return clean_text(row.get(name)) != ""
+
+
+def _continues(row: dict | str, product: dict | str, columns: Columns) -> bool:
+    """Whether `row` has the id of `product`, and no other text, category or group."""
+    if not _same_id(row, product, columns):
+        return False
+    filled = [name for name in (*columns.text, columns.category, columns.group) if _filled(row, name)]
+    return all(not _filled(product, name) or clean_text(row[name]) == clean_text(product[name]) for name in filled)
+
+
+def _as_one(product: dict | str, run: list, columns: Columns) -> Iterator[dict | str | Further]:
+    """The product with its pictures, then each further row of `run` with the reason why it is not used."""
+    if len(run) < 2:
+        yield from run
+        return
+    words = (*columns.text, columns.category, columns.group)
+    own = _new(image_cell(run[0], columns), [])
+    pictures, reasons = [*own], []
+    for row in run[1:]:
+        new = _new(image_cell(row, columns), pictures)
+        repeats = all(clean_text(row.get(name)) == clean_text(product.get(name)) for name in words)
+        reasons.append(FURTHER_PICTURE if new and pictures else DUPLICATE if repeats and not new else FURTHER_ROW)
+        pictures += new
+    yield product if len(pictures) == len(own) else product | {columns.image: pictures}
+    for row, reason in zip(run[1:], reasons, strict=True):
+        yield Further(clean_id(row.get(columns.id)), reason)
+
+
+def _new(cell, cells: list) -> list:
+    """[cell], or [] if it holds no picture or is one of `cells`."""
+    known = (np.array_equal(cell, other) if isinstance(cell, np.ndarray) else cell == other for other in cells)
+    return [cell] if pictures_of(cell) and not any(known) else []
+
+
+def describe(row: dict | str | Further, columns: Columns, where: str, identity: str = "") -> Product | Skipped:
+    """A row's product without its image, or the reason for skipping it; `identity`: its id without an id column."""
+    if isinstance(row, str | Further):
+        return Skipped(where, *(("", row) if isinstance(row, str) else (row.id[:MAX_NAME], row.reason)))
+    named = {"id": clean_id(row.get(columns.id)) if columns.id else identity}
+    named["category"] = clean_name(plain_text(clean_name(row.get(columns.category))))
+    named["group"] = (clean_id(row.get(columns.group)) if columns.group else "") or named["id"]
     text, ends = _joined(row, columns)
     for value, problem in ((named["id"], "missing id"), (text, "empty text"), (named["category"], "missing category")):
         if not value:
@@ -136,10 +268,10 @@ def describe(row: dict | str, columns: Columns, where: str) -> Product | Skipped
     return Product(text=text, image=b"", where=where, column_ends=ends, **named)
 
 
-def with_image(product: Product, cell, root: Path, max_side: int) -> Product | Skipped:
+def with_image(product: Product, cell, folder: ImageFolder, max_side: int) -> Product | Skipped:
     """`product` with the image of its cell, or the reason for skipping it."""
     try:
-        return dataclasses.replace(product, image=normalise_image(image_bytes(cell, root), max_side))
+        return dataclasses.replace(product, image=normalise_image(image_bytes(cell, folder), max_side))
     except FileNotFoundError:
         reason = "image file not found"
     except OSError:
@@ -149,77 +281,25 @@ def with_image(product: Product, cell, root: Path, max_side: int) -> Product | S
     return Skipped(product.where, product.id, reason, product.group)
 
 
-def image_bytes(cell, root: Path) -> bytes:
-    """The encoded image of a cell: bytes, pixels, a path, a {bytes, path} struct, or the first of a list."""
+def image_bytes(cell, folder: ImageFolder) -> bytes:
+    """The encoded image of a cell: bytes, pixels, a path, a {bytes, path} struct, or the first of several."""
+    cell = first_picture(cell, folder)
     if isinstance(cell, np.ndarray):
         return encode_array(cell)
-    if isinstance(cell, list):
-        cell = next(filter(None, cell), None)
-    if isinstance(cell, dict):
-        cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes) and cell:
         return cell
     name = cell.strip() if isinstance(cell, str) else ""
     if not name or name in NOTHING:
         raise ValueError("missing image")
-    if name.lower().startswith("file://"):
-        name = urllib.parse.unquote(name[len("file://") :].removeprefix("localhost"))
-    elif is_url(name):
+    if is_url(name):
         raise ValueError("image is a URL: it is not fetched")
-    path = _image_path(name, root)
-    if paths.size_and_time(path)[0] > MAX_IMAGE_BYTES:
-        raise ValueError(f"image file of more than {MAX_IMAGE_BYTES // 2**20} MiB")
-    encoded = path.read_bytes()
-    if not encoded:
-        raise ValueError("empty image file")
-    return encoded
-
-
-def is_url(name: str) -> bool:
-    return re.match(r"[a-z][a-z0-9+.-]+://|//|data:", name, re.IGNORECASE) is not None
-
-
-def _image_path(name: str, root: Path) -> Path:
-    """The regular file of a cell's path, which may be a Windows path."""
-    there = False
-    for path in (root / name, root / name.replace("\\", "/")):
-        with contextlib.suppress(ValueError, OSError):  # NUL, half a surrogate pair, too long a name
-            if path.is_file():
-                return path
-            there = there or path.exists()
-    raise OSError(f"{name} is no file") if there else FileNotFoundError(name)  # a folder, or an endless device
+    return read_image_file(folder.find(name))
 
 
 def _joined(row: dict, columns: Columns) -> tuple[str, tuple[int, ...]]:
     """The text of a row, and its length up to the end of each text column."""
     text, ends = "", []
-    for part in (clean_text(row.get(name)) for name in columns.text):
+    for part in (plain_text(row.get(name)) for name in columns.text):
         text += " " * bool(text and part) + part
         ends.append(len(text))
     return text, tuple(ends)
-
-
-def clean_text(value) -> str:
-    """A cell's text with single spaces, "" if there is none; of lists and structs the joined values."""
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    if isinstance(value, list | dict):
-        value = " ".join(_scalars(value, depth=3))
-    if value is None or isinstance(value, np.ndarray) or value != value:  # None, pixels or NaN
-        return ""
-    return " ".join(str(value).encode("utf-8", "replace").decode().split())  # half a surrogate pair becomes ?
-
-
-def clean_name(value) -> str:
-    """The text of an id, category or group, without NUL, which NumPy drops at the end of a string."""
-    name = clean_text(value)
-    name = " ".join(name.replace("\0", " ").split()) if "\0" in name else name
-    return "" if name in NOTHING else name
-
-
-def _scalars(value, depth: int) -> Iterator[str]:
-    for part in value.values() if isinstance(value, dict) else value:
-        if not isinstance(part, list | dict):
-            yield clean_text(part)
-        elif depth > 1:
-            yield from _scalars(part, depth - 1)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fbjax.data.sources import fashiongen
-from fbjax.data.sources.table_readers import count_rows, read_rows
+from fbjax.data.sources.readers import open_table
 from fbjax.data.synthetic import garments
 from fbjax.data.synthetic.products import write_catalogue
 
@@ -28,8 +28,8 @@ def write_hdf5(folder: str | Path, num_products: int, seed: int, progress: Calla
     for split, table in write_catalogue(folder, num_products, seed, progress).items():
         path = written[split] = Path(folder) / fashiongen.FILES[split]
         if not path.is_file() or path.stat().st_mtime_ns < table.stat().st_mtime_ns:
-            number = count_rows([table])
-            rows = progress(_photos(read_rows(table)), number, f"writing {split}")
+            number = open_table(table).count() or 0
+            rows = progress(_photos(open_table(table).rows()), number, f"writing {split}")
             fashiongen.write(path, rows, number, SIDE)
     return written
 

@@ -2,6 +2,10 @@
 
 Sources are a vocab.txt, such as a pretrained BERT's, the part of it that a catalogue uses, or training on a catalogue's
 text. A vocabulary is stored as one tokenizer.json.
+
+A vocab.txt's words are those of BERT. A trained vocabulary departs from BERT where that would lose the text: scripts of
+South East Asia, which write no spaces, are cut into syllables; katakana is cut from other kana; and a mark goes only
+where it is an accent, since BERT's uncased rules also drop Thai and Hindi vowels.
 """
 
 import collections
@@ -11,13 +15,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from tokenizers import BertWordPieceTokenizer, Tokenizer
+from tokenizers import BertWordPieceTokenizer, Encoding, Regex, Tokenizer, normalizers, pre_tokenizers
 
 from fbjax.core.paths import as_path
+from fbjax.data.text import scripts
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD_ID = 0
-MAX_LETTERS = 1000  # of a trained vocabulary: the most frequent ones
+MAX_LETTERS = 1000  # of a trained vocabulary, or half of its pieces if that is more: the most frequent ones
 NO_WORD = -1  # the word number of [CLS], [SEP] and [PAD]
 
 
@@ -34,14 +39,19 @@ class Vocabulary:
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         self.size = tokenizer.get_vocab_size()
-        self.cls_id, self.sep_id, self.mask_id = (tokenizer.token_to_id(piece) for piece in SPECIAL[2:])
+        self.unk_id, self.cls_id, self.sep_id, self.mask_id = (tokenizer.token_to_id(piece) for piece in SPECIAL[1:])
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Vocabulary":
-        """From a vocab.txt with one piece per line. Lowercases text unless a piece has an uppercase letter."""
+        """From a vocab.txt with one piece per line, or from what `save` wrote to a .json.
+
+        A vocab.txt lowercases text unless a piece has an uppercase letter.
+        """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no vocabulary file {path}")
+        if path.suffix == ".json":
+            return cls.load(path)
         pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines also splits at U+2028
         missing = [piece for piece in SPECIAL if piece not in pieces]
         if missing:
@@ -56,24 +66,28 @@ class Vocabulary:
     def train(cls, texts: Iterable[str], size: int) -> "Vocabulary":
         """At most `size` pieces (or the alphabet, if larger) trained on `texts`; deterministic.
 
-        The trainer orders letters randomly, so they are given to it as special tokens in sorted order.
+        The trainer orders letters randomly, so they are given to it as special tokens in sorted order. A letter that
+        begins no word of `texts` may still begin a word of a query, so it has a row for that too.
         """
-        wordpiece = BertWordPieceTokenizer(lowercase=True)
+        wordpiece = _for_training()
         counts = _count_words(wordpiece, texts)
         letters = collections.Counter()
         for word, count in counts.items():
             for letter in word:
                 letters[letter] += count
-        kept = set(sorted(letters, key=lambda letter: (-letters[letter], letter))[:MAX_LETTERS])
+        frequent = sorted(letters, key=lambda letter: (-letters[letter], letter))
+        kept = set(frequent[: max(MAX_LETTERS, size // 2)])
         words = [word for word in sorted(counts) if kept.issuperset(word)]
-        alphabet = sorted({word[0] for word in words}) + sorted({f"##{x}" for word in words for x in word[1:]})
+        alone = {word for word in words if len(word) == 1}
+        joined = {letter for word in words if len(word) > 1 for letter in word}
+        alphabet = sorted(alone | joined) + sorted(f"##{letter}" for letter in joined)
         wordpiece.train_from_iterator(
             (" ".join([word] * counts[word]) for word in words),
             vocab_size=size,
             special_tokens=[*SPECIAL, *alphabet],
             show_progress=False,
         )
-        wordpiece = BertWordPieceTokenizer(wordpiece.get_vocab(with_added_tokens=True), lowercase=True)
+        wordpiece = _for_training(wordpiece.get_vocab(with_added_tokens=True))
         return cls(wordpiece._tokenizer, f"of {size} pieces trained on the catalogue")
 
     def restricted_to(self, texts: Iterable[str]) -> "Vocabulary":
@@ -94,7 +108,14 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | Path) -> "Vocabulary":
-        return cls(Tokenizer.from_str(as_path(path).read_text(encoding="utf-8")), str(path))
+        """The vocabulary that `save` wrote to `path`. Raises ValueError where the file is no tokenizer, or OSError."""
+        try:
+            tokenizer = Tokenizer.from_str(as_path(path).read_bytes().decode())
+        except OSError:
+            raise
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ValueError(f"{path} is no tokenizer, {error}: put a copy of the file there") from None
+        return cls(tokenizer, str(path))
 
     def save(self, path: str | Path) -> None:
         as_path(path).write_text(self._tokenizer.to_str(pretty=False), encoding="utf-8")
@@ -134,9 +155,24 @@ class Vocabulary:
 
     def words(self, text: str) -> list[str]:
         """The words that `pieces` numbers, as in `text`."""
+        return [word for word, _ in self.known_words(text)]
+
+    def known_words(self, text: str) -> list[tuple[str, bool]]:
+        """The words that `pieces` numbers, as in `text`, each with whether it has pieces other than [UNK]."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        spans = (encoding.word_to_chars(word) for word in range(max(encoding.word_ids, default=-1) + 1))
-        return [text[start:end] for start, end in spans]
+        return [(text[start:end], known) for start, end, known in _spans(encoding, self.unk_id)]
+
+    def unknown_shares(self, texts: Sequence[str]) -> tuple[float, np.ndarray]:
+        """The share of all pieces that are [UNK], and for each text the share of its letters in such words, [N]."""
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        unknown, letters = np.zeros(len(encodings)), np.zeros(len(encodings))
+        for row, encoding in enumerate(encodings):
+            for start, end, known in _spans(encoding, self.unk_id):
+                letters[row] += end - start
+                unknown[row] += 0 if known else end - start
+        num_unknown = sum(encoding.ids.count(self.unk_id) for encoding in encodings)
+        num_pieces = sum(len(encoding.ids) for encoding in encodings)
+        return num_unknown / max(num_pieces, 1), unknown / np.maximum(letters, 1)
 
     def frame(self, pieces: Sequence[int], num_tokens: int) -> np.ndarray:
         """``[CLS] pieces [SEP] [PAD] ..`` as int32 [num_tokens]; cuts off pieces after the limit."""
@@ -148,6 +184,29 @@ class Vocabulary:
     def encode(self, texts: Sequence[str], num_tokens: int) -> np.ndarray:
         """Framed ids, int32 [len(texts), num_tokens]."""
         return np.stack([self.frame(ids, num_tokens) for ids, _ in self.pieces(texts)])
+
+
+def _for_training(vocabulary: dict[str, int] | None = None) -> BertWordPieceTokenizer:
+    """BERT's uncased rules, less what loses text in scripts without spaces or with vowel marks."""
+    wordpiece = BertWordPieceTokenizer(vocabulary, lowercase=True)
+    wordpiece.normalizer = normalizers.Sequence(
+        [
+            normalizers.BertNormalizer(lowercase=False, strip_accents=False),
+            normalizers.NFD(),
+            normalizers.Replace(Regex(scripts.ACCENTS), ""),
+            normalizers.Lowercase(),
+        ]
+    )
+    cut = pre_tokenizers.Split(Regex(f"{scripts.SYLLABLE}|{scripts.KATAKANA_RUN}"), "isolated")
+    wordpiece.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), cut])
+    return wordpiece
+
+
+def _spans(encoding: Encoding, unk_id: int) -> Iterator[tuple[int, int, bool]]:
+    """(start, end, whether it has pieces) of each word of a text."""
+    unknown = {word for word, piece in zip(encoding.word_ids, encoding.ids, strict=True) if piece == unk_id}
+    for word in range(max(encoding.word_ids, default=-1) + 1):
+        yield *encoding.word_to_chars(word), word not in unknown
 
 
 def _count_words(tokenizer: Tokenizer | BertWordPieceTokenizer, texts: Iterable[str]) -> collections.Counter:

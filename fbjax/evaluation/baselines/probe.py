@@ -25,7 +25,7 @@ from fbjax.data.sources.tables import read_labels
 from fbjax.data.text.wordpiece import PAD_ID
 from fbjax.evaluation import metrics
 from fbjax.evaluation.baselines.features import text_features
-from fbjax.inference.embed_catalogue import embed_records
+from fbjax.inference.catalogue.embed_catalogue import embed_records
 from fbjax.inference.embedder import make_embedder
 from fbjax.inference.pair_scorer import BUCKET, PairScorer
 from fbjax.parallel.mesh import by_example, pad_rows, put_batch, replicated
@@ -53,7 +53,7 @@ def probe(
     columns = run.config.data.columns
     labels = tuple(dict.fromkeys(labels)) or (columns.category,)
     source = open_source(run.config.data, run.config.patches.image_size)
-    cells = read_labels([file for files in source.files().values() for file in files], columns, labels)
+    cells = read_labels([file for files in source.files().values() for file in files], run.config.data, labels)
     splits = run.splits()
     train, validation = splits["train"], splits["validation"]
     rows = np.sort(np.random.default_rng(SEED).permutation(len(train))[:num_products])

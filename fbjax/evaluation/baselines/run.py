@@ -11,12 +11,12 @@ from fbjax.config.load import absolute
 from fbjax.config.schema import Config
 from fbjax.core.console import say
 from fbjax.core.paths import as_path
-from fbjax.data.sources.tables import clean_text
-from fbjax.evaluation import queries
+from fbjax.data.sources.cells import clean_text
 from fbjax.evaluation.baselines.cca import fit_cca
 from fbjax.evaluation.baselines.features import text_features, whole_images
 from fbjax.evaluation.baselines.vse import fit_vse
-from fbjax.evaluation.gallery import full_figures
+from fbjax.evaluation.galleries import queries
+from fbjax.evaluation.galleries.gallery import full_figures
 from fbjax.evaluation.protocols import list_figures, read_request
 from fbjax.runs.run import CONFIG, Run
 from fbjax.runs.stored_evaluation import write_evaluation, write_gallery
@@ -95,7 +95,9 @@ def baseline(
         vectors = text_vectors, image_vectors
         figures["full"], ranks = full_figures(*vectors, validation.groups, num_queries, text_codes=codes)
         if workdir:
-            write_gallery(workdir, {"ids_sha256": validation.ids_digest, "figures": figures["full"], "ranks": ranks})
+            write_gallery(
+                workdir, {"ids_sha256": validation.digests["ids"], "figures": figures["full"], "ranks": ranks}
+            )
     if asked:
         about = queries.about(asked, len(validation))
         figures["queries"] = queries.query_figures(query_vectors, image_vectors, asked) | about

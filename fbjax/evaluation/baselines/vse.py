@@ -7,7 +7,7 @@ import optax
 
 from fbjax.core.console import say
 from fbjax.evaluation.baselines.features import Map
-from fbjax.tasks.contrast import hinge_loss
+from fbjax.tasks.towers.contrast import hinge_loss
 
 BATCH, EPOCHS, LEARNING_RATE = 128, 30, 1e-3  # of VSE
 

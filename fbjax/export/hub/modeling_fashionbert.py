@@ -51,7 +51,7 @@ class FashionBertModel(PreTrainedModel):
     def __init__(self, config: FashionBertConfig):
         super().__init__(config)
         width, patches = config.hidden_size, config.patches
-        if config.branches != "linear" or set(config.tasks) - {"itc"}:
+        if config.branches != "linear" or set(config.tasks) - {"itc", "qpc", "style"}:
             self.bert = TextBackbone(config)
             self.image_embeddings = ImageEmbeddings(config)
         if "mlm" in config.tasks:
@@ -165,7 +165,7 @@ class FashionBertModel(PreTrainedModel):
         if self.config.branches != "encoder":
             found = [] if input_ids is None else [self.linear.text(*self.ngrams(input_ids))]
             found += [] if features is None else [self.linear.image(features)]
-            parts.append(_unit(sum(found)))
+            parts.append(_unit(sum(map(_unit, found))))
         if self.config.branches != "linear":
             most = self.config.encoder_tokens or None
             cut = (None, None) if input_ids is None else (input_ids[:, :most], mask[:, :most])

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 
 from fbjax.config.schema import Config
-from fbjax.data.text.wordpiece import PAD_ID
 from fbjax.model import bert_weights
 from fbjax.model.encoder import NORM_EPSILON
+from fbjax.tasks.masking import KEEP_MASK, KEEP_RANDOM
 from fbjax.tasks.objective import MaskedBatch
+from fbjax.tools.bench.workload import MASK_ID, VOCABULARY_SIZE
 
 try:
     import torch
@@ -55,17 +56,21 @@ class TorchModel(nn.Module):
         projected = self.projection(self.dropout(features))
         return self.dropout(self.norm(projected + self.position.weight + self.segment.weight))
 
-    def encode(self, text: Tensor, text_mask: Tensor, image: Tensor, rows: Tensor | None = None) -> Tensor:
-        """``[B, L, D]``, or only `rows` [B, R] of it: the last layer then computes no others."""
-        x = torch.cat([text, image], dim=1)
-        mask = torch.cat([text_mask, text_mask.new_ones(image.shape[:2])], dim=1)[:, None, None, :]
+    def encode(self, text: Tensor, text_mask: Tensor | None, image: Tensor, rows: Tensor | None = None) -> Tensor:
+        """``[B, L, D]``, or only `rows` [B, R] of it: the last layer then computes no others.
+
+        `text_mask`: None where no text is padded.
+        """
+        x, mask = torch.cat([text, image], dim=1), None
+        if text_mask is not None:
+            mask = torch.cat([text_mask, text_mask.new_ones(image.shape[:2])], dim=1)[:, None, None, :]
         layers = list(self.bert.encoder.layer)
         last = layers.pop() if rows is not None else None
         for layer in layers:
-            x = layer(x, mask.expand(-1, 1, x.shape[1], -1))
+            x = layer(x, None if mask is None else mask.expand(-1, 1, x.shape[1], -1))
         return x if last is None else self._last_layer(last, x, mask, rows)
 
-    def _last_layer(self, layer, x: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+    def _last_layer(self, layer, x: Tensor, mask: Tensor | None, rows: Tensor) -> Tensor:
         queries = torch.take_along_dim(x, rows[..., None], dim=1)
         own = layer.attention.self
 
@@ -117,7 +122,8 @@ class Masked:
     """2B pairs as a data loader collates them: B positive pairs, then B negative ones."""
 
     ids: Tensor  # [B, T], pieces masked
-    text_mask: Tensor  # [B, T] bool
+    word_ids: Tensor  # [B, T]: the word of each piece, -1 for none
+    text_mask: Tensor | None  # [B, T] bool; None where no text is padded
     features: Tensor  # [2B, P, C]
     shown: Tensor  # [2B, P, C]: `features` with 0 where a patch is masked
     rows: Tensor  # [2B, 1 + M + K]: [CLS], the pieces and the patches that heads read
@@ -152,7 +158,7 @@ def collate(masked: MaskedBatch) -> Masked:
     labels[masked_pieces] = ids[masked_pieces]
     arrays = {
         "ids": masked.examples.ids.astype(np.int64),
-        "text_mask": np.asarray(batch.text_mask),
+        "word_ids": np.asarray(batch.word_ids).astype(np.int64),
         "features": features,
         "shown": shown,
         "rows": rows,
@@ -163,13 +169,34 @@ def collate(masked: MaskedBatch) -> Masked:
         "hidden": hidden,
         "matches": np.repeat([1, 0], b),
     }
-    return Masked(mpm_pairs=2 * b, **{name: torch.from_numpy(array) for name, array in arrays.items()})
+    text_mask = np.asarray(batch.text_mask)
+    text_mask = None if text_mask.all() else torch.from_numpy(text_mask)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return Masked(mpm_pairs=2 * b, text_mask=text_mask, **tensors)
+
+
+def draw_masks(batch: Masked, rate: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Masked ids [B, T], which pieces are masked [B, T], and masked patches [2B, K], drawn as fbjax draws them.
+
+    Whole words in random order, up to `rate` of the pieces; of the pieces 80 % become [MASK], 10 % a random piece.
+    """
+    words, is_word = batch.word_ids.clamp(min=0), batch.word_ids >= 0
+    by_word = torch.rand(words.shape, device=words.device).gather(1, words)
+    places = torch.where(is_word, by_word, torch.inf).argsort(dim=1).argsort(dim=1)
+    last = torch.zeros_like(words).scatter_reduce(1, words, torch.where(is_word, places, 0), "amax")
+    limit = (rate * is_word.sum(dim=1, keepdim=True)).round().clamp(min=1)
+    chosen = is_word & (last.gather(1, words) < limit)
+    kind, other = torch.rand(words.shape, device=words.device), torch.randint_like(words, VOCABULARY_SIZE)
+    replaced = torch.where(kind < KEEP_MASK, MASK_ID, torch.where(kind < KEEP_RANDOM, other, batch.ids))
+    hidden = torch.rand(batch.features.shape[:2], device=words.device).argsort(dim=1)[:, : batch.patches.shape[1]]
+    return torch.where(chosen, replaced, batch.ids), chosen, hidden
 
 
 def needed(model: TorchModel, batch: Masked) -> Tensor:
     """Losses [3]; computes only what heads read."""
     text = model.embed_text(batch.ids).repeat(2, 1, 1)
-    hidden = model.encode(text, batch.text_mask.repeat(2, 1), model.embed_image(batch.shown), batch.rows)
+    mask = None if batch.text_mask is None else batch.text_mask.repeat(2, 1)
+    hidden = model.encode(text, mask, model.embed_image(batch.shown), batch.rows)
     mlm = F.cross_entropy(model.mlm_logits(hidden.flatten(0, 1)[batch.mlm_rows]).float(), batch.mlm_labels)
     n, k = batch.mpm_pairs, batch.patches.shape[1]
     target = torch.take_along_dim(batch.features[:n], batch.patches[:n, :, None], dim=1)
@@ -180,9 +207,9 @@ def needed(model: TorchModel, batch: Masked) -> Tensor:
 
 def as_written(model: TorchModel, batch: Masked) -> Tensor:
     """The same losses [3]; every layer and the MLM and MPM heads compute every position of every pair."""
-    ids, mask = batch.ids.repeat(2, 1), batch.text_mask.repeat(2, 1)
-    hidden = model.encode(model.embed_text(ids), mask, model.embed_image(batch.shown))
-    t = ids.shape[1]
+    mask = None if batch.text_mask is None else batch.text_mask.repeat(2, 1)
+    hidden = model.encode(model.embed_text(batch.ids.repeat(2, 1)), mask, model.embed_image(batch.shown))
+    t = batch.ids.shape[1]
     logits = model.mlm_logits(hidden[:, :t]).float()
     mlm = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED)
     divergence = _divergence(batch.features, model.mpm(hidden[:, t:]).float())
@@ -196,15 +223,15 @@ def _divergence(target: Tensor, prediction: Tensor) -> Tensor:
     return (log_target.exp() * (log_target - log_prediction)).sum(dim=-1)
 
 
-def score_needed(model: TorchModel, ids: Tensor, images: Tensor) -> Tensor:
+def score_needed(model: TorchModel, ids: Tensor, mask: Tensor | None, images: Tensor) -> Tensor:
     """Scores [B] from image embeddings; the last layer computes [CLS] alone."""
     cls = ids.new_zeros(len(ids), 1)
-    return _score(model, model.encode(model.embed_text(ids), ids != PAD_ID, images, cls))
+    return _score(model, model.encode(model.embed_text(ids), mask, images, cls))
 
 
-def score_as_written(model: TorchModel, ids: Tensor, features: Tensor) -> Tensor:
+def score_as_written(model: TorchModel, ids: Tensor, mask: Tensor | None, features: Tensor) -> Tensor:
     """Scores [B] from patch features; every layer computes every position."""
-    return _score(model, model.encode(model.embed_text(ids), ids != PAD_ID, model.embed_image(features)))
+    return _score(model, model.encode(model.embed_text(ids), mask, model.embed_image(features)))
 
 
 def _score(model: TorchModel, hidden: Tensor) -> Tensor:

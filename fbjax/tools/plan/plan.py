@@ -106,7 +106,8 @@ class Step:
         self.counted = {
             "parameters": parameters,
             "optimiser": _bytes_a_chip(state.opt_state, shardings_of(state.opt_state)),
-            "frozen": sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(frozen)),
+            "frozen": sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(frozen))
+            + _bytes_a_chip(state.base, shardings_of(state.base)),
             "task_gradients": parameters + num_gradients * shards,
         }
 

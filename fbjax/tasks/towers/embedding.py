@@ -1,13 +1,12 @@
-"""Image-text contrast: each text of a batch against all images, and each image against all texts.
+"""What a task is that makes vectors of texts, images and products, for any contrast over them.
 
-As in CLIP (Radford et al. 2021, arXiv 2103.00020) and ALBEF (Li et al. 2021, arXiv 2107.07651), with two towers that
-share their parameters as the paper's application does; or as in SigLIP (Zhai et al. 2023, arXiv 2303.15343) or VSE
-(Kiros et al. 2014, arXiv 1411.2539). Written over global arrays: on any number of devices, in any number of
-micro-batches, the whole global batch is contrasted.
+A run has one such task: it owns the projection, the linear branch and the temperature. Its subclasses say which
+readings the loss contrasts. All readings share their parameters, as the towers of the paper's application do.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -16,26 +15,24 @@ import jax.numpy as jnp
 
 from fbjax.config.settings import setting
 from fbjax.model.encoder import dense
-from fbjax.model.linear import LinearBranch
-from fbjax.tasks import contrast
-from fbjax.tasks.base import IMAGE, TEXT, About, Task, register_task
+from fbjax.model.linear import LinearBranch, unit
+from fbjax.tasks.base import Task
+from fbjax.tasks.towers import contrast
 
 START_SCALE = {"softmax": 1 / 0.07, "sigmoid": 10.0, "hinge": 1 / 0.07}  # of cosines
 MAX_SCALE = 100.0  # Radford et al. 2021
 START_SHARE = 0.5  # of the encoder's logits beside the linear branch's
 START_BIAS = -10.0  # Zhai et al. 2023: most pairs are mismatches
-LOSSES = {"softmax": contrast.info_nce, "sigmoid": contrast.sigmoid_loss, "hinge": contrast.hinge_loss}
+LOSSES: dict[str, Callable] = {
+    "softmax": contrast.info_nce,
+    "sigmoid": contrast.sigmoid_loss,
+    "hinge": contrast.hinge_loss,
+}
 
 
-@register_task("itc")
 @dataclasses.dataclass(frozen=True)
-class ImageTextContrast(Task):
-    """A contrast over the batch, both directions; a product's own group and equal texts are no negatives.
-
-    With `towers` an encoder learns what they lack (stacking, Wolpert 1992). These have not seen its products, so that
-    they err as on new ones (cross-fitting, Chernozhukov et al. 2018, arXiv 1608.00060). Whether that matters was not
-    settled: docs/lab/winning.md.
-    """
+class Embedding(Task):
+    """Vectors of length 1 by the encoder, by a linear branch, or by both, and what turns their cosines into logits."""
 
     embedding_dim: int = setting(
         256, "E, of the vectors of texts, images and products (64 to 512); with both branches 2 E", "[1, inf)"
@@ -47,7 +44,7 @@ class ImageTextContrast(Task):
         "that their logits add up (both)",
     )
     ngrams_of: Literal["words", "pieces"] = setting(
-        "words", "what a bag counts singly and in pairs; pieces: for languages that write no spaces"
+        "words", "what a bag counts singly and in pairs; pieces: where words are joined, as in Japanese"
     )
     encoder_tokens: int = setting(
         0, "tokens of a text that the encoder reads, where a bag reads model.text_tokens of it; 0: as many", "[0, inf)"
@@ -64,31 +61,14 @@ class ImageTextContrast(Task):
         "temperature and bias (SigLIP); hinge: the sum over negatives within a margin of .2 (VSE)",
     )
 
-    towers: str = setting(
-        "",
-        "a workdir of towers that were trained on the other half of the groups (train.half): their logits are added to "
-        "those of the encoder, which learns what they lack; '': none",
-        is_path=True,
-    )
-
     owns = ("projection", "log_scale", "log_share", "logit_bias", "linear")
     whole_batch = True
     embeds = True
-    about = About(
-        "Contrast of texts and images (itc)",
-        "vectors of texts, images and products, for a search index",
-        "Each text's own picture against those of its batch, and the other way round. As a cross-entropy (form "
-        "softmax), guessing among {batch_size:,} products would cost {log_batch:.1f}.",
-    )
 
     @property
     def vector_size(self) -> int:
         """Of the vectors of texts, images and products."""
         return self.embedding_dim * (1 + (self.branches == "both"))
-
-    @property
-    def views(self):
-        return (TEXT, IMAGE)
 
     @property
     def reads_encoder(self):
@@ -99,13 +79,10 @@ class ImageTextContrast(Task):
         return self.branches != "encoder"
 
     def check(self, config):
-        if not self.towers or (config.train.half and self.reads_encoder and self.form == "softmax"):
+        others = [name for name, task in config.tasks.items() if task.embeds and name != self.name]
+        if not others or self.name > min(others):  # said once
             return []
-        return [
-            f"tasks.itc.towers {self.towers} is built on by an encoder, by softmax, on products that these towers have "
-            "not seen: set tasks.itc.branches 'encoder' or 'both', form 'softmax', and train.half to the half that "
-            "they were not trained on"
-        ]
+        return [f"tasks {self.name} and {', '.join(others)} each make the run's vectors: take one of them"]
 
     def heads(self, model, spec):
         def log_scale(module: nn.Module) -> Any:
@@ -136,18 +113,13 @@ class ImageTextContrast(Task):
         cosine is ``(linear cosine + share * encoder cosine) / (1 + share)``.
         """
         if self.branches == "linear":
-            return _unit(reading.linear)
-        encoder = _unit(model.projection(reading.mean).astype(jnp.float32))
+            return unit(reading.linear)
+        encoder = unit(model.projection(reading.mean).astype(jnp.float32))
         if self.branches == "encoder":
             return encoder
         share = jnp.exp(model.log_share)
-        both = [_unit(reading.linear), jnp.sqrt(share) * encoder]
+        both = [unit(reading.linear), jnp.sqrt(share) * encoder]
         return jax.lax.concatenate(both, encoder.ndim - 1) / jnp.sqrt(1 + share)  # jnp's: see fashionbert._whole_mask
-
-    def encoder_vector(self, model, reading) -> jax.Array:
-        """The encoder's vector [..., E] alone, such that a text times an image is its part of their logit."""
-        scale = self._scale(model) * (jnp.exp(model.log_share) if self.branches == "both" else 1.0)
-        return jnp.sqrt(scale) * _unit(model.projection(reading.mean).astype(jnp.float32))
 
     def logit_scale(self, model) -> jax.Array:
         """What cosines are multiplied by before the softmax over a batch."""
@@ -165,20 +137,9 @@ class ImageTextContrast(Task):
         scaled = self.logit_scale(model) * cosines
         return scaled + model.logit_bias if self.form == "sigmoid" else scaled
 
-    def loss(self, head, views, targets, batch):
-        negatives = contrast.valid_negatives(batch.batch.group, batch.batch.ids)
-        if (towers := batch.batch.towers) is None:
-            cosines = contrast.cosine_matrix(head("vector", views.text), head("vector", views.image))
-            logits = head("pair_logits", cosines)
-        else:
-            own = contrast.cosine_matrix(head("encoder_vector", views.text), head("encoder_vector", views.image))
-            logits = own + contrast.cosine_matrix(towers[:, 0], towers[:, 1])
-        losses = LOSSES[self.form](logits, negatives)
-        return batch.weight @ losses, {"itc_accuracy": batch.weight @ contrast.hits(logits, negatives)}
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    return x * jax.lax.rsqrt(jnp.square(x).sum(axis=-1, keepdims=True) + 1e-12)
+    def contrasted(self, logits: jax.Array, negatives: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(loss, hits) [B] each of the `pair_logits` and negatives [B, B], by the form."""
+        return LOSSES[self.form](logits, negatives), contrast.hits(logits, negatives)
 
 
 def _scalar(module: nn.Module, name: str, start: float) -> Any:

@@ -6,7 +6,7 @@ against a bank of texts that are no queries, and takes what it has too much from
 
 import numpy as np
 
-from fbjax.evaluation.gallery import cosines_in_parts
+from fbjax.evaluation.galleries.gallery import cosines_in_parts
 
 NEAREST = 10  # texts of the bank, as in Conneau et al. 2018
 SEED = 0

@@ -4,7 +4,7 @@ A run that is trained on one half of the groups (config.train.half) answers text
 three galleries: validation pictures "alone", with "trained" pictures of its half beside them, and with as many "unseen"
 ones of the other half. Trained pictures know the words of their own texts, and attract queries: the ratio of Rank@1
 among trained to Rank@1 among unseen pictures is 1 where that does no harm. Others of a query's group are left out, as
-in `fbjax.evaluation.gallery`; a group never crosses a split.
+in `fbjax.evaluation.galleries.gallery`; a group never crosses a split.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ import numpy as np
 
 from fbjax.data.batches.halves import HALVES, rows_of_half
 from fbjax.evaluation import metrics
-from fbjax.evaluation.gallery import cosines_in_parts
-from fbjax.evaluation.queries import print_skipped
+from fbjax.evaluation.galleries.gallery import cosines_in_parts
+from fbjax.evaluation.galleries.queries import print_skipped
 
 GALLERIES = ("alone", "trained", "unseen")
 MRR_DEPTH = 10

@@ -16,7 +16,7 @@ import numpy as np
 
 from fbjax.core.paths import numbered_lines
 from fbjax.evaluation import metrics
-from fbjax.evaluation.gallery import cosines_in_parts
+from fbjax.evaluation.galleries.gallery import cosines_in_parts
 
 FORM = '{"query": text, "relevant": [ids]}'
 READERS = ("queries", "mixed")  # protocols that read such a file
