@@ -150,6 +150,7 @@ def test_runs_and_bm25_are_compared_on_one_log(folder, searching, capsys):
     assert "different queries of a log" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_triples_go_on_from_a_fashionbert_and_are_ranked_in_lists(folder, tmp_path, capsys):
     plain, log = tmp_path / "plain", f"log.table={folder / 'clicks.csv'}"
     train(tiny_config(folder, "tasks=mlm,mpm,tia", "model.num_layers=1", *FEW), plain)

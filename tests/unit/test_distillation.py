@@ -179,7 +179,7 @@ def stepped(tasks, mesh=None, micro_batches=1, **adaptive):
     return jax.device_get((state.params, metrics))
 
 
-@pytest.mark.parametrize("tasks", [CROSS, TOWERS])
+@pytest.mark.parametrize("tasks", [CROSS, pytest.param(TOWERS, marks=pytest.mark.slow)])
 def test_a_taught_step_is_the_same_on_eight_devices_and_in_micro_batches(tasks):
     params, metrics = stepped(tasks)
     for other, other_metrics in (stepped(tasks, MeshConfig(2, 2, 2)), stepped(tasks, micro_batches=4)):
