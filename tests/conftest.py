@@ -12,6 +12,7 @@ EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 QUICK_COMPILER = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), EIGHT_DEVICES, QUICK_COMPILER])
 
+import pymilvus  # noqa: E402, F401  # later it would reset logging, and absl close what pytest captures
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 

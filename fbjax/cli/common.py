@@ -149,15 +149,17 @@ STEP = whole_number("--step", "step of the checkpoint (default: the best on the 
 DATA = flag("--data", "product table or glob (default: the run's validation split)")
 SPLITS = ["train", "validation"]
 CANDIDATES = flag("--candidates", "file of candidate lists, JSONL (default: lists drawn from the data)")
-PROTOCOLS = "protocols with commas between: candidates, matching, draws, legacy, full, queries, mixed, log"
+PROTOCOLS = "protocols with commas between: candidates, matching, draws, legacy, full, queries, mixed, log, system"
 PROTOCOL = flag("--protocol", PROTOCOLS, dest="protocols", type=names, default="candidates,matching", metavar="NAME,..")
 MOST_QUERIES = "maximum number of queries in each direction"
 RELEVANT_FORM = (
-    'file of queries, for protocols queries and mixed: {"query": text, "relevant": [ids]} a line (default: none)'
+    'queries for protocols queries, mixed and system: {"query": text, "relevant": [ids]} a line (default: none)'
 )
 RELEVANT = flag("--relevant", RELEVANT_FORM, metavar="FILE")
 QUERIES = whole_number("--queries", f"{MOST_QUERIES} (default: all)", dest="num_queries", metavar="N")
 OUT = out_file("--out", "JSON file for the metrics (default: none)")
+INDEX_FORM = "folder of an index, or address of a Milvus server, such as http://host:19530"
+INDEX_TOKEN = "FBJAX_INDEX_TOKEN"  # variable with the token of a Milvus server: a flag would show it to other users
 JSON = flag("--json", "print JSON instead of a table", action="store_true")
 
 

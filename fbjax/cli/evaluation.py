@@ -1,5 +1,6 @@
 """Verbs that compute metrics: of a run, of two runs, of a linear baseline, of a score file."""
 
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 from fbjax.cli.common import (
     CANDIDATES,
     CONFIG,
+    INDEX_FORM,
+    INDEX_TOKEN,
     OUT,
     PROTOCOL,
     QUERIES,
@@ -26,7 +29,7 @@ from fbjax.core.console import say
 DIRECTION = "direction of the --release file (default: inferred from its rows)"
 RERANK = "protocol full: number of nearest products to rerank, 0 for none (default: 20 if the run has the task tia)"
 TABLES = "product tables or globs, together the data (default: the run's validation split)"
-LOG = "protocol log: table of events, or groups for products of one group (default: the run's log)"
+LOG = "protocols log, system: table of events, or groups for products of one group (default: the run's log)"
 TOWERS = "protocols full, queries, mixed, log: run that embeds the products (default: the run itself)"
 HUBS = "protocols queries, mixed: also correct for hubs by at most N training texts, 100,000 without N (default: off)"
 
@@ -44,6 +47,7 @@ HUBS = "protocols queries, mixed: also correct for hubs by at most N training te
     flag("--towers", TOWERS, metavar="WORKDIR"),
     whole_number("--rerank", RERANK, at_least=0, metavar="N"),
     flag("--log", LOG, metavar="TABLE"),
+    flag("--index", f"protocol system: {INDEX_FORM} (default: index)"),
     whole_number("--correct-hubs", HUBS, nargs="?", const=100_000, metavar="N"),
     STEP,
     OUT,
@@ -55,13 +59,25 @@ HUBS = "protocols queries, mixed: also correct for hubs by at most N training te
         "fbjax evaluate --workdir runs/mine --release eval.tsv",
     ),
 )
-def evaluate(release, direction, out, **request) -> None:
+def evaluate(release, direction, index, out, **request) -> None:
     from fbjax.evaluation.evaluate import evaluate
     from fbjax.evaluation.protocols import print_figures
 
+    if "system" in request["protocols"] or index:
+        return _evaluate_index(index or "index", out, request)
     if release or direction:
         return _evaluate_release(release, direction, out, request)
     show(evaluate(**request), print_figures, out)
+
+
+def _evaluate_index(index: str, out: str | None, request: dict) -> None:
+    from fbjax.evaluation.galleries.system import evaluate_index
+    from fbjax.evaluation.protocols import print_figures
+
+    asked = {name: request.pop(name) for name in ("workdir", "relevant", "log", "num_queries")}
+    if request.pop("protocols") != ("system",) or any(value is not None for value in request.values()):
+        raise ValueError("an index is evaluated by --protocol system alone, with --relevant FILE or --log TABLE")
+    show(evaluate_index(index, token=os.environ.get(INDEX_TOKEN, ""), **asked), print_figures, out)
 
 
 def _evaluate_release(release: str | None, direction: str | None, out: str | None, request: dict) -> None:

@@ -1,9 +1,26 @@
-"""Verbs for search: rank products for a query, and embed a catalogue."""
+"""Verbs for search: rank products for a query, embed a catalogue, index it, and search the index."""
 
+import os
 import shutil
+from json import dumps
 
-from fbjax.cli.common import DATA, SPLITS, STEP, WORKDIR, flag, names, out_file, out_path, verb, whole_number
-from fbjax.core.console import answer
+from fbjax.cli.common import (
+    DATA,
+    INDEX_FORM,
+    INDEX_TOKEN,
+    JSON,
+    SPLITS,
+    STEP,
+    WORKDIR,
+    flag,
+    names,
+    out_file,
+    out_folder,
+    out_path,
+    verb,
+    whole_number,
+)
+from fbjax.core.console import answer, say
 
 
 @verb(
@@ -60,3 +77,73 @@ def embed(**request) -> None:
     from fbjax.inference.catalogue.embed_catalogue import embed
 
     answer(f"vectors: {embed(**request)}")
+
+
+INDEX = out_folder("--index", INDEX_FORM, default="index")
+CATALOGUE = "product tables or globs, together the catalogue (default: all of the run's)"
+FIELDS = "columns of the tables as filters, with commas between; colour=Farbe: of column Farbe (default: none)"
+
+
+@verb(
+    "put a catalogue into a search index (needs vectors, and the extra serve)",
+    WORKDIR,
+    INDEX,
+    flag("--data", CATALOGUE, nargs="+", metavar="TABLE"),
+    flag("--fields", FIELDS, type=names, metavar="NAME,.."),
+    out_folder("--pictures", "folder for the pictures (default: in the index, of a server's in the workdir)"),
+    STEP,
+    flag("--split", "split of the run (default: all)", choices=[*SPLITS, "all"]),
+    flag("--shrink", "delete products that the tables lack, even if most are gone", action="store_true"),
+    examples=(
+        "fbjax index --workdir runs/mine",
+        "fbjax index --workdir runs/mine --data products.csv --fields colour,price",
+    ),
+)
+def index(index, fields, **request) -> None:
+    from fbjax.serve.indexing import index as make_index
+    from fbjax.serve.indexing import say_indexed
+
+    pairs = (field.partition("=") for field in fields or ())
+    named = {name: column or name for name, _, column in pairs}
+    answer(say_indexed(make_index(location=index, fields=named, token=os.environ.get(INDEX_TOKEN, ""), **request)))
+
+
+@verb(
+    "search an index by text, by image, by both, or by a product",
+    INDEX,
+    flag("--text", "words (default: none; give words, an image, both, or --like)"),
+    flag("--image", "image file; with --text, words that say what differs (default: none)"),
+    flag("--like", "id of a product: others like it, without its own group (default: none)"),
+    flag("--where", "filter, such as 'category == \"Dress\" and price < 50' (default: none)"),
+    flag(
+        "--mode",
+        "dense: by vectors; words: by BM25; hybrid: by both (default: hybrid for a text alone, else dense)",
+        choices=["hybrid", "dense", "words"],
+    ),
+    whole_number("--top", "number of products to print", default=10),
+    JSON,
+    out_file("--html", "HTML file for the answer with pictures (default: none)"),
+    flag("--workdir", "folder of the run that made the index (default: as the index says)"),
+    examples=(
+        'fbjax search --text "red cotton dress"',
+        'fbjax search --image photo.jpg --text "but in blue" --where \'category == "dress"\' --html found.html',
+        "fbjax search --like 1234",
+    ),
+)
+def search(index, workdir, json, html, **asked) -> None:
+    from fbjax.serve.searching import Query, Searcher
+    from fbjax.serve.shown import as_json, format_table
+
+    query = Query(**{name: value for name, value in asked.items() if value is not None})
+    with Searcher(index, os.environ.get(INDEX_TOKEN, ""), workdir) as searcher:
+        results = searcher.search(query)
+        if html:
+            from fbjax.report.ranking import write_found
+
+            write_found(query, results, searcher.pictures, html)
+    for note in results.notes:
+        say(note)
+    lines = format_table(results, shutil.get_terminal_size().columns)
+    answer(dumps(as_json(query, results), indent=2, ensure_ascii=False) if json else "\n".join(lines))
+    if html:
+        answer(f"pictures: {html}")

@@ -14,10 +14,11 @@ from fbjax.runs.loaded import LoadedRun
 from fbjax.runs.run import Run
 
 
-def wanted_log(config: Config, table: str | None) -> LogConfig:
+def wanted_log(config: Config, table: str | None, protocol: str = "log") -> LogConfig:
     """The run's log, or `table` in its place. Raises ValueError where there is none."""
     if not (table or config.log.table):
-        raise ValueError("protocol log needs a log, and the run has none: give --log TABLE, or --log groups")
+        other = "--log groups" if protocol == "log" else "--relevant FILE"
+        raise ValueError(f"protocol {protocol} needs a log, and the run has none: give --log TABLE, or {other}")
     return dataclasses.replace(config.log, table=table) if table else config.log
 
 

@@ -10,6 +10,7 @@
 * ``queries``: text queries of a file over a whole catalogue, see `fbjax.evaluation.galleries.queries`.
 * ``mixed``: new products among trained ones, see `fbjax.evaluation.galleries.mixed`.
 * ``log``: the validation events of a log, see `fbjax.evaluation.galleries.log`.
+* ``system``: text queries asked of a search index, see `fbjax.evaluation.galleries.system`.
 
 docs/reference/protocols.md says when to use which. `score` maps pairs [N, 2] of rows (text, image) of the records to
 scores [N].
@@ -24,7 +25,7 @@ from fbjax.data.batches.halves import half_of
 from fbjax.data.batches.split import Split
 from fbjax.evaluation import metrics
 from fbjax.evaluation.candidates import DIRECTIONS, CandidateList, any_category_negatives, draw_lists, read_lists
-from fbjax.evaluation.galleries import gallery, log, mixed, queries
+from fbjax.evaluation.galleries import gallery, log, mixed, queries, system
 from fbjax.evaluation.matching.calibration import calibration, print_calibration
 from fbjax.evaluation.released import legacy
 
@@ -37,6 +38,7 @@ NUM_OTHERS, DRAWN_QUERIES = 100, 1000  # of lists drawn here, as in the paper
 DRAW_SEEDS = (0, 1, 2, 3, 4)
 LEGACY_SEED = 0  # of the order of the rows in batches
 TOP = 5
+BY_GALLERY = {"full": gallery, "queries": queries, "mixed": mixed, "log": log, "system": system}
 
 
 def read_request(protocols: tuple[str, ...], candidates: str | None, num_queries: int | None) -> Lists | None:
@@ -213,7 +215,7 @@ def print_figures(figures: dict, say: Callable[[str], None]) -> None:
         say(legacy.WARNING)
         for direction, rates in figures["legacy"].items():
             legacy.print_figures(rates, direction.replace("_", " "), say)
-    for name, by_vectors in (("full", gallery), ("queries", queries), ("mixed", mixed), ("log", log)):
+    for name, by_vectors in BY_GALLERY.items():
         if name in figures:
             by_vectors.print_figures(figures[name], say)
     size = figures.get("candidates_per_list", NUM_OTHERS + 1)

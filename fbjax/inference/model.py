@@ -41,6 +41,7 @@ class Model(LoadedRun, TextImageModel):
 
     cache_bytes: int = CACHE_BYTES  # that are kept at most; 0: nothing
     rows: int = 0  # texts or images at once: 1 for the least time to one answer; 0: the default of the devices
+    quiet: bool = False  # says nothing of words that it does not know
     _cache: Cache = dataclasses.field(init=False, repr=False)
     _scorers: dict = dataclasses.field(default_factory=dict, init=False, repr=False)  # by the size of a batch
 
@@ -142,7 +143,7 @@ class Model(LoadedRun, TextImageModel):
 
     def _encode_texts(self, texts: list[str]) -> np.ndarray:
         """Framed piece ids [N, T]. Says which words the model does not know."""
-        for line in unknown_words(self.run, texts):
+        for line in () if self.quiet else unknown_words(self.run, texts):
             say(line)
         tokens = self.run.config.model.text_tokens
         return np.array([self.encode_text(text) for text in texts], np.int32).reshape(len(texts), tokens)

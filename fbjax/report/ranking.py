@@ -1,9 +1,12 @@
-"""A ranking as an HTML page: the query and a card for each of the best products."""
+"""A ranking, or what a search found, as an HTML page: the query and a card for each of the best products."""
 
 from pathlib import Path
 
+from fbjax.core.paths import as_path
 from fbjax.inference.rank import Ranking
 from fbjax.report.page import card, picture, write_page
+from fbjax.serve.pictures import Pictures
+from fbjax.serve.searching import MEANINGS, Query, Results
 
 QUERY_HEIGHT = 320
 
@@ -21,4 +24,21 @@ def write_ranking(ranking: Ranking, out: str | Path, title: str = "Ranking") -> 
         num_candidates=ranking.num_candidates,
         scores_matches=ranking.scores_matches,
         cards=[card(product, score, place) for place, (product, score) in best],
+    )
+
+
+def write_found(query: Query, results: Results, pictures: Pictures, out: str | Path) -> Path:
+    """Writes the answer to `query` to the file `out`."""
+    image = query.image if isinstance(query.image, bytes | None) else as_path(query.image).read_bytes()
+    return write_page(
+        out,
+        "found.html",
+        title=query.text or (f"Like {query.like}" if query.like else "Like this picture"),
+        query=query,
+        query_picture=picture(image, QUERY_HEIGHT) if image else None,
+        meaning=MEANINGS[results.mode],
+        cards=[
+            {"hit": hit, "place": place, "picture": picture(pictures.read(hit.product.picture))}
+            for place, hit in enumerate(results.hits, start=1)
+        ],
     )

@@ -40,6 +40,8 @@ RESULTS = {  # a pattern that shows on stdout, or a file that is there afterward
     "legacy": ["legacy.json", r"legacy: 3 keys of 2 queries"],
     "rank": ["ranking.html", r"best \d+ of \d+ products"],
     "embed": ["vectors.npz", "vectors.parquet", "vectors-00000-of-00004/product.npy", r"vectors: vectors.parquet"],
+    "index": ["index/milvus.db", r"96 products in the index at index"],
+    "search": ["found.html", r"scores: sums of 1 / \(60 \+ rank\)", r"scores: cosines of vectors"],
     "export": ["exported/model.safetensors", r"exported: step \d+ as hf"],
     "import": ["runs/back/checkpoints/0", r"imported: runs/back"],
     "interpolate": ["runs/between/checkpoints/0", "runs/path/0.75/config.json", r"interpolated: runs/path/0.25; next"],
@@ -53,8 +55,9 @@ RESULTS = {  # a pattern that shows on stdout, or a file that is there afterward
 def folder(tmp_path_factory, trains_on_one_device):
     """What the examples speak of: a template, a table with images, a photograph, scores of another program."""
     folder = tmp_path_factory.mktemp("shop")
-    products = make_products(96)
-    write_csv(folder / "products.csv", products)
+    products = [p | {"colour": p["title"].split()[0], "price": 20} for p in make_products(96)]
+    products[0]["id"] = "1234"
+    write_csv(folder / "products.csv", products, more=("colour", "price"))
     (folder / "photo.jpg").write_bytes(encode(products[0]["image"], "JPEG"))
     lists = release_files.prediction_rows(num_queries=6, num_candidates=4, num_patches=16, feature_size=48)
     release.write(folder / "eval.tsv", lists, release.PREDICTION)

@@ -71,14 +71,16 @@ def write_parquet(path: str | Path, products: list[dict]) -> Path:
     return Path(path)
 
 
-def write_csv(path: str | Path, products: list[dict], delimiter: str = ",", encoding: str = "utf-8") -> Path:
-    """Image files in images/ beside the table, which holds their paths relative to itself."""
+def write_csv(
+    path: str | Path, products: list[dict], delimiter: str = ",", encoding: str = "utf-8", more: tuple[str, ...] = ()
+) -> Path:
+    """Image files in images/ beside the table, which holds their paths relative to itself; `more`: further columns."""
     path = Path(path)
     with open(path, "w", encoding=encoding, newline="") as stream:
         writer = csv.writer(stream, delimiter=delimiter)
-        writer.writerow(COLUMNS)
+        writer.writerow([*COLUMNS, *more])
         for product in _with_files(path, products):
-            writer.writerow([product.get(name) for name in COLUMNS])
+            writer.writerow([product.get(name) for name in (*COLUMNS, *more)])
     return path
 
 

@@ -34,6 +34,7 @@ LAYERS = {
     "tasks": READS_RECORDS,
     "runs": READS_RECORDS,
     "inference": READS_RECORDS,
+    "serve": READS_RECORDS,
     "monitoring": READS_RECORDS,
     "evaluation": READS_RECORDS,
     "evaluation.baselines": READS_RECORDS,
@@ -73,6 +74,8 @@ ONLY_IN = {
     "onnx": ("export.onnx",),
     "onnxruntime": ("export.onnx",),
     "bm25s": ("evaluation.baselines.bm25",),
+    "pymilvus": ("serve.collection",),
+    "milvus_lite": ("serve.collection",),
     "sklearn": ("evaluation.baselines",),
     "torch": ("tools.bench", "export.hub", "export.huggingface"),
 }

@@ -52,7 +52,7 @@ def embed(
     out = check_out(shard_name(Path(out), part, of) if shard else Path(out))
     loaded = LoadedRun.load(workdir, step)
     make_embedder(loaded.run, loaded.mesh)  # raises where the run has none
-    splits = _splits(loaded, data, split or "validation")
+    splits = splits_of(loaded, data, split or "validation")
     total = sum(map(len, splits))
     if of > total:
         raise ValueError(f"--shard {shard}: there are only {total:,} products; use at most {total:,} shards")
@@ -90,7 +90,8 @@ def _read_shard(shard: str) -> tuple[int, int]:
     raise ValueError(f"--shard {shard!r}: give I/N with I from 0 to N - 1, such as 0/4, 1/4, 2/4 and 3/4")
 
 
-def _splits(loaded: LoadedRun, data: str | Sequence[str] | None, split: str) -> list[Split]:
+def splits_of(loaded: LoadedRun, data: str | Sequence[str] | None, split: str) -> list[Split]:
+    """Splits that together hold the products of `data`, or of a `split` of the run's own ("all": of both)."""
     if data:
         return loaded.catalogue(data)
     if split not in (*OWN, "all"):
@@ -99,21 +100,26 @@ def _splits(loaded: LoadedRun, data: str | Sequence[str] | None, split: str) -> 
     return [found[name] for name in (OWN if split == "all" else [split])]
 
 
-def _manifest(loaded: LoadedRun, splits: list[Split], units: Sequence[str]) -> dict:
-    """What the vectors depend on; work of another manifest is not gone on with."""
+def model_sha256(loaded: LoadedRun) -> str:
+    """A hash of all that a product's vectors depend on but the product: weights, settings and vocabulary."""
     run, digest = loaded.run, hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(jax.device_get(loaded.variables)):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
         digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
     config = [dataclasses.asdict(part) for part in (run.config.model, run.config.patches, *run.config.tasks.values())]
     digest.update(repr((config, run.vocabulary.fingerprint)).encode())
+    return digest.hexdigest()
+
+
+def _manifest(loaded: LoadedRun, splits: list[Split], units: Sequence[str]) -> dict:
+    """What the vectors depend on; work of another manifest is not gone on with."""
     return {
         "fbjax": __version__,
         "checkpoint_step": loaded.step,
-        "model_sha256": digest.hexdigest(),
+        "model_sha256": model_sha256(loaded),
         "products_sha256": hashlib.sha256("".join(records.digest for records in splits).encode()).hexdigest(),
         "what": list(units),
-        "embedding_dim": make_embedder(run, loaded.mesh).size,
+        "embedding_dim": make_embedder(loaded.run, loaded.mesh).size,
     }
 
 

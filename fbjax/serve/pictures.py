@@ -1,0 +1,44 @@
+"""The pictures of an indexed catalogue, as files named by content: a page shows them, and no path leads elsewhere."""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from fbjax.core.paths import atomic_write
+
+NAME = re.compile(r"[0-9a-f]{32}")
+
+
+class Pictures:
+    """Encoded pictures in a folder, each under a name that is a hash of its bytes."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def add(self, picture: bytes) -> str:
+        """Keeps `picture`; its name, "" for none."""
+        if not picture:
+            return ""
+        name = hashlib.sha256(picture).hexdigest()[:32]
+        if not (path := self._path(name)).exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as partial:
+                partial.write_bytes(picture)
+        return name
+
+    def read(self, name: str) -> bytes:
+        """The picture of this name, b"" where there is none. Other paths than a picture's name are no name."""
+        if not NAME.fullmatch(name) or not (path := self._path(name)).is_file():
+            return b""
+        return path.read_bytes()
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Deletes all pictures but these."""
+        kept = set(names)
+        for path in self._folder.glob("??/*"):
+            if path.name not in kept:
+                path.unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / name[:2] / name

@@ -1,0 +1,269 @@
+"""An index of a tiny run and what it answers, beside brute force; in a folder, and on a server over the network."""
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fbjax
+from fbjax.cli.main import main
+from fbjax.evaluation.galleries.system import evaluate_index
+from fbjax.serve.collection import Database
+from fbjax.serve.indexing import index, measured_recall
+from fbjax.serve.searching import Query, Searcher
+from fbjax.training.loop import train
+from tests.support.runs import tiny_config
+from tests.support.tables import encode, make_products, write_csv
+
+PRODUCTS = make_products(40, seed=7)
+FIELDS = {"colour": "colour", "price": "price"}
+TOWERS = ("train.num_steps=4", "train.save_every=4", "model.num_layers=1", "tasks=itc", "tasks.itc.embedding_dim=16")
+
+
+def with_fields(products):
+    """Products with a colour and a price; every seventh has none of either."""
+    number = {p["id"]: i for i, p in enumerate(PRODUCTS)}
+    each = [(p, number[p["id"]]) for p in products]
+    return [p | ({} if i % 7 == 6 else {"colour": p["title"].split()[0], "price": 10 + i / 2}) for p, i in each]
+
+
+def write(path: Path, products) -> str:
+    return str(write_csv(path, with_fields(products), more=tuple(FIELDS)))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("search")
+    train(tiny_config(folder, *TOWERS), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("table") / "products.csv", PRODUCTS)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The address of Milvus Lite as a server of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("server")
+    command = [shutil.which("milvus-lite", path=Path(sys.executable).parent), "server", "--data-dir", folder / "data"]
+    process = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stderr=subprocess.DEVNULL)
+    for _ in range(200):
+        with socket.socket() as probe:
+            if not probe.connect_ex(("127.0.0.1", port)):
+                break
+        time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}"
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module", params=["folder", "server"])
+def location(request, tmp_path_factory, run, table):
+    on_server = request.param == "server"
+    place = request.getfixturevalue("server") if on_server else tmp_path_factory.mktemp("place") / "index"
+    done = index(run, place, data=table, fields=FIELDS)
+    assert (done.products, done.added, done.changed, done.deleted, done.recall) == (40, 40, 0, 0, 1.0)
+    return place
+
+
+def vectors_of(run):
+    model = fbjax.load(run)
+    texts = [f"{p['title']} {p['caption']}" for p in PRODUCTS]
+    return model, model.embed_product(texts, [encode(p["image"], p["format"]) for p in PRODUCTS])
+
+
+def ids_of(results):
+    return [hit.product.id for hit in results.hits]
+
+
+def test_vectors_find_what_brute_force_finds(run, location):
+    model, vectors = vectors_of(run)
+    ids = np.array([p["id"] for p in PRODUCTS])
+    photo = encode(PRODUCTS[3]["image"])
+    with Searcher(location) as searcher:
+        for query, vector in (
+            (Query(text="red cotton dress", mode="dense", top=12), model.embed_query(["red cotton dress"])),
+            (Query(image=photo, top=12), model.embed_image([photo])),
+            (Query(image=photo, text="but in blue", top=12), model.embed_product(["but in blue"], [photo])),
+        ):
+            cosines = (vectors @ vector[0]).astype(float)
+            hits = searcher.search(query).hits
+            np.testing.assert_allclose([hit.score for hit in hits], np.sort(cosines)[::-1][:12], atol=1e-5)
+            by_id = dict(zip(ids, cosines, strict=True))
+            np.testing.assert_allclose([by_id[hit.product.id] for hit in hits], [hit.score for hit in hits], atol=1e-5)
+            assert len({hit.product.id for hit in hits}) == 12
+
+
+def test_words_find_texts_with_the_rarest_first_and_both_find_more(location):
+    with Searcher(location) as searcher:
+        found = searcher.search(Query(text="Denim", mode="words", top=40)).hits
+        assert {hit.product.id for hit in found} == {p["id"] for p in PRODUCTS if "denim" in p["title"]}
+        assert [hit.score for hit in found] == sorted((hit.score for hit in found), reverse=True) and found[0].score > 0
+        both = searcher.search(Query(text="denim", top=40))
+        assert both.mode == "hybrid" and len(set(ids_of(both))) == 40 and {*both.seconds} == {"embed", "retrieve"}
+        assert searcher.search(Query(text="zzz", mode="words")).hits == []
+
+
+def test_filters_and_fields(location):
+    expected = {p["id"] for p in with_fields(PRODUCTS) if p.get("colour") == "red" and p["price"] < 25}
+    without = {p["id"] for i, p in enumerate(PRODUCTS) if i % 7 == 6}
+    with Searcher(location) as searcher:
+        for mode in ("dense", "hybrid"):
+            found = searcher.search(Query(text="a", where='colour == "red" and price < 25', top=40, mode=mode)).hits
+            assert {hit.product.id for hit in found} == expected
+            assert all(hit.product.fields["colour"] == "red" for hit in found)
+        all_of_them = searcher.search(Query(text="dress", mode="dense", top=40)).hits
+        assert {hit.product.id for hit in all_of_them if hit.product.fields["price"] is None} == without
+        with pytest.raises(ValueError, match="no field 'size' among category, group, colour, price"):
+            searcher.search(Query(text="dress", where="size == 3"))
+
+
+def test_more_like_a_product_leaves_its_group_out(run, location):
+    _, vectors = vectors_of(run)
+    groups, ids = np.array([p["group"] for p in PRODUCTS]), np.array([p["id"] for p in PRODUCTS])
+    own = next(i for i in range(40) if (groups == groups[i]).sum() > 1)
+    cosines = np.where(groups == groups[own], -np.inf, vectors @ vectors[own])
+    with Searcher(location) as searcher:
+        found = searcher.search(Query(like=ids[own], top=10)).hits
+        assert found[0].product.id == ids[cosines.argmax()]
+        assert not {hit.product.id for hit in found} & set(ids[groups == groups[own]])
+        with pytest.raises(ValueError, match="no product 'nobody' in the index"):
+            searcher.search(Query(like="nobody"))
+
+
+def test_pictures_are_those_of_the_catalogue_and_no_other_file(location):
+    with Searcher(location) as searcher:
+        hit = searcher.search(Query(text="red", top=1)).hits[0]
+        assert searcher.pictures.read(hit.product.picture)[:4] in (b"\x89PNG", b"\xff\xd8\xff\xe0")
+        for name in ("", "../../../etc/passwd", "..", "a" * 32, hit.product.picture + "/..", "/etc/passwd"):
+            assert searcher.pictures.read(name) == b""
+
+
+def test_a_second_command_writes_what_changed_alone(run, tmp_path):
+    path, place = tmp_path / "products.csv", tmp_path / "index"
+    index(run, place, data=write(path, PRODUCTS[:20]), fields=FIELDS)
+    with Database.open(place) as database:
+        before = database.published().contents()
+    again = index(run, place, data=str(path), fields=FIELDS)
+    assert (again.products, again.added, again.changed, again.deleted) == (20, 0, 0, 0)
+
+    other = PRODUCTS[1:20] + PRODUCTS[20:25]  # the first is gone, five are new
+    other[0] = other[0] | {"title": "turquoise velvet cape"}
+    done = index(run, place, data=write(path, other), fields=FIELDS)
+    of_its_group = sum(p["group"] == PRODUCTS[0]["group"] for p in other[1:19])  # a group has the name of its first
+    assert (done.products, done.added, done.changed, done.deleted) == (24, 5, 1 + of_its_group, 1)
+    with Searcher(place) as searcher:
+        assert ids_of(searcher.search(Query(text="turquoise", mode="words"))) == [other[0]["id"]]
+        everything = set(ids_of(searcher.search(Query(text="a", mode="dense", top=100))))
+        assert everything == {p["id"] for p in other}
+        contents = searcher.collection.contents()
+        pictures = {path.name for path in (place / "pictures").glob("*/*")}
+        assert pictures == searcher.collection.pictures()
+    assert contents[PRODUCTS[10]["id"]] == before[PRODUCTS[10]["id"]]
+
+    with pytest.raises(ValueError, match="23 of the 24 products of the index are not in the table: .* --shrink"):
+        index(run, place, data=write(path, other[:1]), fields=FIELDS)
+    assert index(run, place, data=str(path), fields=FIELDS, shrink=True).products == 1
+
+
+def test_another_checkpoint_makes_another_index_and_no_other_model_is_taken(run, table, tmp_path):
+    place, other = tmp_path / "index", tmp_path / "other"
+    index(run, place, data=table)
+    train(tiny_config(run.parent, *TOWERS, "train.seed=5"), other)
+    with (
+        Searcher(place, workdir=other) as searcher,
+        pytest.raises(ValueError, match="index are of another model"),
+    ):
+        searcher.search(Query(text="red dress"))
+    done = index(other, place, data=table)
+    assert (done.products, done.added) == (40, 40)
+    with Searcher(place) as searcher:
+        assert searcher.collection.manifest["workdir"] == str(other)
+        assert len(searcher.search(Query(text="red dress", mode="dense", top=100)).hits) == 40
+
+
+def test_the_recall_of_an_index_is_measured_against_exact_search(run, table, tmp_path, monkeypatch):
+    index(run, tmp_path / "index", data=table)
+    with Database.open(tmp_path / "index") as database:
+        collection = database.published()
+        assert measured_recall(collection, 40) == 1.0
+        nearest = collection.nearest
+        monkeypatch.setattr(collection, "nearest", lambda vector, limit: nearest(-vector, limit))
+        assert measured_recall(collection, 40) < 0.5
+
+
+def test_figures_of_the_system_are_those_of_its_answers(run, location, tmp_path, capsys):
+    relevant = tmp_path / "relevant.jsonl"
+    wanted = {"denim": PRODUCTS[5]["id"], "red cotton dress": PRODUCTS[8]["id"], "long strap": PRODUCTS[11]["id"]}
+    relevant.write_text("".join(f'{{"query": "{q}", "relevant": ["{i}", "gone"]}}\n' for q, i in wanted.items()))
+    figures = evaluate_index(location, relevant=relevant)["system"]
+    with Searcher(location) as searcher:
+        for mode, found in figures["modes"].items():
+            ranks = []
+            for text, identity in wanted.items():
+                ids = ids_of(searcher.search(Query(text=text, mode=mode, top=100)))
+                ranks.append(1 + ids.index(identity) if identity in ids else np.inf)
+            ranks = np.array(ranks)
+            assert found["rank@5"] == np.mean(ranks <= 5)
+            assert found["mrr@10"] == pytest.approx(np.mean(np.where(ranks <= 10, 1 / ranks, 0)))
+            assert found["ndcg@10"] == pytest.approx(np.mean(np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0)))
+    command = ["evaluate", "--workdir", str(run), "--protocol", "system", "--relevant", str(relevant)]
+    assert main([*command, "--index", str(location)]) == 0
+    assert "over dense     hybrid: Rank@10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "asked, said",
+    [
+        ({}, "give a text, an image, both, or a product"),
+        ({"text": "red", "like": "p"}, "give a text, an image, both, or a product"),
+        ({"text": " \t"}, "has no words"),
+        ({"text": "x" * 3000}, "has 3,000 characters: use at most 2,000"),
+        ({"text": "red", "top": 0}, "ask for 1 to 1,000 products"),
+        ({"like": "p7-0001", "mode": "words"}, "mode words needs a text alone"),
+        ({"text": "red", "mode": "magic"}, "mode 'magic' is unknown: use hybrid, dense, words"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(location, asked, said):
+    with Searcher(location) as searcher, pytest.raises(ValueError, match=said):
+        searcher.search(Query(**asked))
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ("Größe", "field 'Größe': use letters"),
+        ("vector=colour", "field 'vector' is the index' own"),
+        ("color", "has no column 'color' .*colour"),
+    ],
+)
+def test_wrong_fields_are_said_before_work(run, table, tmp_path, capsys, fields, said):
+    command = ["index", "--workdir", str(run), "--data", table, "--index", str(tmp_path / "index"), "--fields", fields]
+    assert main(command) == 1
+    assert pytest.importorskip("re").search(said, capsys.readouterr().err)
+    assert not (tmp_path / "index").exists()
+
+
+def test_places_without_an_index_are_named(tmp_path, capsys):
+    assert main(["search", "--index", str(tmp_path / "none"), "--text", "red"]) == 1
+    assert f"no index at {tmp_path / 'none'}: make one with fbjax index" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    assert main(["search", "--index", "http://127.0.0.1:1", "--text", "red"]) == 1
+    assert "the index at http://127.0.0.1:1:" in capsys.readouterr().err
+
+
+def test_the_command_prints_a_table_json_and_a_page(location, tmp_path, capsys):
+    assert main(["search", "--index", str(location), "--text", "red dress", "--html", str(tmp_path / "f.html")]) == 0
+    out = capsys.readouterr().out
+    assert "scores: sums of 1 / (60 + rank)" in out and "embed" in out
+    assert (tmp_path / "f.html").read_text().count("data:image/jpeg") == 10
