@@ -88,7 +88,8 @@ def describe(run: Run, step: int) -> dict:
 def _describe_towers(run: Run) -> dict:
     """The settings of config.json that make vectors."""
     task = next((task for task in run.config.tasks.values() if task.embeds), None)
-    found = {name: getattr(task, name) for name in ("embedding_dim", "branches", "encoder_tokens")} if task else {}
+    names = ("embedding_dim", "branches", "encoder_tokens", "image_weight") if task else ()
+    found = {name: getattr(task, name) for name in names}
     if run.ngrams:
         sizes = {"codes": len(run.ngrams["codes"]), "buckets": len(run.ngrams["first"]) - 1}
         found["ngrams"] = sizes | {"rows": num_rows(run.ngrams)}

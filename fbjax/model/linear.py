@@ -26,6 +26,7 @@ class LinearBranch(nn.Module):
     num_cells: int  # P C
     size: int  # E
     dropout: float  # of standardised features
+    image_weight: float  # in a product, beside its text
 
     def setup(self):
         def param(name, deviation, shape, axes):
@@ -47,8 +48,8 @@ class LinearBranch(nn.Module):
         return jnp.einsum("bg,bge->be", bag.weights, self.ngrams[bag.rows])
 
     def product(self, text: jax.Array, image: jax.Array) -> jax.Array:
-        """``[B, E]`` of a `text` and an `image` [B, E]: the sum of both at length 1, so that they count alike."""
-        return unit(text) + unit(image)
+        """``[B, E]`` of a `text` and an `image` [B, E]: the sum of both at length 1, the image times its weight."""
+        return unit(text) + self.image_weight * unit(image)
 
     def image(self, features: jax.Array, deterministic: bool = True) -> jax.Array:
         """``features [B, P, C] -> [B, E]``: of their roots with mean 0 and deviation 1, some dropped in training."""

@@ -163,9 +163,10 @@ class FashionBertModel(PreTrainedModel):
             raise ValueError("this model makes no vectors (embedding_dim 0)")
         parts = []
         if self.config.branches != "encoder":
-            found = [] if input_ids is None else [self.linear.text(*self.ngrams(input_ids))]
-            found += [] if features is None else [self.linear.image(features)]
-            parts.append(_unit(sum(map(_unit, found))))
+            found = [] if input_ids is None else [_unit(self.linear.text(*self.ngrams(input_ids)))]
+            weight = self.config.image_weight if found else 1.0
+            found += [] if features is None else [weight * _unit(self.linear.image(features))]
+            parts.append(_unit(sum(found)))
         if self.config.branches != "linear":
             most = self.config.encoder_tokens or None
             cut = (None, None) if input_ids is None else (input_ids[:, :most], mask[:, :most])

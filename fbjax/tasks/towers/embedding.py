@@ -54,6 +54,9 @@ class Embedding(Task):
         "dropout of the linear branch's image features; more of it makes trained images attract fewer queries",
         "[0, 1)",
     )
+    image_weight: float = setting(
+        0.5, "of an image beside the text in a product's vector of the linear branch; both have length 1", "[0, inf)"
+    )
 
     form: Literal["softmax", "sigmoid", "hinge"] = setting(
         "softmax",
@@ -93,7 +96,8 @@ class Embedding(Task):
             found["projection"] = dense(model, self.embedding_dim, ("embed", None), use_bias=False, name="projection")
         if self.reads_bags:
             num_cells = spec.num_patches * spec.feature_size
-            found["linear"] = LinearBranch(spec.num_ngrams, num_cells, self.embedding_dim, self.feature_dropout)
+            sizes = spec.num_ngrams, num_cells, self.embedding_dim
+            found["linear"] = LinearBranch(*sizes, self.feature_dropout, self.image_weight)
         if self.branches == "both":
             found["log_share"] = lambda module: _scalar(module, "log_share", math.log(START_SHARE))
         if self.form == "sigmoid":
