@@ -15,7 +15,16 @@ from fbjax.core.registry import VERY_CLOSE, meant
 
 VERBS = (data.draw, data.draw_log, data.prepare, training.train, data.candidates)
 VERBS += (evaluation.evaluate, evaluation.compare, evaluation.baseline, evaluation.probe, evaluation.legacy)
-VERBS += (search.rank, search.embed, search.index, search.search, export.export, export.import_, export.interpolate)
+VERBS += (
+    search.rank,
+    search.embed,
+    search.index,
+    search.search,
+    search.serve,
+    export.export,
+    export.import_,
+    export.interpolate,
+)
 VERBS += (training.report, tools.bench, tools.plan)
 VERBS = {verb.name: verb for verb in VERBS}  # in the order in which a newcomer runs them
 USER_ERRORS = (WrongFlag, ValueError, OSError, FloatingPointError, ModuleNotFoundError, TypeError)

@@ -79,7 +79,7 @@ def embed(**request) -> None:
     answer(f"vectors: {embed(**request)}")
 
 
-INDEX = out_folder("--index", INDEX_FORM, default="index")
+INDEX = flag("--index", INDEX_FORM, default="index")
 CATALOGUE = "product tables or globs, together the catalogue (default: all of the run's)"
 FIELDS = "columns of the tables as filters, with commas between; colour=Farbe: of column Farbe (default: none)"
 
@@ -88,7 +88,7 @@ FIELDS = "columns of the tables as filters, with commas between; colour=Farbe: o
     "put a catalogue into a search index (needs vectors, and the extra serve)",
     WORKDIR,
     INDEX,
-    flag("--data", CATALOGUE, nargs="+", metavar="TABLE"),
+    flag("--data", CATALOGUE, nargs="+", action="extend", metavar="TABLE"),
     flag("--fields", FIELDS, type=names, metavar="NAME,.."),
     out_folder("--pictures", "folder for the pictures (default: in the index, of a server's in the workdir)"),
     STEP,
@@ -103,9 +103,11 @@ def index(index, fields, **request) -> None:
     from fbjax.serve.indexing import index as make_index
     from fbjax.serve.indexing import say_indexed
 
-    pairs = (field.partition("=") for field in fields or ())
-    named = {name: column or name for name, _, column in pairs}
-    answer(say_indexed(make_index(location=index, fields=named, token=os.environ.get(INDEX_TOKEN, ""), **request)))
+    pairs = [(name, column or name) for name, _, column in (field.partition("=") for field in fields or ())]
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError(f"--fields {','.join(fields)}: name each field once")
+    request |= {"location": index, "fields": dict(pairs), "token": os.environ.get(INDEX_TOKEN, "")}
+    answer(say_indexed(make_index(**request)))
 
 
 @verb(
@@ -146,4 +148,22 @@ def search(index, workdir, json, html, **asked) -> None:
     lines = format_table(results, shutil.get_terminal_size().columns)
     answer(dumps(as_json(query, results), indent=2, ensure_ascii=False) if json else "\n".join(lines))
     if html:
-        answer(f"pictures: {html}")
+        (say if json else answer)(f"pictures: {html}")
+
+
+@verb(
+    "serve an index and a search page over HTTP",
+    INDEX,
+    flag("--workdir", "folder of the run that made the index (default: as the index says)"),
+    flag("--host", "address to listen at; 0.0.0.0: reachable from outside", default="127.0.0.1"),
+    whole_number("--port", "port to listen at; 0: any free one", at_least=0, default=8000),
+    whole_number("--waiting", "number of requests that may wait; further ones are answered with 429", default=64),
+    examples=("fbjax serve --index index",),
+)
+def serve(index, workdir, host, port, waiting) -> None:
+    from fbjax.serve.searching import Searcher
+    from fbjax.serve.web.limits import Limits
+    from fbjax.serve.web.server import run
+
+    with Searcher(index, os.environ.get(INDEX_TOKEN, ""), workdir) as searcher:
+        run(searcher, host, port, Limits(waiting=waiting), answer)

@@ -1,7 +1,7 @@
 """Puts a catalogue into an index: what is new or changed is embedded, what is gone is deleted.
 
-Every product is one row, written whole. A command that was killed goes on when it is run again; searches read the
-index of before until then.
+Every product is one row, written whole. A command that was killed goes on when it is run again. Searches read the last
+index that was whole; a later command with the same model and fields changes that one in place.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fbjax import __version__
+from fbjax.config.load import absolute
 from fbjax.core.console import duration
 from fbjax.core.paths import is_remote
 from fbjax.data.batches.split import Split
@@ -24,13 +25,12 @@ from fbjax.inference.catalogue.embed_catalogue import embed_rows, model_sha256, 
 from fbjax.inference.embedder import make_embedder
 from fbjax.runs.feature_cache import ready_features
 from fbjax.runs.loaded import LoadedRun
-from fbjax.serve.collection import PICTURES, Collection, Database, Stored, check_fields, index_kind
+from fbjax.serve.collection import ALWAYS, Collection, Stored, check_fields, index_kind
+from fbjax.serve.database import Database, check_location
 from fbjax.serve.pictures import Pictures
 from fbjax.serve.where import Kind
 
 UNIT = "product"  # text and image read together
-FORMAT = 1  # of the rows
-ALWAYS = ("category", "group")  # fields that every product has
 ROWS_AT_ONCE = 500
 SAMPLE, NEAREST = 200, 10  # products whose nearest are compared with exact ones
 MOST_GONE = 0.5  # share of the index that a table may lack
@@ -47,7 +47,7 @@ class Indexed:
     deleted: int
     seconds: float
     kind: str
-    recall: float  # share of the 10 nearest by exact search that the index finds too
+    recall: float | None  # share of the 10 nearest by exact search that it finds too; None where nothing changed
 
 
 def index(
@@ -69,35 +69,37 @@ def index(
     tables} become filters beside category and group. `pictures`: their folder (default: in the index's). With `shrink`
     the index may lose most of its products. Raises ValueError or OSError on a wrong request, before long work.
     """
+    check_location(location)
     check_fields([*fields])
-    begin, loaded = time.perf_counter(), LoadedRun.load(workdir, step)
-    size = make_embedder(loaded.run, loaded.mesh).size  # raises where the run makes no vectors
     if data and split:
         raise ValueError(f"--data {data} is a table of its own: leave --split {split} out")
+    begin, loaded = time.perf_counter(), LoadedRun.load(workdir, step)
+    size = make_embedder(loaded.run, loaded.mesh).size  # raises where the run makes no vectors
     splits = splits_of(loaded, data, split or "all")
     labels, kinds = _read_fields(loaded, data, fields)
     manifest = {
-        "format": FORMAT,
-        "fbjax": __version__.rpartition(".")[0],  # releases with the same vectors
-        "workdir": str(Path(workdir).absolute()),
+        "fbjax": __version__,
+        "workdir": absolute(str(workdir)),
         "checkpoint_step": loaded.step,
         "model_sha256": model_sha256(loaded),
         "what": UNIT,
         "embedding_dim": size,
         "fields": dict.fromkeys(ALWAYS, "text") | kinds,
-        "pictures": str(pictures_folder(location, workdir, pictures)),
+        "pictures": _pictures_setting(location, workdir, pictures),
     }
+    contents = [_contents(records, labels) for records in splits]
+    there = {identity for part in contents for identity in part}
     with Database.open(location, token, create=True) as database:
-        collection = database.begin(manifest, sum(map(len, splits)))
-        known, store = collection.contents(), Pictures(Path(manifest["pictures"]))
-        contents = [_contents(records, labels) for records in splits]
-        there = {identity for part in contents for identity in part}
-        gone = [identity for identity in known if identity not in there]
-        if not shrink and len(gone) > MOST_GONE * max(len(known), 1):
+        before = published.contents() if (published := database.published()) else {}
+        gone = before.keys() - there
+        if not shrink and len(gone) > MOST_GONE * len(before):
             raise ValueError(
-                f"{len(gone):,} of the {len(known):,} products of the index are not in the table: give the whole "
+                f"{len(gone):,} of the {len(before):,} products of the index are not in the table: give the whole "
                 "catalogue, or --shrink if they are to be deleted"
             )
+        store = Pictures.open(manifest["pictures"], location)
+        collection = database.begin(manifest, len(there))
+        known = before if published and published.name == collection.name else collection.contents()
         changed = 0
         for records, content in zip(splits, contents, strict=True):
             rows = np.array([i for i, key in enumerate(records.ids) if known.get(str(key)) != content[str(key)]], int)
@@ -105,58 +107,51 @@ def index(
             groups = group_names(records)
             for some, vectors in _embedded(loaded, records, rows):
                 collection.upsert(list(_stored(records, some, groups, labels, content, store)), vectors)
-        collection.delete(gone)
-        number = collection.count()
-        database.publish(collection, number)
-        store.keep(collection.pictures())
         added = len(there - known.keys())
-        return Indexed(
-            str(location),
-            number,
-            added,
-            changed,
-            len(gone),
-            time.perf_counter() - begin,
-            index_kind(number),
-            measured_recall(collection, number),
-        )
+        collection.delete(sorted(known.keys() - there))
+        database.publish(collection, len(there))
+        store.keep(collection.picture_names())
+        number = collection.count()
+        recall = measured_recall(collection, number) if added or changed or gone else None
+        seconds = time.perf_counter() - begin
+        return Indexed(str(location), number, added, changed, len(gone), seconds, index_kind(number), recall)
 
 
-def pictures_folder(location: str | Path, workdir: str | Path, given: str | Path | None = None) -> Path:
-    """Where the pictures of an index lie: in its folder, or for a server's in the workdir."""
+def _pictures_setting(location: str | Path, workdir: str | Path, given: str | Path | None) -> str:
+    """The folder of the pictures, "" for the one in the index's folder. Of a server's index it is in the workdir."""
     if given:
-        return Path(given).absolute()
-    return (Path(workdir) if is_remote(location) else Path(location)).absolute() / PICTURES
+        return absolute(str(given))
+    if not is_remote(location):
+        return ""
+    return f"{absolute(str(workdir))}/pictures-{hashlib.sha256(str(location).encode()).hexdigest()[:8]}"
 
 
 def say_indexed(done: Indexed) -> str:
     """A line for people."""
     parts = [f"{done.added:,} new", f"{done.changed:,} changed", f"{done.deleted:,} deleted"]
-    return (
-        f"{done.products:,} products in the index at {done.location} ({', '.join(parts)}) in {duration(done.seconds)}; "
-        f"{done.kind} finds {done.recall:.1%} of the {NEAREST} nearest"
+    said = (
+        f"{done.products:,} products in the index at {done.location} ({', '.join(parts)}) in {duration(done.seconds)}"
     )
+    recall = "" if done.recall is None else f"; {done.kind} finds {done.recall:.1%} of the {NEAREST} nearest"
+    return said + recall
 
 
 def measured_recall(collection: Collection, number: int, seed: int = 0) -> float:
     """Share of the `NEAREST` by exact search that the index finds, of up to `SAMPLE` products as queries."""
-    rng, places = np.random.default_rng(seed), set()
-    places = set(rng.choice(number, min(SAMPLE, number), replace=False).tolist())
+    places = np.sort(np.random.default_rng(seed).choice(number, min(SAMPLE, number), replace=False))
     queries, start = [], 0
-    for ids, vectors in collection.vectors():
-        queries += [vectors[place - start] for place in sorted(places) if start <= place < start + len(ids)]
-        start += len(ids)
-    if not queries:
-        return math.nan
-    asked, best = np.stack(queries), np.full((len(queries), NEAREST), -np.inf, np.float32)
-    for _, vectors in collection.vectors():
-        best = -np.partition(-np.concatenate([best, asked @ vectors.T], axis=1), NEAREST - 1, axis=1)[:, :NEAREST]
-    last = best.min(axis=1, where=best > -np.inf, initial=np.inf)  # of equal cosines any will do
-    wanted = min(NEAREST, number)
+    for vectors in collection.vectors():
+        here = places[(places >= start) & (places < start + len(vectors))]
+        queries.append(vectors[here - start])
+        start += len(vectors)
+    asked = np.concatenate(queries)
+    best = np.full((len(asked), min(NEAREST, number)), -np.inf, np.float32)
+    for vectors in collection.vectors():
+        best = -np.sort(-np.concatenate([best, asked @ vectors.T], axis=1), axis=1)[:, : best.shape[1]]
     found = 0
-    for query, least in zip(queries, last, strict=True):
-        found += sum(hit.score >= least - 1e-5 for hit in collection.nearest(query, wanted))
-    return found / (wanted * len(queries))
+    for query, least in zip(asked, best[:, -1], strict=True):  # of equal cosines any will do
+        found += sum(hit.score >= least - 1e-5 for hit in collection.nearest(query, best.shape[1]))
+    return found / best.size
 
 
 def _read_fields(

@@ -4,9 +4,11 @@ import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 from fbjax.core.paths import atomic_write
 
+FOLDER = "pictures"  # in the folder of an index
 NAME = re.compile(r"[0-9a-f]{32}")
 
 
@@ -15,6 +17,13 @@ class Pictures:
 
     def __init__(self, folder: Path):
         self._folder = folder
+
+    @classmethod
+    def open(cls, folder: str, location: str | Path) -> Self:
+        """Those in `folder`, "" for the one in the index at `location`. Raises OSError where it takes no file."""
+        pictures = cls(Path(folder) if folder else Path(location) / FOLDER)
+        pictures._folder.mkdir(parents=True, exist_ok=True)
+        return pictures
 
     def add(self, picture: bytes) -> str:
         """Keeps `picture`; its name, "" for none."""
@@ -34,10 +43,10 @@ class Pictures:
         return path.read_bytes()
 
     def keep(self, names: Iterable[str]) -> None:
-        """Deletes all pictures but these."""
+        """Deletes all pictures but these; other files stay."""
         kept = set(names)
         for path in self._folder.glob("??/*"):
-            if path.name not in kept:
+            if NAME.fullmatch(path.name) and path.parent.name == path.name[:2] and path.name not in kept:
                 path.unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:

@@ -12,9 +12,10 @@ import numpy as np
 
 from fbjax.data.sources.cells import clean_text
 from fbjax.inference.catalogue.embed_catalogue import model_sha256
-from fbjax.inference.known_words import unknown_words
+from fbjax.inference.known_words import known_words
 from fbjax.inference.model import Model
-from fbjax.serve.collection import Collection, Database, Hit
+from fbjax.serve.collection import Collection, Hit
+from fbjax.serve.database import Database
 from fbjax.serve.pictures import Pictures
 from fbjax.serve.where import both, differs, milvus_filter
 
@@ -62,8 +63,8 @@ class Searcher:
                 raise FileNotFoundError(f"no whole index at {location}: run fbjax index, again if it was interrupted")
             self.collection: Collection = published
             manifest = published.manifest
-            self.pictures = Pictures(Path(manifest["pictures"]))
-            self._workdir = Path(workdir or manifest["workdir"])
+            self.pictures = Pictures.open(manifest["pictures"], location)
+            self._workdir = workdir or manifest["workdir"]
         except BaseException:
             self.close()
             raise
@@ -98,8 +99,26 @@ class Searcher:
                 hits = self.collection.nearest(vector, query.top, where)
             else:
                 hits = self.collection.by_both(query.text, vector, query.top, where)
-        notes = [*unknown_words(self.model.run, [query.text])] if query.text and mode == "dense" else []
-        return Results(hits, mode, seconds, notes)
+        return Results(hits, mode, seconds, self._notes(query.text, mode))
+
+    def _notes(self, text: str, mode: Mode) -> list[str]:
+        words = known_words(self.model.run, text) if text and mode != "words" else {}
+        unknown = [word for word, known in words.items() if not known]
+        if not unknown:
+            return []
+        then = "found by words alone" if mode == "hybrid" else "not searched for"
+        return [f"not known to the model, so {then}: {', '.join(unknown[:10])}{', ..' * (len(unknown) > 10)}"]
+
+    def warm_up(self) -> None:
+        """Answers one query of each kind and length, so that no later one waits for a program to be compiled."""
+        if (product := self.collection.any()) is None:
+            return
+        words = product.text.split()
+        for count in {min(2**n, self.model.run.config.model.text_tokens) for n in range(12)}:
+            self.search(Query(text=" ".join((words * count)[:count])[:MOST_CHARACTERS], top=1))
+        if picture := self.pictures.read(product.picture):
+            self.search(Query(image=picture, top=1))
+            self.search(Query(image=picture, text=product.text[:MOST_CHARACTERS], top=1))
 
     def _vector(self, query: Query) -> tuple[np.ndarray, str]:
         """The query's vector [E], and a filter that leaves out what it comes from."""
@@ -135,7 +154,7 @@ def _checked(query: Query) -> Mode:
     return mode
 
 
-def _load(workdir: Path, manifest: dict) -> Model:
+def _load(workdir: str | Path, manifest: dict) -> Model:
     model = dataclasses.replace(Model.load(workdir, manifest["checkpoint_step"]), quiet=True)
     if model_sha256(model) != manifest["model_sha256"]:
         raise ValueError(

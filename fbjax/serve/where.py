@@ -5,7 +5,6 @@ filter reaches no other part of the database.
 """
 
 import ast
-import json
 from collections.abc import Mapping
 from typing import Literal
 
@@ -14,6 +13,7 @@ from fbjax.core.registry import meant
 Kind = Literal["text", "number"]
 MAX_LENGTH, MAX_PARTS = 2000, 300  # characters; names, values, comparisons and what joins them
 LARGEST = 1e300
+ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 COMPARISONS: dict[type, str] = {
     ast.Eq: "==",
     ast.NotEq: "!=",
@@ -38,16 +38,12 @@ def milvus_filter(where: str, fields: Mapping[str, Kind]) -> str:
         if sum(1 for _ in ast.walk(tree)) > MAX_PARTS:
             raise ValueError(f"the filter has more than {MAX_PARTS} parts: use fewer comparisons")
         return _translated(tree, fields)
-    except (SyntaxError, RecursionError, MemoryError):
+    except (SyntaxError, UnicodeEncodeError, RecursionError, MemoryError):
         raise ValueError(f"filter {where!r} cannot be read: {FORM}") from None
 
 
-def equals(field: str, value: str) -> str:
-    """The filter of Milvus for products whose text field has this value."""
-    return f"{field} == {_text(value)}"
-
-
 def differs(field: str, value: str) -> str:
+    """The filter of Milvus for products whose text field has another value."""
     return f"{field} != {_text(value)}"
 
 
@@ -96,4 +92,5 @@ def _is_number(value: float) -> bool:
 
 
 def _text(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    """In quotes, with the escapes that Milvus knows. Others are left as they are: JSON's are more."""
+    return '"' + value.translate(ESCAPES) + '"'

@@ -42,6 +42,7 @@ RESULTS = {  # a pattern that shows on stdout, or a file that is there afterward
     "embed": ["vectors.npz", "vectors.parquet", "vectors-00000-of-00004/product.npy", r"vectors: vectors.parquet"],
     "index": ["index/milvus.db", r"96 products in the index at index"],
     "search": ["found.html", r"scores: sums of 1 / \(60 \+ rank\)", r"scores: cosines of vectors"],
+    "serve": [r"search page: http://127.0.0.1:8000/"],
     "export": ["exported/model.safetensors", r"exported: step \d+ as hf"],
     "import": ["runs/back/checkpoints/0", r"imported: runs/back"],
     "interpolate": ["runs/between/checkpoints/0", "runs/path/0.75/config.json", r"interpolated: runs/path/0.25; next"],
@@ -86,6 +87,7 @@ def test_every_example_in_the_help_runs(verb, folder, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert exit_.value.code == 0
     monkeypatch.setattr("fbjax.training.loop.doubts", lambda last, size, config: f"{size} {sorted(last)}")
+    monkeypatch.setattr("uvicorn.Server.run", lambda server, sockets: None)
     if verb in ("compare", "interpolate"):
         shutil.copytree("runs/mine", "runs/other" if verb == "compare" else "runs/tuned")
     for example in VERBS[verb].examples:

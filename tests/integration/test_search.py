@@ -1,5 +1,7 @@
 """An index of a tiny run and what it answers, beside brute force; in a folder, and on a server over the network."""
 
+import json
+import re
 import shutil
 import socket
 import subprocess
@@ -13,14 +15,17 @@ import pytest
 import fbjax
 from fbjax.cli.main import main
 from fbjax.evaluation.galleries.system import evaluate_index
-from fbjax.serve.collection import Database
+from fbjax.serve.database import Database
 from fbjax.serve.indexing import index, measured_recall
 from fbjax.serve.searching import Query, Searcher
 from fbjax.training.loop import train
 from tests.support.runs import tiny_config
 from tests.support.tables import encode, make_products, write_csv
 
+ODD_IDS = ("a'b", 'z"q', "back\\nslash", "nobody'] or id in ['a'b", "号 7")  # of the first products
 PRODUCTS = make_products(40, seed=7)
+for product, odd in zip(PRODUCTS, ODD_IDS, strict=False):
+    product["id"] = odd
 FIELDS = {"colour": "colour", "price": "price"}
 TOWERS = ("train.num_steps=4", "train.save_every=4", "model.num_layers=1", "tasks=itc", "tasks.itc.embedding_dim=16")
 
@@ -92,26 +97,36 @@ def test_vectors_find_what_brute_force_finds(run, location):
     photo = encode(PRODUCTS[3]["image"])
     with Searcher(location) as searcher:
         for query, vector in (
-            (Query(text="red cotton dress", mode="dense", top=12), model.embed_query(["red cotton dress"])),
-            (Query(image=photo, top=12), model.embed_image([photo])),
-            (Query(image=photo, text="but in blue", top=12), model.embed_product(["but in blue"], [photo])),
+            (Query(text="red cotton dress", mode="dense", top=40), model.embed_query(["red cotton dress"])),
+            (Query(image=photo, top=40), model.embed_image([photo])),
+            (Query(image=photo, text="but in blue", top=40), model.embed_product(["but in blue"], [photo])),
         ):
             cosines = (vectors @ vector[0]).astype(float)
             hits = searcher.search(query).hits
-            np.testing.assert_allclose([hit.score for hit in hits], np.sort(cosines)[::-1][:12], atol=1e-5)
+            np.testing.assert_allclose([hit.score for hit in hits], np.sort(cosines)[::-1], atol=1e-5)
             by_id = dict(zip(ids, cosines, strict=True))
             np.testing.assert_allclose([by_id[hit.product.id] for hit in hits], [hit.score for hit in hits], atol=1e-5)
-            assert len({hit.product.id for hit in hits}) == 12
+            assert len({hit.product.id for hit in hits}) == 40
 
 
-def test_words_find_texts_with_the_rarest_first_and_both_find_more(location):
+def test_words_find_texts_by_bm25_and_both_are_joined_by_their_ranks(run, location):
+    model, vectors = vectors_of(run)
+    ids, text = [p["id"] for p in PRODUCTS], "denim bag with a zip"
+    near = [ids[i] for i in np.argsort(-(vectors @ model.embed_query([text])[0]), kind="stable")]
     with Searcher(location) as searcher:
         found = searcher.search(Query(text="Denim", mode="words", top=40)).hits
         assert {hit.product.id for hit in found} == {p["id"] for p in PRODUCTS if "denim" in p["title"]}
-        assert [hit.score for hit in found] == sorted((hit.score for hit in found), reverse=True) and found[0].score > 0
-        both = searcher.search(Query(text="denim", top=40))
-        assert both.mode == "hybrid" and len(set(ids_of(both))) == 40 and {*both.seconds} == {"embed", "retrieve"}
         assert searcher.search(Query(text="zzz", mode="words")).hits == []
+        words = searcher.search(Query(text=text, mode="words", top=40)).hits
+        weights = [hit.score for hit in words]
+        assert weights == sorted(weights, reverse=True) and weights[-1] > 0
+        scores = dict.fromkeys(ids, 0.0)
+        for ranking in (near, [hit.product.id for hit in words]):
+            for rank, identity in enumerate(ranking, start=1):
+                scores[identity] += 1 / (60 + rank)
+        both = searcher.search(Query(text=text, top=12))
+        np.testing.assert_allclose([hit.score for hit in both.hits], sorted(scores.values())[::-1][:12], atol=3e-4)
+        assert ids_of(both) != near[:12] and both.mode == "hybrid" and {*both.seconds} == {"embed", "retrieve"}
 
 
 def test_filters_and_fields(location):
@@ -137,8 +152,12 @@ def test_more_like_a_product_leaves_its_group_out(run, location):
         found = searcher.search(Query(like=ids[own], top=10)).hits
         assert found[0].product.id == ids[cosines.argmax()]
         assert not {hit.product.id for hit in found} & set(ids[groups == groups[own]])
+        for odd in ODD_IDS:
+            assert searcher.collection.get(odd)[0].id == odd
         with pytest.raises(ValueError, match="no product 'nobody' in the index"):
             searcher.search(Query(like="nobody"))
+        with pytest.raises(ValueError, match="no product"):
+            searcher.search(Query(like=f"nobody'] or id in ['{ids[9]}"))
 
 
 def test_pictures_are_those_of_the_catalogue_and_no_other_file(location):
@@ -168,12 +187,41 @@ def test_a_second_command_writes_what_changed_alone(run, tmp_path):
         assert everything == {p["id"] for p in other}
         contents = searcher.collection.contents()
         pictures = {path.name for path in (place / "pictures").glob("*/*")}
-        assert pictures == searcher.collection.pictures()
+        assert pictures == searcher.collection.picture_names()
     assert contents[PRODUCTS[10]["id"]] == before[PRODUCTS[10]["id"]]
 
-    with pytest.raises(ValueError, match="23 of the 24 products of the index are not in the table: .* --shrink"):
-        index(run, place, data=write(path, other[:1]), fields=FIELDS)
+    for fields in (FIELDS, {}):  # in place, or with another collection
+        with pytest.raises(ValueError, match="23 of the 24 products of the index are not in the table: .* --shrink"):
+            index(run, place, data=write(path, other[:1]), fields=fields)
     assert index(run, place, data=str(path), fields=FIELDS, shrink=True).products == 1
+
+
+def test_files_and_collections_of_others_stay(run, table, tmp_path):
+    place, photos = tmp_path / "index", tmp_path / "photos"
+    (photos / "ab").mkdir(parents=True)
+    (photos / "ab" / "1.jpg").write_bytes(b"mine")
+    with Database.open(place, create=True) as database:
+        for name in ("fbjax_products_2024", "products"):
+            database._client.create_collection(name, dimension=4)
+    index(run, place, data=table, pictures=photos)
+    index(run, place, data=table, pictures=photos, fields=FIELDS)  # drops the first collection, not the others
+    with Database.open(place) as database:
+        names = database._client.list_collections()
+    assert len(names) == 3 and {"fbjax_products_2024", "products"} < set(names)
+    assert (photos / "ab" / "1.jpg").read_bytes() == b"mine" and len(list(photos.glob("*/*"))) > 30
+
+
+def test_a_moved_index_answers_with_its_pictures_and_a_moved_run_is_named(run, table, tmp_path):
+    index(run, tmp_path / "index", data=table)
+    (tmp_path / "index").rename(tmp_path / "moved")
+    shutil.copytree(run, tmp_path / "run")
+    with Searcher(tmp_path / "moved", workdir=tmp_path / "run") as searcher:
+        found = searcher.search(Query(text="red dress", mode="dense", top=1)).hits[0]
+        assert searcher.pictures.read(found.product.picture)
+    again = index(tmp_path / "run", tmp_path / "moved", data=table)
+    assert (again.added, again.changed, again.recall) == (0, 0, None)
+    with Searcher(tmp_path / "moved") as searcher:
+        assert searcher.collection.manifest["workdir"] == str(tmp_path / "run")
 
 
 def test_another_checkpoint_makes_another_index_and_no_other_model_is_taken(run, table, tmp_path):
@@ -216,7 +264,10 @@ def test_figures_of_the_system_are_those_of_its_answers(run, location, tmp_path,
             ranks = np.array(ranks)
             assert found["rank@5"] == np.mean(ranks <= 5)
             assert found["mrr@10"] == pytest.approx(np.mean(np.where(ranks <= 10, 1 / ranks, 0)))
-            assert found["ndcg@10"] == pytest.approx(np.mean(np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0)))
+            ideal = 1 + 1 / np.log2(3)  # of two relevant products, one of which the index lacks
+            assert found["ndcg@10"] == pytest.approx(np.mean(np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0)) / ideal)
+            assert found["recall@100"] == np.mean(ranks <= 100) / 2
+            assert found["seconds"]["retrieve"]["p50"] > 0
     command = ["evaluate", "--workdir", str(run), "--protocol", "system", "--relevant", str(relevant)]
     assert main([*command, "--index", str(location)]) == 0
     assert "over dense     hybrid: Rank@10" in capsys.readouterr().out
@@ -243,14 +294,17 @@ def test_what_cannot_be_answered_is_refused(location, asked, said):
     "fields, said",
     [
         ("Größe", "field 'Größe': use letters"),
-        ("vector=colour", "field 'vector' is the index' own"),
+        ("vector=colour", "field 'vector' cannot be used"),
+        ("group=colour", "field 'group' cannot be used"),
+        ("class=colour", "field 'class' cannot be used"),
+        ("colour,colour=price", "name each field once"),
         ("color", "has no column 'color' .*colour"),
     ],
 )
 def test_wrong_fields_are_said_before_work(run, table, tmp_path, capsys, fields, said):
     command = ["index", "--workdir", str(run), "--data", table, "--index", str(tmp_path / "index"), "--fields", fields]
     assert main(command) == 1
-    assert pytest.importorskip("re").search(said, capsys.readouterr().err)
+    assert re.search(said, capsys.readouterr().err)
     assert not (tmp_path / "index").exists()
 
 
@@ -258,8 +312,13 @@ def test_places_without_an_index_are_named(tmp_path, capsys):
     assert main(["search", "--index", str(tmp_path / "none"), "--text", "red"]) == 1
     assert f"no index at {tmp_path / 'none'}: make one with fbjax index" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
-    assert main(["search", "--index", "http://127.0.0.1:1", "--text", "red"]) == 1
-    assert "the index at http://127.0.0.1:1:" in capsys.readouterr().err
+    for place, said in (
+        ("http://127.0.0.1:1", "the index at http://127.0.0.1:1:"),
+        ("localhost:19530", "write a server's address as http://localhost:19530"),
+        ("gs://bucket/index", "give a folder of this machine, or http://HOST:PORT"),
+    ):
+        assert main(["search", "--index", place, "--text", "red"]) == 1
+        assert said in capsys.readouterr().err
 
 
 def test_the_command_prints_a_table_json_and_a_page(location, tmp_path, capsys):
@@ -267,3 +326,8 @@ def test_the_command_prints_a_table_json_and_a_page(location, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "scores: sums of 1 / (60 + rank)" in out and "embed" in out
     assert (tmp_path / "f.html").read_text().count("data:image/jpeg") == 10
+    capsys.readouterr()
+    command = ["search", "--index", str(location), "--text", "red dress", "--json", "--html", str(tmp_path / "g.html")]
+    assert main(command) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["mode"] == "hybrid" and len(answer["products"]) == 10 and answer["query"] == {"text": "red dress"}

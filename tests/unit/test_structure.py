@@ -74,8 +74,11 @@ ONLY_IN = {
     "onnx": ("export.onnx",),
     "onnxruntime": ("export.onnx",),
     "bm25s": ("evaluation.baselines.bm25",),
-    "pymilvus": ("serve.collection",),
-    "milvus_lite": ("serve.collection",),
+    "fastapi": ("serve.web",),
+    "prometheus_client": ("serve.web.metrics",),
+    "uvicorn": ("serve.web.server",),
+    "pymilvus": ("serve.collection", "serve.database"),
+    "milvus_lite": ("serve.database",),
     "sklearn": ("evaluation.baselines",),
     "torch": ("tools.bench", "export.hub", "export.huggingface"),
 }

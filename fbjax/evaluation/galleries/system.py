@@ -5,7 +5,8 @@ product, recall@100 the share of all relevant ones; MRR@10 and nDCG@10 are 0 bey
 one after another.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from fbjax.core.console import progress
 from fbjax.evaluation import metrics
 from fbjax.evaluation.asked import asked_of, wanted_log
 from fbjax.evaluation.galleries import queries
-from fbjax.serve.searching import Query, Searcher
+from fbjax.serve.searching import MOST_CHARACTERS, Query, Searcher
 
 MODES = ("words", "dense", "hybrid")
 DEPTH, NDCG_DEPTH = 100, 10
@@ -38,21 +39,39 @@ def evaluate_index(
     """
     file = queries.read_queries(relevant, num_queries) if relevant else None
     with Searcher(index, token, workdir) as searcher:
-        if file:
-            ids = np.array([*searcher.collection.contents()])
-            asked = queries.choose(file, ids, lambda text: bool(text.strip()))
-            texts, rows, skipped = asked.texts, asked.rows, asked.skipped
-        else:
-            run = searcher.model.run
-            events, records = asked_of(run, wanted_log(run.config, log, "system"), num_queries)
-            if events.own is not None:
-                raise ValueError(
-                    "the log holds pairs of products, and protocol system asks queries: give --relevant FILE"
-                )
-            texts, rows, ids, skipped = events.texts, events.relevant, records.ids, {}
-        wanted = [[str(ids[row]) for row in mine] for mine in rows]
+        pairs = zip(file.texts, file.relevant, strict=True) if file else _of_log(searcher, log, num_queries)
+        texts, wanted, skipped = _askable(pairs, searcher.collection.contents().keys())
         figures = system_figures(searcher, texts, wanted) | {"skipped": skipped}
         return {"system": figures, "checkpoint_step": searcher.collection.manifest["checkpoint_step"]}
+
+
+def _of_log(searcher: Searcher, table: str | None, num_queries: int | None) -> Iterator[tuple[str, Sequence[str]]]:
+    run = searcher.model.run
+    asked, records = asked_of(run, wanted_log(run.config, table, "system"), num_queries)
+    if asked.own is not None:
+        raise ValueError("the log holds pairs of products, and protocol system asks queries: give --relevant FILE")
+    yield from zip(asked.texts, ([str(records.ids[row]) for row in rows] for rows in asked.relevant), strict=True)
+
+
+def _askable(
+    pairs: Iterable[tuple[str, Sequence[str]]], there: Collection[str]
+) -> tuple[list[str], list[Sequence[str]], dict[str, int]]:
+    """Texts and ids of the relevant products of the queries that can be asked, and how many cannot, by the reason."""
+    texts, wanted, skipped = [], [], Counter()
+    for text, relevant in pairs:
+        if not text.strip():
+            skipped[queries.NO_WORDS] += 1
+        elif len(text) > MOST_CHARACTERS:
+            skipped[f"of more than {MOST_CHARACTERS:,} characters"] += 1
+        elif not any(identity in there for identity in relevant):
+            skipped[queries.NOT_THERE] += 1
+        else:
+            texts.append(text)
+            wanted.append(relevant)
+    if not texts:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in skipped.items())
+        raise ValueError(f"no query can be asked of this index ({why}): is it of the catalogue that they are about?")
+    return texts, wanted, dict(skipped)
 
 
 def system_figures(searcher: Searcher, texts: Sequence[str], relevant: Sequence[Sequence[str]]) -> dict:
@@ -63,6 +82,7 @@ def system_figures(searcher: Searcher, texts: Sequence[str], relevant: Sequence[
         searcher.search(Query(text=texts[0], mode=mode, top=DEPTH))  # compiles, loads
         found, seconds = [], []
         for text in progress(texts, len(texts), f"queries, {mode}"):
+            searcher.model.cache_clear()  # each request is a new one
             results = searcher.search(Query(text=text, mode=mode, top=DEPTH))
             found.append([hit.product.id for hit in results.hits])
             seconds.append(results.seconds)

@@ -1,0 +1,1 @@
+"""The search as a web service with a page. Needs the extra `serve`."""

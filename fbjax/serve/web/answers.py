@@ -1,0 +1,66 @@
+"""The JSON of a search service."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from fbjax.serve.collection import Hit
+from fbjax.serve.searching import Results
+
+MOST_COUNTED = 20  # values of a field with counts
+
+
+class FoundProduct(BaseModel):
+    """A product that was found."""
+
+    id: str = Field(examples=["1234"])
+    score: float = Field(examples=[0.83])
+    text: str = Field(examples=["Red cotton dress"])
+    fields: dict[str, str | float | None] = Field(examples=[{"category": "dress", "price": 49.0}])
+    picture: str = Field(description="path of the picture on this server, '' where there is none")
+
+
+class Answer(BaseModel):
+    """The answer to a search."""
+
+    mode: Literal["hybrid", "dense", "words"]
+    products: list[FoundProduct]
+    more: bool = Field(description="whether there are products after these")
+    counts: dict[str, dict[str, int]] = Field(
+        description="values of text fields among the first products found, and how many have each",
+        examples=[{"category": {"dress": 17, "skirt": 3}}],
+    )
+    notes: list[str] = Field(description="words that the model does not know")
+    seconds: dict[str, float] = Field(examples=[{"embed": 0.004, "retrieve": 0.02}])
+
+
+class Problem(BaseModel):
+    """Why there is no answer, and the remedy."""
+
+    error: str
+
+
+def answer_of(results: Results, first: int, number: int, counted: Sequence[str]) -> Answer:
+    """Products `first` to ``first + number`` of the results, with counts of the fields `counted` over all of them."""
+    shown = results.hits[first : first + number]
+    return Answer(
+        mode=results.mode,
+        products=[_found(hit) for hit in shown],
+        more=len(results.hits) > first + number,
+        counts={field: _counts(results.hits, field) for field in counted},
+        notes=results.notes,
+        seconds=results.seconds,
+    )
+
+
+def _found(hit: Hit) -> FoundProduct:
+    product = hit.product
+    picture = f"/pictures/{product.picture}" if product.picture else ""
+    return FoundProduct(id=product.id, score=hit.score, text=product.text, fields=product.fields, picture=picture)
+
+
+def _counts(hits: Sequence[Hit], field: str) -> dict[str, int]:
+    values = Counter(value for hit in hits if isinstance(value := hit.product.fields.get(field), str) and value)
+    return dict(values.most_common(MOST_COUNTED))

@@ -1,0 +1,142 @@
+"""The search service: an index, asked over HTTP, and the page that asks it."""
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import FastAPI, File, Form, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+
+from fbjax import __version__
+from fbjax.serve.searching import MOST, Mode, Searcher
+from fbjax.serve.searching import Query as Wanted
+from fbjax.serve.web.answers import Answer, Problem, answer_of
+from fbjax.serve.web.limits import BodyLimit, Busy, Limits, Workers
+from fbjax.serve.web.metrics import Metrics
+
+PAGE = Path(__file__).with_name("page")
+COUNTED = 200  # products that are found for every answer, so that fields can be counted
+MOST_SHOWN = 100  # products of one answer
+MOST_SKIPPED = MOST - MOST_SHOWN - 1
+UNCOUNTED = ("group",)  # text fields without counts
+SECURITY = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+PROBLEMS = {code: {"model": Problem} for code in (400, 413, 429, 503)}
+log = logging.getLogger("fbjax.serve")
+
+Text = Annotated[str, Query(description="words", max_length=2000, examples=["red cotton dress"])]
+Like = Annotated[str, Query(description="id of a product: others like it", max_length=500)]
+Where = Annotated[str, Query(description="filter", max_length=2000, examples=['category == "dress"'])]
+Top = Annotated[int, Query(description="number of products", ge=1, le=MOST_SHOWN)]
+Skip = Annotated[int, Query(description="products before these", ge=0, le=MOST_SKIPPED)]
+
+
+def make_app(searcher: Searcher, limits: Limits) -> FastAPI:
+    """The service over an open index; `Searcher.warm_up` keeps its first requests from waiting."""
+    workers, metrics = Workers(limits), Metrics()
+    counted = [name for name, kind in searcher.collection.fields.items() if kind == "text" and name not in UNCOUNTED]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        workers.close()
+
+    app = FastAPI(title="fbjax", version=__version__, summary="Search of a catalogue", lifespan=lifespan)
+    app.add_middleware(BodyLimit, most=limits.bytes)
+
+    async def answered(wanted: Wanted, top: int, skip: int) -> Answer:
+        results = await workers.run(searcher.search, wanted)
+        for stage, seconds in results.seconds.items():
+            metrics.seconds.labels(stage).observe(seconds)
+        return answer_of(results, skip, top, counted)
+
+    @app.get("/search", responses=PROBLEMS)
+    async def search(
+        text: Text = "", like: Like = "", where: Where = "", mode: Mode | None = None, top: Top = 24, skip: Skip = 0
+    ) -> Answer:
+        """The best products for words, or like a product."""
+        depth = max(COUNTED, skip + top + 1)
+        return await answered(Wanted(text=text, like=like, where=where, mode=mode, top=depth), top, skip)
+
+    @app.post("/search", responses=PROBLEMS)
+    async def search_by_picture(
+        image: Annotated[bytes, File(description="a picture: JPEG, PNG, WebP, ..")],
+        text: Annotated[str, Form(description="words that say what differs", max_length=2000)] = "",
+        where: Annotated[str, Form(description="filter", max_length=2000)] = "",
+        top: Annotated[int, Form(ge=1, le=MOST_SHOWN)] = 24,
+        skip: Annotated[int, Form(ge=0, le=MOST_SKIPPED)] = 0,
+    ) -> Answer:
+        """The best products for a picture, and perhaps words: a picture, "but in blue"."""
+        depth = max(COUNTED, skip + top + 1)
+        return await answered(Wanted(text=text, image=image, where=where, top=depth), top, skip)
+
+    @app.get("/pictures/{name}", responses={404: {"model": Problem}}, response_class=Response)
+    def picture(name: str) -> Response:
+        """A picture of the catalogue, by the name in an answer."""
+        if not (found := searcher.pictures.read(name)):
+            return JSONResponse({"error": f"no picture {name[:40]!r}"}, 404)
+        kind = "image/png" if found.startswith(b"\x89PNG") else "image/jpeg"
+        return Response(found, media_type=kind, headers={"Cache-Control": "public, max-age=31536000, immutable"})
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", responses={503: {"model": Problem}})
+    def readyz() -> dict[str, int]:
+        """Whether the database answers: the number of products."""
+        return {"products": searcher.collection.count()}
+
+    @app.get("/metrics", response_class=Response)
+    def measured() -> Response:
+        """Counters and histograms, for Prometheus."""
+        metrics.inside.set(workers.inside)
+        kept = searcher.model.cache_info()
+        metrics.cache.labels("hits").set(kept.text_hits + kept.image_hits)
+        metrics.cache.labels("misses").set(kept.text_misses + kept.image_misses)
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.middleware("http")
+    async def noted(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
+        begin = time.perf_counter()
+        response = await call(request)
+        response.headers.update(SECURITY if not request.url.path.startswith("/docs") else {})
+        route = getattr(request.scope.get("route"), "path", "other")
+        metrics.requests.labels(route, response.status_code).inc()
+        milliseconds = round(1000 * (time.perf_counter() - begin), 1)
+        log.info(json.dumps({"route": route, "status": response.status_code, "ms": milliseconds}))
+        return response
+
+    _explain_errors(app)
+    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    return app
+
+
+def _explain_errors(app: FastAPI) -> None:
+    """Every problem is one JSON object with an error that names the remedy."""
+
+    def says(status: int, text: str | None = None, **headers: str) -> Callable:
+        def handle(request: Request, error: Exception) -> JSONResponse:
+            return JSONResponse({"error": text or str(error)}, status, headers=headers)
+
+        return handle
+
+    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        found = ("; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()))[:1000]
+        return JSONResponse({"error": found}, 400)
+
+    app.add_exception_handler(ValueError, says(400))
+    app.add_exception_handler(RequestValidationError, invalid)  # pyright: ignore[reportArgumentType]
+    app.add_exception_handler(Busy, says(429, "too many requests wait: try again in a second", **{"Retry-After": "1"}))
+    app.add_exception_handler(TimeoutError, says(503, "no answer in time: try again later", **{"Retry-After": "5"}))
+    app.add_exception_handler(OSError, says(503))

@@ -1,0 +1,22 @@
+"""What a service counts, for Prometheus."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class Metrics:
+    """Requests by route and status, seconds by stage, requests inside, hits of the model's cache."""
+
+    def __init__(self):
+        self._registry = CollectorRegistry()
+        self.requests = Counter("fbjax_requests", "Requests", ["route", "status"], registry=self._registry)
+        self.seconds = Histogram(
+            "fbjax_seconds", "Seconds of a stage", ["stage"], buckets=SECONDS, registry=self._registry
+        )
+        self.inside = Gauge("fbjax_requests_inside", "Requests that are computed or wait", registry=self._registry)
+        self.cache = Gauge("fbjax_cache", "Hits and misses of the model's cache", ["result"], registry=self._registry)
+
+    def text(self) -> bytes:
+        """All of them, in the format that Prometheus reads."""
+        return generate_latest(self._registry)

@@ -1,0 +1,162 @@
+// The page: what is asked for (`wanted`), the request, and the answer put on the page. All text is set as text.
+"use strict";
+
+const PAGE_SIZE = 24;
+const $ = (id) => document.getElementById(id);
+let wanted = { text: "", image: null, like: "", filters: {} };
+let shown = 0;
+let request = null;
+let fields = {}; // counts of the first answer, without filters
+
+const quoted = (value) => JSON.stringify(value);
+
+function where() {
+  return Object.entries(wanted.filters)
+    .filter(([, values]) => values.size)
+    .map(([field, values]) => `${field} in [${[...values].map(quoted).join(", ")}]`)
+    .join(" and ");
+}
+
+async function ask(skip) {
+  const sizes = { top: PAGE_SIZE, skip };
+  if (wanted.image) {
+    const form = new FormData();
+    form.append("image", wanted.image);
+    for (const [name, value] of Object.entries({ text: wanted.text, where: where(), ...sizes })) form.append(name, value);
+    return fetch("search", { method: "POST", body: form, signal: request.signal });
+  }
+  const asked = wanted.like ? { like: wanted.like } : { text: wanted.text };
+  return fetch(`search?${new URLSearchParams({ ...asked, where: where(), ...sizes })}`, { signal: request.signal });
+}
+
+async function search(more = false) {
+  if (!wanted.text.trim() && !wanted.image && !wanted.like) return $("text").focus();
+  request?.abort();
+  request = new AbortController();
+  const mine = request;
+  say("Searching ..");
+  document.body.classList.add("busy");
+  try {
+    const begin = performance.now();
+    const response = await ask(more ? shown : 0);
+    const answer = await response.json();
+    if (mine !== request) return;
+    if (!response.ok) throw new Error(answer.error || `error ${response.status}`);
+    show(answer, more, performance.now() - begin);
+  } catch (error) {
+    if (error.name !== "AbortError") say(error instanceof TypeError ? "The server does not answer: try again." : error.message, true);
+  } finally {
+    if (mine === request) document.body.classList.remove("busy");
+  }
+}
+
+function say(text, wrong = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("wrong", wrong);
+}
+
+function show(answer, more, milliseconds) {
+  if (!more) $("products").replaceChildren(), (shown = 0);
+  for (const product of answer.products) $("products").append(card(product, answer.mode));
+  shown += answer.products.length;
+  $("more").hidden = !answer.more;
+  if (!where()) fields = answer.counts;
+  showFilters(answer.counts);
+  const times = Object.entries(answer.seconds).map(([stage, s]) => `${stage} ${Math.round(1000 * s)} ms`);
+  const found = shown ? `${shown} products` : "No product was found: use other words, or fewer filters.";
+  say([found, ...answer.notes, `${times.join(", ")}, in all ${Math.round(milliseconds)} ms`].join(" · "));
+}
+
+function card(product, mode) {
+  const item = $("card").content.cloneNode(true);
+  const image = item.querySelector("img");
+  if (product.picture) image.src = product.picture.slice(1);
+  const like = item.querySelector(".like");
+  like.title = "More like this";
+  like.setAttribute("aria-label", `More like ${product.text}`);
+  like.addEventListener("click", () => moreLike(product));
+  item.querySelector(".text").textContent = product.text;
+  item.querySelector(".text").title = product.text;
+  item.querySelector(".category").textContent = product.fields.category;
+  item.querySelector(".score").textContent = product.score.toFixed(mode === "hybrid" ? 3 : 2);
+  return item;
+}
+
+function showFilters(counts) {
+  const groups = Object.entries(fields).map(([field, values]) => {
+    const chosen = wanted.filters[field] ?? new Set();
+    const list = document.createElement("ul");
+    for (const value of new Set([...chosen, ...Object.keys(values)])) {
+      const label = document.createElement("label");
+      const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: chosen.has(value) });
+      box.addEventListener("change", () => {
+        const values = (wanted.filters[field] ??= new Set());
+        box.checked ? values.add(value) : values.delete(value);
+        search();
+      });
+      const count = Object.assign(document.createElement("span"), { className: "count" });
+      count.textContent = (chosen.size ? counts[field]?.[value] : values[value]) ?? "";
+      label.append(box, value, count);
+      list.append(Object.assign(document.createElement("li"), {}));
+      list.lastChild.append(label);
+    }
+    const group = document.createElement("section");
+    group.append(Object.assign(document.createElement("h2"), { textContent: field }), list);
+    return group;
+  });
+  $("filters").replaceChildren(...groups.filter((group) => group.querySelector("li")));
+}
+
+function showAsked(source, text) {
+  const image = Object.assign(document.createElement("img"), { src: source, alt: "" });
+  const off = Object.assign(document.createElement("button"), { type: "button", textContent: "Remove" });
+  off.addEventListener("click", () => {
+    wanted = { ...wanted, image: null, like: "" };
+    $("image").value = "";
+    $("asked").hidden = true;
+    if (wanted.text.trim()) search();
+  });
+  $("asked").replaceChildren(image, text, off);
+  $("asked").hidden = false;
+}
+
+function takePicture(file) {
+  if (!file) return;
+  wanted = { ...wanted, image: file, like: "", filters: {} };
+  showAsked(URL.createObjectURL(file), "by this picture; words say what should be different");
+  search();
+}
+
+function moreLike(product) {
+  wanted = { text: "", image: null, like: product.id, filters: {} };
+  $("text").value = "";
+  showAsked(product.picture.slice(1), `more like ${product.text.slice(0, 60)}`);
+  window.scrollTo({ top: 0 });
+  search();
+}
+
+$("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  wanted = { ...wanted, text: $("text").value, like: "", filters: {} };
+  if (!wanted.image) $("asked").hidden = true;
+  search();
+});
+$("image").addEventListener("change", () => takePicture($("image").files[0]));
+$("choose").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" || event.key === " ") event.preventDefault(), $("image").click();
+});
+$("more").addEventListener("click", () => search(true));
+document.addEventListener("keydown", (event) => {
+  if (event.key === "/" && document.activeElement !== $("text")) event.preventDefault(), $("text").focus();
+});
+
+let inside = 0;
+addEventListener("dragenter", (event) => (event.preventDefault(), inside++, ($("drop").hidden = false)));
+addEventListener("dragleave", () => --inside || ($("drop").hidden = true));
+addEventListener("dragover", (event) => event.preventDefault());
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  inside = 0;
+  $("drop").hidden = true;
+  takePicture(event.dataTransfer.files[0]);
+});

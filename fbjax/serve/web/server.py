@@ -1,0 +1,41 @@
+"""Runs the search service in this process, until Ctrl-C or SIGTERM; requests that are computed then are answered."""
+
+import logging
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from fbjax.serve.searching import Searcher
+from fbjax.serve.web.app import make_app
+from fbjax.serve.web.limits import Limits
+
+GRACE = 20  # seconds for requests that are computed when the service is ended
+
+
+def run(searcher: Searcher, host: str, port: int, limits: Limits, say: Callable[[str], None]) -> None:
+    """Serves until a signal. Raises OSError, before the model is loaded, where nothing can listen at the address."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"cannot listen at {host}:{port} ({reason}): give another --host or --port") from None
+    with listener:
+        searcher.warm_up()
+        _log_requests()
+        options = {"log_config": None, "access_log": False, "server_header": False}
+        config = uvicorn.Config(make_app(searcher, limits), timeout_graceful_shutdown=GRACE, **options)
+        shown = f"[{host}]" if ":" in host else host
+        say(f"search page: http://{shown}:{listener.getsockname()[1]}/  (Ctrl-C ends it)")
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _log_requests() -> None:
+    """One JSON line a request on stderr, and what goes wrong with its traceback."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for name, level in (("fbjax.serve", logging.INFO), ("uvicorn", logging.ERROR)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)
