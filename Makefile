@@ -13,15 +13,15 @@ quickstart: $(VENV)/.installed  ## draws a catalogue, trains on it, ranks produc
 setup: $(VENV)/.ready  ## installs what the tests need: torch as a reference, ONNX, MiniLM, Beam, libtpu to compile with
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
-	@echo "setting up $(VENV), once: 2.7 GB on disk"
+	@echo "setting up $(VENV), once: 3.2 GB on disk"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e .
+	$(PIP) -e '.[serve]'
 	$(BIN)/pip check
 	touch $@
 
 $(VENV)/.ready: $(VENV)/.installed
 	$(PIP) torch==2.13.0
-	$(PIP) -e '.[beam,excel,export,gcs,minilm,parity,serve,test,tpu]'
+	$(PIP) -e '.[beam,excel,export,gcs,minilm,parity,test,tpu]'
 	$(BIN)/pip check
 	touch $@
 

@@ -36,4 +36,9 @@ show fbjax rank --workdir $run --image quickstart/drawn/examples/1.jpg --categor
 
 show fbjax report --workdir $run --out quickstart/report.html
 
+# All products in a search index: vectors and words together.
+show fbjax index --workdir $run --index quickstart/index
+show fbjax search --index quickstart/index --text "red dress with mint zigzags" --top 5
+
 say "done. Open quickstart/report.html in a browser; docs/guides/your-catalogue.md goes on with a table of your own."
+say "A search page over these products: .venv/bin/fbjax serve --index quickstart/index"

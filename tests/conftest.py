@@ -9,8 +9,9 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pyte
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**28)  # bytes
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=300"  # by default 40: too few on a busy machine
 QUICK_COMPILER = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), EIGHT_DEVICES, QUICK_COMPILER])
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), EIGHT_DEVICES, PATIENCE, QUICK_COMPILER])
 
 import pymilvus  # noqa: E402, F401  # later it would reset logging, and absl close what pytest captures
 import pytest  # noqa: E402

@@ -130,9 +130,11 @@ class Searcher:
             return vector, differs("group", str(product.fields["group"]))
         if query.image is None:
             return self.model.embed_query([query.text])[0], ""
+        vector = self.model.embed_image([query.image])[0]
         if query.text:
-            return self.model.embed_product([query.text], [query.image])[0], ""
-        return self.model.embed_image([query.image])[0], ""
+            vector = vector + self.model.embed_query([query.text])[0]  # each has length 1: they count alike
+            vector /= np.linalg.norm(vector)
+        return vector, ""
 
 
 def _checked(query: Query) -> Mode:

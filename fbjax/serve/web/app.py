@@ -30,6 +30,7 @@ SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+NO_DOCS: dict[str, None] = {"docs_url": None, "redoc_url": None}  # these load scripts from another host
 PROBLEMS = {code: {"model": Problem} for code in (400, 413, 429, 503)}
 log = logging.getLogger("fbjax.serve")
 
@@ -50,7 +51,7 @@ def make_app(searcher: Searcher, limits: Limits) -> FastAPI:
         yield
         workers.close()
 
-    app = FastAPI(title="fbjax", version=__version__, summary="Search of a catalogue", lifespan=lifespan)
+    app = FastAPI(title="fbjax", version=__version__, summary="Search of a catalogue", lifespan=lifespan, **NO_DOCS)
     app.add_middleware(BodyLimit, most=limits.bytes)
 
     async def answered(wanted: Wanted, top: int, skip: int) -> Answer:
@@ -110,7 +111,7 @@ def make_app(searcher: Searcher, limits: Limits) -> FastAPI:
     async def noted(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
         begin = time.perf_counter()
         response = await call(request)
-        response.headers.update(SECURITY if not request.url.path.startswith("/docs") else {})
+        response.headers.update(SECURITY)
         route = getattr(request.scope.get("route"), "path", "other")
         metrics.requests.labels(route, response.status_code).inc()
         milliseconds = round(1000 * (time.perf_counter() - begin), 1)
