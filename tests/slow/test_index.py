@@ -28,14 +28,14 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
-@pytest.mark.parametrize("begin", ["nothing", "another table"])
+@pytest.mark.parametrize("begin", ["nothing", "another table", "other fields"])
 def test_twenty_kills_lose_no_product_and_double_none(run, tmp_path, begin):
     before = make_products(NUM, seed=3)
     after = [p | {"title": f"new {p['title']}"} if i % 2 else p for i, p in enumerate(before[100:])]
     place, rng = tmp_path / "index", random.Random(0)
     old, new = (write_csv(tmp_path / name, products) for name, products in (("old.csv", before), ("new.csv", after)))
-    if begin == "another table":
-        index(run, place, data=str(old))
+    if begin != "nothing":  # other fields make another collection, which takes over at the end
+        index(run, place, data=str(old), fields={"kind": "category"} if begin == "other fields" else {})
     texts = {p["id"]: {text_of(p)} for p in before}
     for product in after:
         texts[product["id"]].add(text_of(product))
