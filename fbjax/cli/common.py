@@ -103,38 +103,28 @@ def _check_written(name: str, path: str, folder: Path) -> str:
 
 def whole_number(name: str, help: str, at_least: int = 1, **options) -> Flag:
     """A flag for a whole number. Parsing raises WrongFlag, before any work, where it is too small or huge."""
-    return flag(name, help, type=partial(_whole, name, at_least), **options)
-
-
-def _whole(name: str, at_least: int, text: str) -> int:
-    with contextlib.suppress(ValueError):
-        if at_least <= (number := int(text)) <= MAX_NUMBER:
-            return number
-    raise WrongFlag(f"{name} {text.strip() or repr(text)}: give a whole number from {at_least} to {MAX_NUMBER}")
+    wanted = f"a whole number from {at_least} to {MAX_NUMBER}"
+    parse = partial(_number, name, int, lambda number: at_least <= number <= MAX_NUMBER, wanted)
+    return flag(name, help, type=parse, **options)
 
 
 def positive_number(name: str, help: str, **options) -> Flag:
     """A flag for a finite number above 0, as `whole_number`."""
-    return flag(name, help, type=partial(_positive, name), **options)
-
-
-def _positive(name: str, text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 < (number := float(text)) < math.inf:
-            return number
-    raise WrongFlag(f"{name} {text.strip() or repr(text)}: give a number above 0")
+    parse = partial(_number, name, float, lambda number: 0 < number < math.inf, "a number above 0")
+    return flag(name, help, type=parse, **options)
 
 
 def share(name: str, help: str, **options) -> Flag:
     """A flag for a number from 0 to 1, as `whole_number`."""
-    return flag(name, help, type=partial(_share, name), **options)
+    parse = partial(_number, name, float, lambda number: 0 <= number <= 1, "a number from 0 to 1")
+    return flag(name, help, type=parse, **options)
 
 
-def _share(name: str, text: str) -> float:
+def _number(name: str, convert: Callable, is_allowed: Callable[[float], bool], wanted: str, text: str) -> float:
     with contextlib.suppress(ValueError):
-        if 0 <= (number := float(text)) <= 1:
+        if is_allowed(number := convert(text)):
             return number
-    raise WrongFlag(f"{name} {text.strip() or repr(text)}: give a number from 0 to 1")
+    raise WrongFlag(f"{name} {text.strip() or repr(text)}: give {wanted}")
 
 
 def names(listed: str) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ def _environment() -> jinja2.Environment:
         "percent": percent,
         "points": lambda value: f"{value:.3f}".removeprefix("0"),
         "count": lambda value: f"{value:,}",
-        "score": lambda value: f"{round(value, 2) + 0.0:+.2f}".replace("-", "\N{MINUS SIGN}"),
+        "score": lambda value, digits=2: f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "\N{MINUS SIGN}"),
         "duration": duration,
         "shorten": shorten,
     }

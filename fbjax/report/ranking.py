@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from fbjax.core.paths import as_path
+from fbjax.data.sources.base import Product
 from fbjax.inference.rank import Ranking
 from fbjax.report.page import card, picture, write_page
+from fbjax.serve.collection import ALWAYS, Stored
 from fbjax.serve.pictures import Pictures
 from fbjax.serve.searching import MEANINGS, Query, Results
 
@@ -37,8 +39,14 @@ def write_found(query: Query, results: Results, pictures: Pictures, out: str | P
         query=query,
         query_picture=picture(image, QUERY_HEIGHT) if image else None,
         meaning=MEANINGS[results.mode],
+        digits=3,  # sums of reciprocal ranks are small
         cards=[
-            {"hit": hit, "place": place, "picture": picture(pictures.read(hit.product.picture))}
+            card(_with_picture(hit.product, pictures), hit.score, place)
             for place, hit in enumerate(results.hits, start=1)
         ],
     )
+
+
+def _with_picture(found: Stored, pictures: Pictures) -> Product:
+    category, group = (str(found.fields[field]) for field in ALWAYS)
+    return Product(found.id, found.text, category, group, pictures.read(found.picture), where="")

@@ -14,11 +14,12 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 from fbjax import __version__
-from fbjax.serve.searching import MOST, Mode, Searcher
+from fbjax.serve.searching import MOST, MOST_CHARACTERS, Mode, Searcher
 from fbjax.serve.searching import Query as Wanted
 from fbjax.serve.web.answers import Answer, Problem, answer_of
 from fbjax.serve.web.limits import BodyLimit, Busy, Limits, Workers
 from fbjax.serve.web.metrics import Metrics
+from fbjax.serve.where import MAX_LENGTH
 
 PAGE = Path(__file__).with_name("page")
 COUNTED = 200  # products that are found for every answer, so that fields can be counted
@@ -34,9 +35,9 @@ NO_DOCS: dict[str, None] = {"docs_url": None, "redoc_url": None}  # these load s
 PROBLEMS = {code: {"model": Problem} for code in (400, 413, 429, 503)}
 log = logging.getLogger("fbjax.serve")
 
-Text = Annotated[str, Query(description="words", max_length=2000, examples=["red cotton dress"])]
+Text = Annotated[str, Query(description="words", max_length=MOST_CHARACTERS, examples=["red cotton dress"])]
 Like = Annotated[str, Query(description="id of a product: others like it", max_length=500)]
-Where = Annotated[str, Query(description="filter", max_length=2000, examples=['category == "dress"'])]
+Where = Annotated[str, Query(description="filter", max_length=MAX_LENGTH, examples=['category == "dress"'])]
 Top = Annotated[int, Query(description="number of products", ge=1, le=MOST_SHOWN)]
 Skip = Annotated[int, Query(description="products before these", ge=0, le=MOST_SKIPPED)]
 
@@ -71,8 +72,8 @@ def make_app(searcher: Searcher, limits: Limits) -> FastAPI:
     @app.post("/search", responses=PROBLEMS)
     async def search_by_picture(
         image: Annotated[bytes, File(description="a picture: JPEG, PNG, WebP, ..")],
-        text: Annotated[str, Form(description="words that say what differs", max_length=2000)] = "",
-        where: Annotated[str, Form(description="filter", max_length=2000)] = "",
+        text: Annotated[str, Form(description="words that say what differs", max_length=MOST_CHARACTERS)] = "",
+        where: Annotated[str, Form(description="filter", max_length=MAX_LENGTH)] = "",
         top: Annotated[int, Form(ge=1, le=MOST_SHOWN)] = 24,
         skip: Annotated[int, Form(ge=0, le=MOST_SKIPPED)] = 0,
     ) -> Answer:

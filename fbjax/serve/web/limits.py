@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -29,20 +30,22 @@ class Workers:
     """Runs functions in threads: some at once, some more in a queue, no more."""
 
     def __init__(self, limits: Limits):
-        self._limits, self._pool = limits, ThreadPoolExecutor(limits.workers)
+        self._limits, self._pool, self._lock = limits, ThreadPoolExecutor(limits.workers), threading.Lock()
         self.inside = 0  # requests that are computed or wait
 
     async def run(self, function: Callable[..., Answer], *arguments: Any) -> Answer:
         """The result of ``function(*arguments)``. Raises Busy where the queue is full, TimeoutError after the limit."""
-        if self.inside >= self._limits.workers + self._limits.waiting:
-            raise Busy
-        self.inside += 1
+        with self._lock:
+            if self.inside >= self._limits.workers + self._limits.waiting:
+                raise Busy
+            self.inside += 1
         future = self._pool.submit(function, *arguments)
         future.add_done_callback(lambda _: self._leave())  # a function that ran out of time still takes its worker
         return await asyncio.wait_for(asyncio.wrap_future(future), self._limits.seconds)
 
     def _leave(self) -> None:
-        self.inside -= 1
+        with self._lock:  # in the thread that computed
+            self.inside -= 1
 
     def close(self) -> None:
         """Waits for what is computed; what only waits is dropped."""
