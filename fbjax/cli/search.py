@@ -79,6 +79,7 @@ def embed(**request) -> None:
     answer(f"vectors: {embed(**request)}")
 
 
+SERVICE_KEY = "FBJAX_SERVICE_KEY"  # who sends it may change products
 INDEX = flag("--index", INDEX_FORM, default="index")
 CATALOGUE = "product tables or globs, together the catalogue (default: all of the run's)"
 FIELDS = "columns of the tables as filters, with commas between; colour=Farbe: of column Farbe (default: none)"
@@ -100,8 +101,8 @@ FIELDS = "columns of the tables as filters, with commas between; colour=Farbe: o
     ),
 )
 def index(index, fields, **request) -> None:
-    from fbjax.serve.indexing import index as make_index
-    from fbjax.serve.indexing import say_indexed
+    from fbjax.serve.index.indexing import index as make_index
+    from fbjax.serve.index.indexing import say_indexed
 
     pairs = [(name, column or name) for name, _, column in (field.partition("=") for field in fields or ())]
     if len(dict(pairs)) < len(pairs):
@@ -133,8 +134,9 @@ def index(index, fields, **request) -> None:
     ),
 )
 def search(index, workdir, json, html, **asked) -> None:
-    from fbjax.serve.searching import Query, Searcher
-    from fbjax.serve.shown import as_json, format_table
+    from fbjax.serve.search.query import Query
+    from fbjax.serve.search.searching import Searcher
+    from fbjax.serve.search.shown import as_json, format_table
 
     query = Query(**{name: value for name, value in asked.items() if value is not None})
     with Searcher(index, os.environ.get(INDEX_TOKEN, ""), workdir) as searcher:
@@ -161,9 +163,9 @@ def search(index, workdir, json, html, **asked) -> None:
     examples=("fbjax serve --index index",),
 )
 def serve(index, workdir, host, port, waiting) -> None:
-    from fbjax.serve.searching import Searcher
+    from fbjax.serve.search.searching import Searcher
     from fbjax.serve.web.limits import Limits
     from fbjax.serve.web.server import run
 
     with Searcher(index, os.environ.get(INDEX_TOKEN, ""), workdir) as searcher:
-        run(searcher, host, port, Limits(waiting=waiting), answer)
+        run(searcher, host, port, Limits(waiting=waiting), os.environ.get(SERVICE_KEY, ""), answer)

@@ -6,9 +6,9 @@ from fbjax.core.paths import as_path
 from fbjax.data.sources.base import Product
 from fbjax.inference.rank import Ranking
 from fbjax.report.page import card, picture, write_page
-from fbjax.serve.collection import ALWAYS, Stored
-from fbjax.serve.pictures import Pictures
-from fbjax.serve.searching import MEANINGS, Query, Results
+from fbjax.serve.index.collection import ALWAYS, Stored
+from fbjax.serve.index.pictures import Pictures
+from fbjax.serve.search.query import MEANINGS, Query, Results
 
 QUERY_HEIGHT = 320
 

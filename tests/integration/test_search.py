@@ -15,9 +15,10 @@ import pytest
 import fbjax
 from fbjax.cli.main import main
 from fbjax.evaluation.galleries.system import evaluate_index
-from fbjax.serve.database import Database
-from fbjax.serve.indexing import index, measured_recall
-from fbjax.serve.searching import Query, Searcher
+from fbjax.serve.index.database import Database
+from fbjax.serve.index.indexing import index, measured_recall
+from fbjax.serve.search.query import Query
+from fbjax.serve.search.searching import Searcher
 from fbjax.training.loop import train
 from tests.support.runs import tiny_config
 from tests.support.tables import encode, make_products, write_csv
@@ -127,7 +128,7 @@ def test_words_find_texts_by_bm25_and_both_are_joined_by_their_ranks(run, locati
                 scores[identity] += 1 / (60 + rank)
         both = searcher.search(Query(text=text, top=12))
         np.testing.assert_allclose([hit.score for hit in both.hits], sorted(scores.values())[::-1][:12], atol=3e-4)
-        assert ids_of(both) != near[:12] and both.mode == "hybrid" and {*both.seconds} == {"embed", "retrieve"}
+        assert ids_of(both) != near[:12] and both.mode == "hybrid" and {*both.seconds} == {"embed", "vectors", "words"}
 
 
 def test_filters_and_fields(location):
@@ -247,7 +248,7 @@ def test_the_recall_of_an_index_is_measured_against_exact_search(run, table, tmp
         collection = database.published()
         assert measured_recall(collection, 40) == 1.0
         nearest = collection.nearest
-        monkeypatch.setattr(collection, "nearest", lambda vector, limit: nearest(-vector, limit))
+        monkeypatch.setattr(collection, "nearest", lambda vectors, limit: nearest(-vectors, limit))
         assert measured_recall(collection, 40) < 0.5
 
 
@@ -268,7 +269,7 @@ def test_figures_of_the_system_are_those_of_its_answers(run, location, tmp_path,
             ideal = 1 + 1 / np.log2(3)  # of two relevant products, one of which the index lacks
             assert found["ndcg@10"] == pytest.approx(np.mean(np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0)) / ideal)
             assert found["recall@100"] == np.mean(ranks <= 100) / 2
-            assert found["seconds"]["retrieve"]["p50"] > 0
+            assert found["seconds"]["vectors" if mode == "dense" else "words"]["p50"] > 0
     command = ["evaluate", "--workdir", str(run), "--protocol", "system", "--relevant", str(relevant)]
     assert main([*command, "--index", str(location)]) == 0
     assert "over dense     hybrid: Rank@10" in capsys.readouterr().out

@@ -3,16 +3,24 @@
 import concurrent.futures
 import dataclasses
 import io
+import json
+import shutil
 import socket
 import threading
+import time
 import zlib
+from urllib.parse import quote
 
+import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from fbjax.serve.indexing import index
-from fbjax.serve.searching import Query, Searcher
+from fbjax.data.sources.images import normalise_image
+from fbjax.serve.index.indexing import index
+from fbjax.serve.search.kept import KeptAnswers
+from fbjax.serve.search.query import Query, Results
+from fbjax.serve.search.searching import Searcher
 from fbjax.serve.web.app import make_app
 from fbjax.serve.web.limits import Limits
 from fbjax.serve.web.server import run
@@ -22,20 +30,37 @@ from tests.support.tables import encode, make_products, write_csv
 
 PRODUCTS = make_products(40, seed=7)
 PHOTO = encode(PRODUCTS[3]["image"], "JPEG")
+KEY = "a key that is long enough"
 TOWERS = ("train.num_steps=4", "train.save_every=4", "model.num_layers=1", "tasks=itc", "tasks.itc.embedding_dim=16")
 
 
 @pytest.fixture(scope="module")
-def searcher(tmp_path_factory):
+def folder(tmp_path_factory):
+    """A folder with a run, a table and an index of it."""
     folder = tmp_path_factory.mktemp("web")
     train(tiny_config(folder, *TOWERS), folder / "run")
-    table = write_csv(
-        folder / "products.csv", [p | {"colour": p["title"].split()[0]} for p in PRODUCTS], more=("colour",)
-    )
-    index(folder / "run", folder / "index", data=str(table), fields={"colour": "colour"})
+    with_colour = [p | {"colour": p["title"].split()[0]} for p in PRODUCTS]
+    write_csv(folder / "products.csv", with_colour, more=("colour",))
+    index(folder / "run", folder / "index", data=str(folder / "products.csv"), fields={"colour": "colour"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def searcher(folder):
     with Searcher(folder / "index") as found:
         found.warm_up()
         yield found
+
+
+@pytest.fixture
+def changed(folder, tmp_path):
+    """An index that a test may change, a client of it, and the headers of who may."""
+    shutil.copytree(folder / "index", tmp_path / "index")
+    with (
+        Searcher(tmp_path / "index") as searcher,
+        TestClient(make_app(searcher, Limits(), KEY), raise_server_exceptions=False) as client,
+    ):
+        yield searcher, client, {"Authorization": f"Bearer {KEY}"}
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +173,7 @@ def test_the_page_and_what_watches_the_service(client, searcher):
     client.get("/search", params={"text": "red"})
     metrics = client.get("/metrics").text
     assert 'fbjax_requests_total{route="/search",status="200"}' in metrics
-    assert 'fbjax_seconds_count{stage="retrieve"}' in metrics and 'fbjax_cache{result="hits"}' in metrics
+    assert 'fbjax_seconds_count{stage="vectors"}' in metrics and 'fbjax_cache{of="vectors",result="hits"}' in metrics
     assert client.get("/openapi.json").json()["paths"].keys() >= {"/search", "/pictures/{name}", "/readyz"}
 
 
@@ -156,12 +181,15 @@ class Slow:
     """A searcher whose answers wait until they are let go."""
 
     def __init__(self, searcher):
-        self._searcher, self.go = searcher, threading.Event()
-        self.collection, self.pictures, self.model = searcher.collection, searcher.pictures, searcher.model
+        self._searcher, self.go, self.sizes = searcher, threading.Event(), []
 
-    def search(self, query):
+    def __getattr__(self, name):
+        return getattr(self._searcher, name)
+
+    def search_all(self, queries):
+        self.sizes.append(len(queries))
         self.go.wait(20)
-        return self._searcher.search(query)
+        return self._searcher.search_all(queries)
 
 
 def test_beyond_the_bound_requests_are_refused_and_the_others_are_answered(searcher):
@@ -178,6 +206,41 @@ def test_beyond_the_bound_requests_are_refused_and_the_others_are_answered(searc
     assert [each.status_code for each in answered] == [200] * 3
 
 
+def test_requests_that_wait_are_computed_together_and_each_has_its_own_answer(searcher):
+    asked = [
+        {"text": "red cotton dress"},
+        {"text": "denim bag", "mode": "dense"},
+        {"like": "nobody"},
+        {"text": "denim", "mode": "words", "where": 'category == "bag"'},
+        {"like": PRODUCTS[5]["id"]},
+        {"text": "red", "where": "colour =="},
+    ]
+    with TestClient(make_app(searcher, Limits()), raise_server_exceptions=False) as client:
+        searcher.forget_answers()
+        alone = [client.get("/search", params=params).json() for params in asked]
+    slow = Slow(searcher)
+    searcher.forget_answers()
+    with TestClient(make_app(slow, Limits(workers=1)), raise_server_exceptions=False) as client:
+        ask = lambda params: client.get("/search", params=params)  # noqa: E731
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            first = pool.submit(ask, {"text": "zip"})
+            while not slow.sizes:
+                time.sleep(0.01)
+            answers = [pool.submit(ask, params) for params in asked]
+            while "fbjax_requests_inside 7.0" not in client.get("/metrics").text:
+                time.sleep(0.01)
+            slow.go.set()
+            together = [each.result() for each in answers]
+        assert first.result().status_code == 200 and slow.sizes == [1, 6]
+        assert 'fbjax_batch_bucket{le="4.0"} 1.0' in client.get("/metrics").text
+    assert [each.status_code for each in together] == [200, 200, 400, 200, 200, 400]
+    for mine, own in zip(together, alone, strict=True):
+        assert mine.json().get("error") == own.get("error")
+        found, expected = (answer.get("products", []) for answer in (mine.json(), own))
+        assert [product["id"] for product in found] == [product["id"] for product in expected]
+        np.testing.assert_allclose([p["score"] for p in found], [p["score"] for p in expected], rtol=1e-5)
+
+
 def test_an_answer_that_takes_too_long_is_given_up(searcher):
     slow = Slow(searcher)
     with TestClient(make_app(slow, Limits(seconds=0.2))) as client:
@@ -190,4 +253,107 @@ def test_a_port_that_is_taken_is_said(searcher, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         host, port = taken.getsockname()
         with pytest.raises(OSError, match=f"cannot listen at {host}:{port} .*: give another --host or --port"):
-            run(searcher, host, port, Limits(), print)
+            run(searcher, host, port, Limits(), "", print)
+
+
+def found_by(client, text, **more):
+    answer = client.get("/search", params={"text": text, "mode": "words", "top": 100} | more)
+    return {product["id"]: product for product in answer.json()["products"]}
+
+
+def test_a_product_is_added_replaced_and_deleted_at_once(changed, folder):
+    searcher, client, allowed = changed
+    odd, photo = "new/1 'x\"", encode(PRODUCTS[4]["image"], "JPEG")
+    kept = normalise_image(photo, searcher.model.run.config.patches.image_size)  # as in prepared records
+    before = found_by(client, "turquoise velvet cape")
+    form = {"text": "turquoise velvet cape", "category": "cape", "fields": json.dumps({"colour": "turquoise"})}
+    for change in ("added", "replaced"):
+        answer = client.put(f"/products/{quote(odd, safe='')}", data=form, files={"image": photo}, headers=allowed)
+        assert answer.json() == {"id": odd, "change": change}
+    found = found_by(client, "turquoise velvet cape")
+    assert found.keys() - before.keys() == {odd} and found[odd]["fields"]["colour"] == "turquoise"
+    assert client.get("/readyz").json() == {"products": 41} and client.get(found[odd]["picture"]).content == kept
+    assert found[odd]["text"] == form["text"]
+    vector = searcher.collection.get(odd)[1]
+    np.testing.assert_allclose(vector, searcher.model.embed_product([form["text"]], [photo])[0], atol=1e-6)
+    assert client.get(f"/products/{quote(odd, safe='')}").json()["text"] == form["text"]
+
+    form |= {"text": "plain scarf"}
+    client.put(f"/products/{quote(odd, safe='')}", data=form, files={"image": photo}, headers=allowed)
+    assert odd not in found_by(client, "turquoise velvet cape") and odd in found_by(client, "scarf")
+    assert client.delete(f"/products/{quote(odd, safe='')}", headers=allowed).json()["change"] == "deleted"
+    assert odd not in found_by(client, "scarf") and client.get("/readyz").json() == {"products": 40}
+    assert client.delete(f"/products/{quote(odd, safe='')}", headers=allowed).status_code == 404
+    own = PRODUCTS[5]["id"]
+    client.delete(f"/products/{own}", headers=allowed)
+    assert all(own != p["id"] for p in client.get("/search", params={"text": "red", "top": 100}).json()["products"])
+    searcher.close()
+    again = index(folder / "run", searcher.location, data=str(folder / "products.csv"), fields={"colour": "colour"})
+    assert (again.products, again.added, again.changed) == (40, 1, 0)  # the table is what counts
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"fields": '{"size": 3}'}, "the index has no field 'size', only colour"),
+        ({"fields": '{"colour": 3}'}, "field colour holds texts, not 3"),
+        ({"fields": "[1]"}, "fields '[1]': give JSON"),
+        ({"fields": '{"colour": true}'}, "give JSON"),
+        ({"fields": '{"category": "x"}'}, "no field 'category'"),
+        ({"text": " \t "}, "product 'new' has no text"),
+        ({"text": "\x07"}, "has no words"),
+        ({"image": b"no picture"}, "undecodable image"),
+        ({"image": b""}, "undecodable image"),
+    ],
+)
+def test_a_wrong_change_changes_nothing(changed, change, said):
+    _, client, allowed = changed
+    form = {"text": "turquoise cape"} | {name: value for name, value in change.items() if name != "image"}
+    answer = client.put("/products/new", data=form, files={"image": change.get("image", PHOTO)}, headers=allowed)
+    assert answer.status_code == 400 and said in answer.json()["error"]
+    assert client.get("/products/new").status_code == 404 and client.get("/readyz").json() == {"products": 40}
+
+
+def test_changes_need_the_key(client, changed, searcher):
+    _, with_key, _ = changed
+    for wrong in ({}, {"Authorization": "Bearer x"}, {"Authorization": f"Basic {KEY}"}, {"Authorization": "Bearer é"}):
+        headers = {name: value.encode() for name, value in wrong.items()}
+        answer = with_key.delete(f"/products/{PRODUCTS[0]['id']}", headers=headers)
+        assert answer.status_code == 401 and "Authorization: Bearer KEY" in answer.json()["error"]
+    assert client.delete(f"/products/{PRODUCTS[0]['id']}").status_code == 405  # a service without a key changes nothing
+    assert client.get("/readyz").json() == with_key.get("/readyz").json() == {"products": 40}
+    with pytest.raises(ValueError, match="the key of the service has 5 characters: use 16 or more"):
+        run(searcher, "127.0.0.1", 0, Limits(), "short", print)
+
+
+def test_a_text_and_a_picture_are_matched(client, searcher):
+    answer = client.post("/match", data={"text": "red cotton dress"}, files={"image": PHOTO}).json()
+    assert answer["score"] == pytest.approx(searcher.model.score(["red cotton dress"], [PHOTO])[0], abs=1e-6)
+    assert answer["probability"] is None
+    assert client.post("/match", data={"text": "red"}, files={"image": b"%PDF"}).status_code == 400
+    assert "no words" in client.post("/match", data={"text": "\0"}, files={"image": PHOTO}).json()["error"]
+
+
+def test_an_answer_is_kept_until_products_change(changed):
+    searcher, client, allowed = changed
+    asked = {"text": "red cotton dress", "top": 5}
+    first, again = (client.get("/search", params=asked).json() for _ in range(2))
+    assert again["products"] == first["products"] and first["seconds"] and not again["seconds"]
+    assert (searcher.kept.hits, searcher.kept.misses) == (1, 1)
+    gone = first["products"][0]["id"]
+    client.delete(f"/products/{gone}", headers=allowed)
+    assert gone not in [product["id"] for product in client.get("/search", params=asked).json()["products"]]
+
+
+def test_kept_answers_are_bounded_and_never_older_than_the_last_change():
+    kept, computed = KeptAnswers(most_hits=20), []
+
+    def compute(queries):
+        computed.extend(query.text for query in queries)
+        if "late" in computed[-1]:
+            kept.clear()  # products change while it is computed
+        return [Results([None] * 8, "words", {"words": 1.0}, []) for _ in queries]
+
+    for text in ("a", "b", "a", "c", "a", "b", "late", "late"):
+        kept.look_up([Query(text=text)], compute)
+    assert computed == ["a", "b", "c", "b", "late", "late"]

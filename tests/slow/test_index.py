@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from fbjax.serve.indexing import index
-from fbjax.serve.searching import Query, Searcher
+from fbjax.serve.index.indexing import index
+from fbjax.serve.search.query import Query
+from fbjax.serve.search.searching import Searcher
 from fbjax.training.loop import train
 from tests.support.runs import tiny_config
 from tests.support.tables import make_products, write_csv

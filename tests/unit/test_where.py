@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from milvus_lite.search.filter.tokens import tokenize
 
-from fbjax.serve.where import both, milvus_filter
+from fbjax.serve.index.where import both, milvus_filter
 
 FIELDS = {"colour": "text", "price": "number"}
 

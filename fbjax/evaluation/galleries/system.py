@@ -15,7 +15,8 @@ from fbjax.core.console import progress
 from fbjax.evaluation import metrics
 from fbjax.evaluation.asked import asked_of, wanted_log
 from fbjax.evaluation.galleries import queries
-from fbjax.serve.searching import MOST_CHARACTERS, Query, Searcher
+from fbjax.serve.search.query import MOST_CHARACTERS, Query
+from fbjax.serve.search.searching import Searcher
 
 MODES = ("words", "dense", "hybrid")
 DEPTH, NDCG_DEPTH = 100, 10
@@ -83,6 +84,7 @@ def system_figures(searcher: Searcher, texts: Sequence[str], relevant: Sequence[
         found, seconds = [], []
         for text in progress(texts, len(texts), f"queries, {mode}"):
             searcher.model.cache_clear()  # each request is a new one
+            searcher.forget_answers()
             results = searcher.search(Query(text=text, mode=mode, top=DEPTH))
             found.append([hit.product.id for hit in results.hits])
             seconds.append(results.seconds)

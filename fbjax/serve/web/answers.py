@@ -6,20 +6,25 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from fbjax.serve.collection import Hit
-from fbjax.serve.searching import Results
+from fbjax.serve.index.collection import Hit, Stored
+from fbjax.serve.search.query import Results
 
 MOST_COUNTED = 20  # values of a field with counts
 
 
-class FoundProduct(BaseModel):
-    """A product that was found."""
+class ShownProduct(BaseModel):
+    """A product of the index."""
 
     id: str = Field(examples=["1234"])
-    score: float = Field(examples=[0.83])
     text: str = Field(examples=["Red cotton dress"])
     fields: dict[str, str | float | None] = Field(examples=[{"category": "dress", "price": 49.0}])
     picture: str = Field(description="path of the picture on this server, '' where there is none")
+
+
+class FoundProduct(ShownProduct):
+    """A product that was found."""
+
+    score: float = Field(examples=[0.83])
 
 
 class Answer(BaseModel):
@@ -33,7 +38,16 @@ class Answer(BaseModel):
         examples=[{"category": {"dress": 17, "skirt": 3}}],
     )
     notes: list[str] = Field(description="words that the model does not know")
-    seconds: dict[str, float] = Field(examples=[{"embed": 0.004, "retrieve": 0.02}])
+    seconds: dict[str, float] = Field(
+        description="of each stage; none of an answer that was kept", examples=[{"embed": 0.004, "vectors": 0.02}]
+    )
+
+
+class MatchAnswer(BaseModel):
+    """Whether a text and a picture belong together."""
+
+    score: float = Field(description="> 0: a match is likelier; a cosine where the model has no match head")
+    probability: float | None = Field(description="of a match, where half of the pairs match; none if not calibrated")
 
 
 class Problem(BaseModel):
@@ -44,10 +58,9 @@ class Problem(BaseModel):
 
 def answer_of(results: Results, first: int, number: int, counted: Sequence[str]) -> Answer:
     """Products `first` to ``first + number`` of the results, with counts of the fields `counted` over all of them."""
-    shown = results.hits[first : first + number]
     return Answer(
         mode=results.mode,
-        products=[_found(hit) for hit in shown],
+        products=[_found(hit) for hit in results.hits[first : first + number]],
         more=len(results.hits) > first + number,
         counts={field: _counts(results.hits, field) for field in counted},
         notes=results.notes,
@@ -56,9 +69,13 @@ def answer_of(results: Results, first: int, number: int, counted: Sequence[str])
 
 
 def _found(hit: Hit) -> FoundProduct:
-    product = hit.product
+    return FoundProduct(**shown(hit.product).model_dump(), score=hit.score)
+
+
+def shown(product: Stored) -> ShownProduct:
+    """A product as it is answered."""
     picture = f"/pictures/{product.picture}" if product.picture else ""
-    return FoundProduct(id=product.id, score=hit.score, text=product.text, fields=product.fields, picture=picture)
+    return ShownProduct(id=product.id, text=product.text, fields=product.fields, picture=picture)
 
 
 def _counts(hits: Sequence[Hit], field: str) -> dict[str, int]:

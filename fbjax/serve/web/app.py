@@ -12,17 +12,22 @@ from fastapi import FastAPI, File, Form, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
 
 from fbjax import __version__
-from fbjax.serve.searching import MOST, MOST_CHARACTERS, Mode, Searcher
-from fbjax.serve.searching import Query as Wanted
-from fbjax.serve.web.answers import Answer, Problem, answer_of
-from fbjax.serve.web.limits import BodyLimit, Busy, Limits, Workers
+from fbjax.serve.index.where import MAX_LENGTH
+from fbjax.serve.search.changing import Products
+from fbjax.serve.search.query import MOST, MOST_CHARACTERS, Mode
+from fbjax.serve.search.query import Query as Wanted
+from fbjax.serve.search.searching import Searcher
+from fbjax.serve.web.answers import Answer, MatchAnswer, Problem, answer_of
+from fbjax.serve.web.limits import BodyLimit, Limits
 from fbjax.serve.web.metrics import Metrics
-from fbjax.serve.where import MAX_LENGTH
+from fbjax.serve.web.products import product_routes
+from fbjax.serve.web.workers import Busy, Workers
 
 PAGE = Path(__file__).with_name("page")
-COUNTED = 200  # products that are found for every answer, so that fields can be counted
+COUNTED = 100  # products that are found for every answer, so that fields can be counted
 MOST_SHOWN = 100  # products of one answer
 MOST_SKIPPED = MOST - MOST_SHOWN - 1
 UNCOUNTED = ("group",)  # text fields without counts
@@ -42,8 +47,11 @@ Top = Annotated[int, Query(description="number of products", ge=1, le=MOST_SHOWN
 Skip = Annotated[int, Query(description="products before these", ge=0, le=MOST_SKIPPED)]
 
 
-def make_app(searcher: Searcher, limits: Limits) -> FastAPI:
-    """The service over an open index; `Searcher.warm_up` keeps its first requests from waiting."""
+def make_app(searcher: Searcher, limits: Limits, key: str = "") -> FastAPI:
+    """The service over an open index; `Searcher.warm_up` keeps its first requests from waiting.
+
+    With a `key` products can be changed by who sends it.
+    """
     workers, metrics = Workers(limits), Metrics()
     counted = [name for name, kind in searcher.collection.fields.items() if kind == "text" and name not in UNCOUNTED]
 
@@ -56,10 +64,9 @@ def make_app(searcher: Searcher, limits: Limits) -> FastAPI:
     app.add_middleware(BodyLimit, most=limits.bytes)
 
     async def answered(wanted: Wanted, top: int, skip: int) -> Answer:
-        results = await workers.run(searcher.search, wanted)
-        for stage, seconds in results.seconds.items():
-            metrics.seconds.labels(stage).observe(seconds)
-        return answer_of(results, skip, top, counted)
+        done = await workers.run(searcher.search_all, wanted)
+        metrics.note(done.answer.seconds | {"wait": done.waited}, done.together)
+        return answer_of(done.answer, skip, top, counted)
 
     @app.get("/search", responses=PROBLEMS)
     async def search(
@@ -80,6 +87,18 @@ def make_app(searcher: Searcher, limits: Limits) -> FastAPI:
         """The best products for a picture, and perhaps words: a picture, "but in blue"."""
         depth = max(COUNTED, skip + top + 1)
         return await answered(Wanted(text=text, image=image, where=where, top=depth), top, skip)
+
+    @app.post("/match", responses=PROBLEMS)
+    async def match(
+        text: Annotated[str, Form(description="words", max_length=MOST_CHARACTERS)],
+        image: Annotated[bytes, File(description="a picture: JPEG, PNG, WebP, ..")],
+    ) -> MatchAnswer:
+        """Whether a text and a picture belong together."""
+        done = await workers.run(searcher.matcher.match_all, (text, image))
+        metrics.note({"match": done.seconds, "wait": done.waited}, done.together)
+        return MatchAnswer(score=done.answer.score, probability=done.answer.probability)
+
+    app.include_router(product_routes(Products(searcher), workers, key))
 
     @app.get("/pictures/{name}", responses={404: {"model": Problem}}, response_class=Response)
     def picture(name: str) -> Response:
@@ -104,8 +123,11 @@ def make_app(searcher: Searcher, limits: Limits) -> FastAPI:
         """Counters and histograms, for Prometheus."""
         metrics.inside.set(workers.inside)
         kept = searcher.model.cache_info()
-        metrics.cache.labels("hits").set(kept.text_hits + kept.image_hits)
-        metrics.cache.labels("misses").set(kept.text_misses + kept.image_misses)
+        metrics.cache.labels("vectors", "hits").set(kept.text_hits + kept.image_hits)
+        metrics.cache.labels("vectors", "misses").set(kept.text_misses + kept.image_misses)
+        if searcher.kept:
+            metrics.cache.labels("answers", "hits").set(searcher.kept.hits)
+            metrics.cache.labels("answers", "misses").set(searcher.kept.misses)
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.middleware("http")
@@ -137,6 +159,10 @@ def _explain_errors(app: FastAPI) -> None:
         found = ("; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()))[:1000]
         return JSONResponse({"error": found}, 400)
 
+    def http(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+
+    app.add_exception_handler(HTTPException, http)  # pyright: ignore[reportArgumentType]
     app.add_exception_handler(ValueError, says(400))
     app.add_exception_handler(RequestValidationError, invalid)  # pyright: ignore[reportArgumentType]
     app.add_exception_handler(Busy, says(429, "too many requests wait: try again in a second", **{"Retry-After": "1"}))

@@ -6,15 +6,20 @@ from collections.abc import Callable
 
 import uvicorn
 
-from fbjax.serve.searching import Searcher
+from fbjax.serve.search.searching import Searcher
 from fbjax.serve.web.app import make_app
 from fbjax.serve.web.limits import Limits
+from fbjax.serve.web.products import check_key
 
 GRACE = 20  # seconds for requests that are computed when the service is ended
 
 
-def run(searcher: Searcher, host: str, port: int, limits: Limits, say: Callable[[str], None]) -> None:
-    """Serves until a signal. Raises OSError, before the model is loaded, where nothing can listen at the address."""
+def run(searcher: Searcher, host: str, port: int, limits: Limits, key: str, say: Callable[[str], None]) -> None:
+    """Serves until a signal; `key` as in `make_app`.
+
+    Before the model is loaded, raises OSError where nothing can listen at the address, ValueError on a weak key.
+    """
+    check_key(key)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family)
@@ -25,7 +30,7 @@ def run(searcher: Searcher, host: str, port: int, limits: Limits, say: Callable[
         searcher.warm_up()
         _log_requests()
         options = {"log_config": None, "access_log": False, "server_header": False}
-        config = uvicorn.Config(make_app(searcher, limits), timeout_graceful_shutdown=GRACE, **options)
+        config = uvicorn.Config(make_app(searcher, limits, key), timeout_graceful_shutdown=GRACE, **options)
         shown = f"[{host}]" if ":" in host else host
         say(f"search page: http://{shown}:{listener.getsockname()[1]}/  (Ctrl-C ends it)")
         uvicorn.Server(config).run(sockets=[listener])

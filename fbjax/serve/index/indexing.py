@@ -25,10 +25,10 @@ from fbjax.inference.catalogue.embed_catalogue import embed_rows, model_sha256, 
 from fbjax.inference.embedder import make_embedder
 from fbjax.runs.feature_cache import ready_features
 from fbjax.runs.loaded import LoadedRun
-from fbjax.serve.collection import ALWAYS, Collection, Stored, check_fields, index_kind
-from fbjax.serve.database import Database, check_location
-from fbjax.serve.pictures import Pictures
-from fbjax.serve.where import Kind
+from fbjax.serve.index.collection import ALWAYS, Collection, Stored, check_fields, index_kind
+from fbjax.serve.index.database import Database, check_location
+from fbjax.serve.index.pictures import Pictures
+from fbjax.serve.index.where import Kind
 
 UNIT = "product"  # text and image read together
 ROWS_AT_ONCE = 500
@@ -149,8 +149,8 @@ def measured_recall(collection: Collection, number: int, seed: int = 0) -> float
     for vectors in collection.vectors():
         best = -np.sort(-np.concatenate([best, asked @ vectors.T], axis=1), axis=1)[:, : best.shape[1]]
     found = 0
-    for query, least in zip(asked, best[:, -1], strict=True):  # of equal cosines any will do
-        found += sum(hit.score >= least - 1e-5 for hit in collection.nearest(query, best.shape[1]))
+    for hits, least in zip(collection.nearest(asked, best.shape[1]), best[:, -1], strict=True):
+        found += sum(hit.score >= least - 1e-5 for hit in hits)  # of equal cosines any will do
     return found / best.size
 
 

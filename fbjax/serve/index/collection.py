@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fbjax.serve.where import Kind
+from fbjax.serve.index.where import Kind
 
 FIELD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 ALWAYS = ("category", "group")  # fields that every product has
@@ -19,7 +19,6 @@ ID_BYTES, NAME_BYTES, TEXT_BYTES = 2048, 2048, 65_535  # the last: Milvus' large
 ROWS_AT_ONCE = 1000  # of one call
 MOST_FLAT, MOST_HNSW = 10_000, 5_000_000  # products
 EF, NPROBE = 200, 64  # nodes of HNSW that a search looks at, at least; lists of IVF
-DEPTH, RRF = 100, 60  # products of each side that are joined; the constant of reciprocal ranks
 BUILD: dict[str, dict] = {"FLAT": {}, "HNSW": {"M": 16, "efConstruction": 200}, "IVF_FLAT": {"nlist": 4096}}
 
 
@@ -37,7 +36,7 @@ class Hit(NamedTuple):
     """A product that a search found."""
 
     product: Stored
-    score: float  # a cosine, BM25's score, or for both a sum of 1 / (60 + rank)
+    score: float  # a cosine, BM25's score, or a sum of 1 / (60 + rank)
 
 
 class Collection:
@@ -150,33 +149,20 @@ class Collection:
         with self._explained():
             return int(self._client.query(self.name, filter="", output_fields=["count(*)"])[0]["count(*)"])
 
-    def nearest(self, vector: np.ndarray, limit: int, where: str = "") -> list[Hit]:
-        """The products with the largest cosines with `vector` [E]; `where`: a filter of Milvus."""
-        return self._found("vector", vector, limit, where, search_params=_near(limit))
+    def nearest(self, vectors: np.ndarray, limit: int, where: str = "") -> list[list[Hit]]:
+        """The products with the largest cosines with each of `vectors` [n, E]; `where`: a filter of Milvus."""
+        return self._found("vector", list(vectors), limit, where, search_params=_near(limit))
 
-    def with_words(self, text: str, limit: int, where: str = "") -> list[Hit]:
-        """The products whose texts have the words of `text`, by BM25."""
-        hits = self._found("words", text, limit, where)
-        return [Hit(hit.product, abs(hit.score)) for hit in hits]  # Lite gives them with a minus
+    def with_words(self, texts: Sequence[str], limit: int, where: str = "") -> list[list[Hit]]:
+        """The products whose texts have the words of each of `texts`, by BM25."""
+        found = self._found("words", list(texts), limit, where)
+        return [[Hit(hit.product, abs(hit.score)) for hit in hits] for hits in found]  # Lite gives them with a minus
 
-    def by_both(self, text: str, vector: np.ndarray, limit: int, where: str = "") -> list[Hit]:
-        """`nearest` and `with_words`, the first 100 of each, or `limit`, as one list by reciprocal ranks."""
-        from pymilvus import AnnSearchRequest, RRFRanker
-
-        depth = max(DEPTH, limit)
-        asked = [
-            AnnSearchRequest([vector], "vector", _near(depth), depth, expr=where),
-            AnnSearchRequest([text], "words", {}, depth, expr=where),
-        ]
-        with self._explained():
-            found = self._client.hybrid_search(self.name, asked, RRFRanker(RRF), limit, output_fields=self._shown)
-        return [Hit(self._stored(hit["entity"]), hit["distance"]) for hit in found[0]]
-
-    def _found(self, field: str, query: Any, limit: int, where: str, **options) -> list[Hit]:
+    def _found(self, field: str, queries: list, limit: int, where: str, **options) -> list[list[Hit]]:
         options |= {"limit": limit, "filter": where, "output_fields": self._shown}
         with self._explained():
-            found = self._client.search(self.name, [query], anns_field=field, **options)
-        return [Hit(self._stored(hit["entity"]), hit["distance"]) for hit in found[0]]
+            found = self._client.search(self.name, queries, anns_field=field, **options)
+        return [[Hit(self._stored(hit["entity"]), hit["distance"]) for hit in hits] for hits in found]
 
     @property
     def _shown(self) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from fbjax.core.paths import is_remote
-from fbjax.serve.collection import Collection, explained, index_kind
+from fbjax.serve.index.collection import Collection, explained, index_kind
 
 ALIAS = "fbjax_products"
 NAME = re.compile(rf"{ALIAS}_[0-9a-f]{{12}}")

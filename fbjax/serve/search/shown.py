@@ -1,6 +1,6 @@
 """The answer to a search as a table or as JSON."""
 
-from fbjax.serve.searching import MEANINGS, Query, Results
+from fbjax.serve.search.query import MEANINGS, Query, Results
 
 
 def format_table(results: Results, width: int) -> list[str]:

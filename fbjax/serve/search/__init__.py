@@ -1,0 +1,1 @@
+"""Asks an index: queries, matches, and changes of single products."""

@@ -1,0 +1,221 @@
+"""Asks an index: by words, by a picture, by both, or by a product that is like what is wanted.
+
+Queries that come together are embedded together and looked up together: an index answers eight in little more time than
+one.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from fbjax.core.paths import is_remote
+from fbjax.inference.catalogue.embed_catalogue import model_sha256
+from fbjax.inference.known_words import known_words
+from fbjax.inference.model import Model
+from fbjax.serve.index.collection import Collection, Hit
+from fbjax.serve.index.database import Database
+from fbjax.serve.index.pictures import Pictures
+from fbjax.serve.index.where import both, differs, milvus_filter
+from fbjax.serve.search.kept import KeptAnswers
+from fbjax.serve.search.matching import Matcher
+from fbjax.serve.search.query import MOST_CHARACTERS, Mode, Query, Results, mode_of
+from fbjax.serve.search.together import each_alone
+
+DEPTH, RRF = 100, 60  # products of each side that are joined; the constant of reciprocal ranks
+
+
+class Searcher:
+    """A published index, its pictures and the model that made its vectors. A context: it closes the connection."""
+
+    def __init__(self, location: str | Path, token: str = "", workdir: str | Path | None = None):
+        """`workdir`: of the model (default: as the index says). Raises FileNotFoundError where no index is whole."""
+        self.location, self._database = location, Database.open(location, token)
+        try:
+            published = self._database.published()
+            if published is None:
+                raise FileNotFoundError(f"no whole index at {location}: run fbjax index, again if it was interrupted")
+            self.collection: Collection = published
+            manifest = published.manifest
+            self.pictures = Pictures.open(manifest["pictures"], location)
+            self._workdir = workdir or manifest["workdir"]
+            self.kept = None if is_remote(location) else KeptAnswers()  # others may change a server's index
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Searcher":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._database.close()
+
+    @cached_property
+    def model(self) -> Model:
+        """The model, loaded when a query needs vectors. Raises ValueError where it is not the index' own."""
+        return _load(self._workdir, self.collection.manifest)
+
+    @cached_property
+    def matcher(self) -> Matcher:
+        """What says whether a text and a picture belong together."""
+        return Matcher(self.model)
+
+    def search(self, query: Query) -> Results:
+        """The best products for `query`. Raises ValueError with the remedy where it cannot be answered."""
+        (found,) = self.search_all([query])
+        if isinstance(found, ValueError):
+            raise found
+        return found
+
+    def search_all(self, queries: Sequence[Query]) -> list[Results | ValueError]:
+        """The answer to each query, or why it has none."""
+        return self.kept.look_up(queries, self._answers) if self.kept else self._answers(queries)
+
+    def forget_answers(self) -> None:
+        """To be called where products have changed."""
+        if self.kept:
+            self.kept.clear()
+
+    def _answers(self, queries: Sequence[Query]) -> list[Results | ValueError]:
+        searches = [_Search(query) for query in queries]
+        _attempt(self._begin, searches)
+        going = [search for search in searches if not search.problem]
+        self._embed([search for search in going if search.mode != "words"])
+        going = [search for search in going if not search.problem]
+        self._look_up("vectors", [search for search in going if search.mode != "words"])
+        self._look_up("words", [search for search in going if search.mode != "dense"])
+        return [search.problem or self._results(search) for search in searches]
+
+    def _begin(self, search: "_Search") -> None:
+        search.mode = mode_of(search.query)
+        search.where = milvus_filter(search.query.where, self.collection.fields)
+        if search.query.like:
+            search.vector, group = self._indexed(search.query.like)
+            search.where = both(search.where, differs("group", group))
+
+    def _indexed(self, identity: str) -> tuple[np.ndarray, str]:
+        """The vector and the group of a product of the index."""
+        if (found := self.collection.get(identity)) is None:
+            raise ValueError(f"no product {identity!r} in the index")
+        product, vector = found
+        return vector, str(product.fields["group"])
+
+    def _embed(self, searches: list["_Search"]) -> None:
+        """Gives each of `searches` its vector. Of an image with a text both have length 1: they count alike."""
+        if not searches:
+            return  # the model is not loaded for words alone
+        with _timed("embed", searches):
+            texts = [search for search in searches if search.query.text]
+            images = [search for search in searches if search.query.image is not None]
+            _add(texts, each_alone(self.model.embed_query, [search.query.text for search in texts]))
+            _add(images, each_alone(self.model.embed_image, [search.query.image for search in images]))
+
+    def _look_up(self, side: str, searches: list["_Search"]) -> None:
+        """Finds products by `side`, "vectors" or "words". What another search asks beside it changes no answer."""
+        alike = collections.defaultdict(list)
+        for search in searches:
+            alike[search.where, search.depth].append(search)
+        with _timed(side, searches):
+            for (where, depth), some in alike.items():
+                if side == "vectors":
+                    found = self.collection.nearest(np.stack([search.vector for search in some]), depth, where)
+                else:
+                    found = self.collection.with_words([search.query.text for search in some], depth, where)
+                for search, hits in zip(some, found, strict=True):
+                    search.found[side] = hits
+
+    def _results(self, search: "_Search") -> Results:
+        top, rankings = search.query.top, list(search.found.values())
+        hits = joined(rankings)[:top] if search.mode == "hybrid" else rankings[0][:top]
+        return Results(hits, search.mode, search.seconds, self._notes(search.query.text, search.mode))
+
+    def _notes(self, text: str, mode: Mode) -> list[str]:
+        words = known_words(self.model.run, text) if text and mode != "words" else {}
+        unknown = [word for word, known in words.items() if not known]
+        if not unknown:
+            return []
+        then = "found by words alone" if mode == "hybrid" else "not searched for"
+        return [f"not known to the model, so {then}: {', '.join(unknown[:10])}{', ..' * (len(unknown) > 10)}"]
+
+    def warm_up(self) -> None:
+        """Answers one query of each kind and length, so that no later one waits for a program to be compiled."""
+        if (product := self.collection.any()) is None:
+            return
+        words = product.text.split()
+        for count in {min(2**n, self.model.run.config.model.text_tokens) for n in range(12)}:
+            self.search(Query(text=" ".join((words * count)[:count])[:MOST_CHARACTERS], top=1))
+        if picture := self.pictures.read(product.picture):
+            self.search(Query(image=picture, top=1))
+            self.search(Query(image=picture, text=product.text[:MOST_CHARACTERS], top=1))
+
+
+@dataclasses.dataclass
+class _Search:
+    """A query on its way to an answer."""
+
+    query: Query
+    mode: Mode = "hybrid"
+    where: str = ""  # in Milvus' words
+    vector: np.ndarray | None = None  # [E]
+    found: dict[str, list[Hit]] = dataclasses.field(default_factory=dict)  # by "vectors" and "words"
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    problem: ValueError | None = None
+
+    @property
+    def depth(self) -> int:
+        return max(DEPTH, self.query.top) if self.mode == "hybrid" else self.query.top
+
+
+def joined(rankings: Sequence[Sequence[Hit]]) -> list[Hit]:
+    """One ranking of several, by sums of 1 / (60 + rank) (Cormack et al. 2009, reciprocal rank fusion)."""
+    scores: collections.Counter[str] = collections.Counter()
+    products = {hit.product.id: hit.product for hits in rankings for hit in hits}
+    for hits in rankings:
+        for rank, hit in enumerate(hits, start=1):
+            scores[hit.product.id] += 1 / (RRF + rank)  # pyright: ignore[reportArgumentType]
+    return [Hit(products[identity], score) for identity, score in scores.most_common()]
+
+
+def _attempt(step: Callable[[_Search], None], searches: list[_Search]) -> None:
+    for search in searches:
+        try:
+            step(search)
+        except ValueError as error:
+            search.problem = error
+
+
+def _add(searches: list[_Search], vectors: list[np.ndarray | ValueError]) -> None:
+    for search, found in zip(searches, vectors, strict=True):
+        if isinstance(found, ValueError):
+            search.problem = found
+        elif search.vector is None:
+            search.vector = found
+        else:
+            search.vector = (search.vector + found) / np.linalg.norm(search.vector + found)
+
+
+def _load(workdir: str | Path, manifest: dict) -> Model:
+    model = dataclasses.replace(Model.load(workdir, manifest["checkpoint_step"]), quiet=True)
+    if model_sha256(model) != manifest["model_sha256"]:
+        raise ValueError(
+            f"the vectors of the index are of another model than {workdir}: run fbjax index anew, or name the workdir "
+            "that it was made with"
+        )
+    return model
+
+
+@contextlib.contextmanager
+def _timed(stage: str, searches: Sequence[_Search]) -> Iterator[None]:
+    """Notes the seconds of a stage with each of `searches`, which all wait for it."""
+    begin = time.perf_counter()
+    yield
+    for search in searches:
+        search.seconds[stage] = time.perf_counter() - begin
