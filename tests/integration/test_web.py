@@ -24,24 +24,17 @@ from fbjax.serve.search.searching import Searcher
 from fbjax.serve.web.app import make_app
 from fbjax.serve.web.limits import Limits
 from fbjax.serve.web.server import run
-from fbjax.training.loop import train
-from tests.support.runs import tiny_config
-from tests.support.tables import encode, make_products, write_csv
+from tests.support.service import KEY, PRODUCTS, make_index
+from tests.support.tables import encode
 
-PRODUCTS = make_products(40, seed=7)
 PHOTO = encode(PRODUCTS[3]["image"], "JPEG")
-KEY = "a key that is long enough"
-TOWERS = ("train.num_steps=4", "train.save_every=4", "model.num_layers=1", "tasks=itc", "tasks.itc.embedding_dim=16")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with a run, a table and an index of it."""
     folder = tmp_path_factory.mktemp("web")
-    train(tiny_config(folder, *TOWERS), folder / "run")
-    with_colour = [p | {"colour": p["title"].split()[0]} for p in PRODUCTS]
-    write_csv(folder / "products.csv", with_colour, more=("colour",))
-    index(folder / "run", folder / "index", data=str(folder / "products.csv"), fields={"colour": "colour"})
+    make_index(folder)
     return folder
 
 

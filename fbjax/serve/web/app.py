@@ -5,11 +5,13 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import FastAPI, File, Form, Query, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
@@ -60,7 +62,8 @@ def make_app(searcher: Searcher, limits: Limits, key: str = "") -> FastAPI:
         yield
         workers.close()
 
-    app = FastAPI(title="fbjax", version=__version__, summary="Search of a catalogue", lifespan=lifespan, **NO_DOCS)
+    about = {"title": "fbjax", "version": __version__, "summary": "Search of a catalogue"}
+    app = FastAPI(**about, lifespan=lifespan, responses=PROBLEMS, **NO_DOCS)
     app.add_middleware(BodyLimit, most=limits.bytes)
 
     async def answered(wanted: Wanted, top: int, skip: int) -> Answer:
@@ -68,7 +71,7 @@ def make_app(searcher: Searcher, limits: Limits, key: str = "") -> FastAPI:
         metrics.note(done.answer.seconds | {"wait": done.waited}, done.together)
         return answer_of(done.answer, skip, top, counted)
 
-    @app.get("/search", responses=PROBLEMS)
+    @app.get("/search")
     async def search(
         text: Text = "", like: Like = "", where: Where = "", mode: Mode | None = None, top: Top = 24, skip: Skip = 0
     ) -> Answer:
@@ -76,7 +79,7 @@ def make_app(searcher: Searcher, limits: Limits, key: str = "") -> FastAPI:
         depth = max(COUNTED, skip + top + 1)
         return await answered(Wanted(text=text, like=like, where=where, mode=mode, top=depth), top, skip)
 
-    @app.post("/search", responses=PROBLEMS)
+    @app.post("/search")
     async def search_by_picture(
         image: Annotated[bytes, File(description="a picture: JPEG, PNG, WebP, ..")],
         text: Annotated[str, Form(description="words that say what differs", max_length=MOST_CHARACTERS)] = "",
@@ -88,7 +91,7 @@ def make_app(searcher: Searcher, limits: Limits, key: str = "") -> FastAPI:
         depth = max(COUNTED, skip + top + 1)
         return await answered(Wanted(text=text, image=image, where=where, top=depth), top, skip)
 
-    @app.post("/match", responses=PROBLEMS)
+    @app.post("/match")
     async def match(
         text: Annotated[str, Form(description="words", max_length=MOST_CHARACTERS)],
         image: Annotated[bytes, File(description="a picture: JPEG, PNG, WebP, ..")],
@@ -142,8 +145,19 @@ def make_app(searcher: Searcher, limits: Limits, key: str = "") -> FastAPI:
         return response
 
     _explain_errors(app)
+    app.openapi = partial(_schema, app)
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
+
+
+def _schema(app: FastAPI) -> dict:
+    """The description of the service. A wrong request is a 400 here, which FastAPI describes as a 422."""
+    if not app.openapi_schema:
+        app.openapi_schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        for operations in app.openapi_schema["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+    return app.openapi_schema
 
 
 def _explain_errors(app: FastAPI) -> None:
