@@ -32,6 +32,39 @@ def match_triples(model: FashionBert, params: dict, query: jax.Array, ids: jax.A
     return apply(hidden[:, 0], means, method="match_logits")
 
 
+class TripleScorer:
+    """Scores of (query, title, image), with any parameters of a model that has learned to align queries."""
+
+    def __init__(self, model: FashionBert, mesh, batch_size: int):
+        def score(variables, query, ids, image):
+            return match_score(match_triples(model, variables["fashionbert"], query, ids, image))
+
+        across = by_example(mesh)
+        self._mesh, self._size = mesh, batch_size
+        self._score = jax.jit(score, in_shardings=(None, *[across] * 3), out_shardings=replicated(mesh))
+
+    def score(
+        self,
+        variables: Any,
+        queries: np.ndarray,
+        ids: np.ndarray,
+        images: np.ndarray,
+        triples: np.ndarray,
+        progress: Callable | None = None,
+    ) -> np.ndarray:
+        """Logit differences [N] of `triples` [N, 2]: (row of queries [.., Q], row of ids [.., T] and of images).
+
+        Images are image embeddings [.., P, D].
+        """
+        found = np.empty(len(triples), np.float32)
+        batches = mixed_batches((ids != PAD_ID).sum(axis=1)[triples[:, 1]], self._size, BUCKET, ids.shape[1])
+        for length, members in progress(batches, len(batches), "scoring") if progress else batches:
+            asked, rows = pad_rows(triples[members], self._size).T
+            placed = put_batch((queries[asked], ids[rows, :length], images[rows]), self._mesh)
+            found[members] = np.asarray(self._score(variables, *placed))[: len(members)]
+        return found
+
+
 class QueryScorer:
     """Scores of Q queries, each with the products of its list, ``lists [Q, n]`` rows of `records`; -1: none."""
 
@@ -42,33 +75,20 @@ class QueryScorer:
         self._queries = framed_queries(queries, run.vocabulary, num_tokens)
         self._rows, places = np.unique(lists[lists >= 0], return_inverse=True)
         self._pairs = np.stack([np.nonzero(lists >= 0)[0], places.reshape(-1)], axis=1)  # (query, place in `_rows`)
-        self._ids = text_inputs(run, records, self._rows)
-        mesh = scorer.mesh
-
-        def score(variables, query, ids, image):
-            return match_score(match_triples(run.model, variables["fashionbert"], query, ids, image))
-
-        across = by_example(mesh)
-        self._score = jax.jit(score, in_shardings=(None, *[across] * 3), out_shardings=replicated(mesh))
 
     def scores(self, variables: Any, progress: Callable | None = None) -> np.ndarray:
         """Scores [Q, n], -inf where a list has ended."""
-        inputs = image_inputs(self._run, self._records, self._rows, self._scorer.batch_size)
-        images = self._scorer.embed_images(variables, inputs)
+        run, scorer = self._run, self._scorer
+        inputs = image_inputs(run, self._records, self._rows, scorer.batch_size)
+        images = scorer.embed_images(variables, inputs)
         if self._aligned:
-            found = self._triples(variables, np.asarray(images), progress)
+            ids, triples = (
+                text_inputs(run, self._records, self._rows),
+                TripleScorer(run.model, scorer.mesh, scorer.batch_size),
+            )
+            found = triples.score(variables, self._queries, ids, np.asarray(images), self._pairs, progress)
         else:
-            found = self._scorer.score(variables, self._queries, images, self._pairs, progress)
+            found = scorer.score(variables, self._queries, images, self._pairs, progress)
         scores = np.full(self._lists.shape, -np.inf, np.float32)
         scores[self._lists >= 0] = found
         return scores
-
-    def _triples(self, variables: Any, images: np.ndarray, progress: Callable | None) -> np.ndarray:
-        ids, pairs, size = self._ids, self._pairs, self._scorer.batch_size
-        found = np.empty(len(pairs), np.float32)
-        batches = mixed_batches((ids != PAD_ID).sum(axis=1)[pairs[:, 1]], size, BUCKET, ids.shape[1])
-        for length, members in progress(batches, len(batches), "scoring") if progress else batches:
-            queries, rows = pad_rows(pairs[members], size).T
-            placed = put_batch((self._queries[queries], ids[rows, :length], images[rows]), self._scorer.mesh)
-            found[members] = np.asarray(self._score(variables, *placed))[: len(members)]
-        return found
