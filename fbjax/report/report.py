@@ -63,7 +63,7 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
     explainable = [] if run.config.data.feature_size else examples.pairs_to_explain(chosen)
     for what, text, image in explainable:
         text, image = products[text].text, products[image].image
-        explanations.append(examples.explained(what, text, image, explain(model, text, image)))
+        explanations.append(examples.explained(what, text, image, explain(model, text, image, "occlusion")))
 
     return write_page(
         out or workdir / "report.html",
