@@ -39,6 +39,8 @@ RESULTS = {  # a pattern that shows on stdout, or a file that is there afterward
     "probe": [r"category: 4 labels", r"macro f1 \d"],
     "legacy": ["legacy.json", r"legacy: 3 keys of 2 queries"],
     "rank": ["ranking.html", r"best \d+ of \d+ products"],
+    "explain": ["why.html", r"patches, from the top left, in hundredths", r"picture and text in colours: why.html"]
+    + [r'"word_patches": \['],
     "embed": ["vectors.npz", "vectors.parquet", "vectors-00000-of-00004/product.npy", r"vectors: vectors.parquet"],
     "index": ["index/milvus.db", r"96 products in the index at index"],
     "search": ["found.html", r"scores: sums of 1 / \(60 \+ rank\)", r"scores: cosines of vectors"],

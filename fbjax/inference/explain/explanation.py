@@ -17,7 +17,8 @@ class Explanation:
     """
 
     method: str
-    score: float  # logit difference of a run that scores pairs, else cosine
+    score: float
+    scores_matches: bool  # whether the score is a logit difference, > 0 where a match is likelier, or else a cosine
     words: list[tuple[str, float]]  # in the order of the text, without those cut off
     patches: np.ndarray  # [side, side], from the top left
     whole_image: float | None = None  # value of the token of the whole image, where there is one
@@ -30,7 +31,7 @@ class Explanation:
         """From values of words [>= W] and of image tokens [P]."""
         words = [(word, float(value)) for word, value in zip(read.words, by_word, strict=False)]
         whole = float(by_token[0]) if read.whole_image else None
-        return cls(method, float(score), words, read.grid(by_token), whole, **more)
+        return cls(method, float(score), read.scores_matches, words, read.grid(by_token), whole, **more)
 
     def as_json(self) -> dict:
         """A tree of plain values."""

@@ -21,7 +21,7 @@ from fbjax.inference.explain.pair import Pair, partial_scores, read_pair
 from fbjax.inference.model import Model
 from fbjax.model.fashionbert import FashionBert
 
-STEPS = 16  # of the integral
+STEPS = 16  # of the integral, by Gauss-Legendre: in a trained run within .02 of a way of 8 logits, with 8 within .8
 
 
 def gradient(model: Model, text: str, image) -> Explanation:
@@ -39,9 +39,10 @@ def _integrated(model: FashionBert, variables: dict, pair: Pair) -> tuple[jax.Ar
 
     One pass back: both ways and their ends are one batch.
     """
-    places, weights = nodes(STEPS)
-    of_words = np.float32([*places, *np.ones(STEPS), 1, 0, 1])
-    of_patches = np.float32([*np.ones(STEPS), *places, 1, 1, 0])
+    places, weights = (x.astype(np.float32) / 2 for x in np.polynomial.legendre.leggauss(STEPS))
+    places += 0.5
+    of_words = np.array([*places, *np.ones(STEPS), 1, 0, 1], np.float32)
+    of_patches = np.array([*np.ones(STEPS), *places, 1, 1, 0], np.float32)
 
     def score(shown: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         scores = partial_scores(model, variables, pair, *shown, fixed_length=True)
@@ -51,13 +52,3 @@ def _integrated(model: FashionBert, variables: dict, pair: Pair) -> tuple[jax.Ar
     shown = tuple(jnp.tile(x[:, None], size) for x, size in zip((of_words, of_patches), sizes, strict=True))
     (by_word, by_token), ends = jax.grad(score, has_aux=True)(shown)
     return weights @ by_word[:STEPS], weights @ by_token[STEPS : 2 * STEPS], ends
-
-
-def nodes(steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places and weights [steps] of the integral from 0 to 1: Gauss-Legendre's in the root of the place.
-
-    Scores change fastest near 0: roots of features do, and so do normalised embeddings.
-    """
-    roots, weights = np.polynomial.legendre.leggauss(steps)
-    roots, weights = (roots + 1) / 2, weights / 2
-    return (roots**2).astype(np.float32), (2 * roots * weights).astype(np.float32)
