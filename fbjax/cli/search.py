@@ -53,8 +53,8 @@ def rank(html, **request) -> None:
 
 
 METHOD = (
-    "gradient: integrated gradients; occlusion: each part hidden in turn, slower; attention: which patches each word "
-    "attends to, of a run that scores pairs"
+    "gradient: integrated gradients, which add up to the score; occlusion: each part hidden in turn; attention: which "
+    "patches each word attends to, of a run that scores pairs"
 )
 
 

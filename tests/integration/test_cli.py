@@ -131,6 +131,7 @@ def test_help_answers_in_half_a_second():
     [
         (["rank", "--workdir", "w"], "a text or an image"),
         (["rank", "--workdir", "nowhere", "--text", "red"], "nowhere is no workdir"),
+        (["explain", "--workdir", "w", "--text", "red"], "a text and an image; --id of a product stands in"),
         (["prepare"], "--config FILE, or --check TABLE"),
         (["prepare", "--check", "nothing.csv"], "no table at"),
         (["report", "--workdir", "nowhere"], "nowhere is no workdir"),

@@ -12,9 +12,10 @@ METHODS = {"gradient": gradient, "occlusion": occlusion, "attention": attention}
 def explain(model: Model, text: str, image, method: str = "gradient") -> Explanation:
     """The `Explanation` of the score of `text` with `image` (a path, encoded bytes, a PIL image or pixels).
 
-    `gradient`: integrated gradients, which sum up to the score's difference from that of nothing. `occlusion`: the drop
-    of the score without each part, one at a time. `attention`: attention rollout, of runs that score pairs. Raises
-    ValueError where the text has no words, or where the run does not support the method.
+    `gradient`: integrated gradients, which add up to the score's difference from that of nothing, in a time that does
+    not grow with the number of parts. `occlusion`: the drop of the score without each part, one at a time. `attention`:
+    attention rollout, of runs that score pairs. Raises ValueError where the text has no words, where the image cannot
+    be read, and where the run does not support the method.
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown (use {', '.join(METHODS)})")

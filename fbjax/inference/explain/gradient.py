@@ -7,6 +7,8 @@ The values are complete::
     sum of words = score - score with every word masked
     sum of patches, with the whole image's token = score - score with every patch zeroed
 
+The time does not depend on the number of words and patches.
+
 A bag without n-grams has no direction. On the way there its vector shrinks to 0, and so does its cosine.
 """
 

@@ -1,6 +1,7 @@
 """Occlusion: how much a score drops when one word or one image patch is hidden (Zeiler & Fergus 2014, arXiv 1311.2901).
 
-The slow reference: a forward pass for each part. Two words that say the same hide each other's loss.
+The reference: a forward pass for each part, however many there are. Where two words say the same, neither is missed
+alone.
 """
 
 from functools import partial
