@@ -17,6 +17,7 @@ VERBS = (data.draw, data.draw_log, data.prepare, training.train, data.candidates
 VERBS += (evaluation.evaluate, evaluation.compare, evaluation.baseline, evaluation.probe, evaluation.legacy)
 VERBS += (
     search.rank,
+    search.explain,
     search.embed,
     search.index,
     search.search,

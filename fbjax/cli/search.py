@@ -1,4 +1,4 @@
-"""Verbs for search: rank products for a query, embed a catalogue, index it, and search the index."""
+"""Verbs for search: rank products for a query, say why, embed a catalogue, index it, and search the index."""
 
 import os
 import shutil
@@ -50,6 +50,46 @@ def rank(html, **request) -> None:
         answer(line)
     if html:
         answer(f"pictures: {html}")
+
+
+METHOD = (
+    "gradient: integrated gradients, which add up to the score; occlusion: each part hidden in turn; attention: which "
+    "patches each word attends to, of a run that scores pairs"
+)
+
+
+@verb(
+    "explain the score of a text with an image: what each word and each patch contributes",
+    WORKDIR,
+    flag("--text", "text (default: that of the product --id)"),
+    flag("--image", "image file (default: that of the product --id)"),
+    flag("--id", "product that stands in for text, image or both (default: none; give text and image)"),
+    DATA,
+    flag("--method", METHOD, choices=["gradient", "occlusion", "attention"], default="gradient"),
+    STEP,
+    JSON,
+    out_file("--html", "HTML file for the picture and text in colours (default: none)"),
+    examples=(
+        'fbjax explain --workdir runs/mine --text "red cotton dress" --image photo.jpg',
+        'fbjax explain --workdir runs/mine --text "red dress" --id 1234 --data products.csv --html why.html',
+        "fbjax explain --workdir runs/mine --id 1234 --data products.csv --method attention --json",
+    ),
+)
+def explain(html, json, **request) -> None:
+    from fbjax.inference.explain.request import explain_request
+    from fbjax.inference.explain.table import format_table
+
+    model, text, image, explanation = explain_request(
+        **{name: value for name, value in request.items() if value is not None}
+    )
+    if html:
+        from fbjax.report.explained import as_read, write_explanation
+
+        write_explanation(text, as_read(model, image), explanation, html)
+    found = {"text": text} | explanation.as_json()
+    answer(dumps(found, indent=2, ensure_ascii=False) if json else "\n".join(format_table(explanation)))
+    if html:
+        (say if json else answer)(f"picture and text in colours: {html}")
 
 
 OUT = "FILE.parquet or FILE.npz for ids and vectors, or a folder of .npy files"

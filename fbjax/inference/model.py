@@ -83,6 +83,12 @@ class Model(LoadedRun, TextImageModel):
         temperature, bias = read_calibration(self.workdir, self.step)
         return match_probability(self.score(texts, images), temperature, bias + logit(prior))
 
+    def explain(self, text: str, image, method: str = "gradient"):
+        """What each word and each patch contributes to the score of `text` with `image`: `fbjax.inference.explain`."""
+        from fbjax.inference.explain import explain
+
+        return explain(self, text, image, method)
+
     @cached_property
     def _rows(self) -> int:
         return self.rows or (CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS)

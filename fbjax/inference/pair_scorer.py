@@ -30,10 +30,19 @@ ON_DEVICE = 4 * 2**30  # bytes of image embeddings that stay on each device; mor
 
 
 def match_logits(model: FashionBert, params: dict, ids: jax.Array, image: jax.Array) -> jax.Array:
-    """Logits [B, 2] of framed piece ids [B, T] and image embeddings [B, P, D]; the last layer computes [CLS] alone."""
+    """Logits [B, 2] of framed piece ids [B, T] and image embeddings [B, P, D]."""
+    text = model.apply({"params": params}, ids, method="embed_text")
+    return match_logits_of_embedded(model, params, text, ids != PAD_ID, image)
+
+
+def match_logits_of_embedded(
+    model: FashionBert, params: dict, text: jax.Array, text_mask: jax.Array, image: jax.Array
+) -> jax.Array:
+    """Logits [B, 2] of embeddings [B, T, D], where `text_mask` [B, T], and [B, P, D]; the last layer computes [CLS]
+    alone."""
     apply = partial(model.apply, {"params": params})
-    cls = jnp.zeros_like(ids[:, :1])
-    hidden, means = apply(apply(ids, method="embed_text"), ids != PAD_ID, image, cls, method="encode_pair")
+    cls = jnp.zeros(text_mask[:, :1].shape, jnp.int32)
+    hidden, means = apply(text, text_mask, image, cls, method="encode_pair")
     return apply(hidden[:, 0], means, method="match_logits")
 
 

@@ -54,6 +54,14 @@ def piece_kinds(pieces: Iterable[str], *, unit: str) -> Ngrams:
 
 def ngram_codes(kinds: Ngrams, ids: jax.Array) -> jax.Array:
     """``ids [B, T] -> codes [B, 2 T]`` int32: the words in their order, then the pairs of neighbours; 0: none."""
+    words = _packed(*_words(kinds, ids))
+    following = _shifted(words, -1)
+    pairs = words * _FACTORS[-2] + following * _FACTORS[-1]
+    return jax.lax.concatenate([words, jnp.where((words != 0) & (following != 0), pairs, 0)], 1)
+
+
+def _words(kinds: Ngrams, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Whether a word that counts ends at each place of ``ids [B, T]``, and the hash of the pieces up to there."""
     kinds = jax.tree.map(jnp.asarray, kinds)
     number, continues = ids + 1, kinds["continues"][ids]
     word, inside = number * _FACTORS[0], jnp.ones(ids.shape, bool)
@@ -61,11 +69,7 @@ def ngram_codes(kinds: Ngrams, ids: jax.Array) -> jax.Array:
         inside = inside & _shifted(continues, back - 1)
         word = word + jnp.where(inside, _shifted(number, back) * _FACTORS[back], 0)
     ends = ~_shifted(continues, -1)
-    kept = ends & ~(kinds["stop_word"][ids] & ~continues) & ~kinds["left_out"][ids]
-    words = _packed(kept, word)
-    following = _shifted(words, -1)
-    pairs = words * _FACTORS[-2] + following * _FACTORS[-1]
-    return jax.lax.concatenate([words, jnp.where((words != 0) & (following != 0), pairs, 0)], 1)
+    return ends & ~(kinds["stop_word"][ids] & ~continues) & ~kinds["left_out"][ids], word
 
 
 def make_ngrams(texts: Iterable[np.ndarray], kinds: Ngrams) -> Ngrams:
@@ -111,6 +115,21 @@ def bag_of_ngrams(ngrams: Ngrams, ids: jax.Array) -> Bag:
     rows = jnp.maximum(packed - 1, 0)
     weights = jnp.where(packed > 0, ngrams["idf"][rows], 0.0)
     return Bag(rows, weights * jax.lax.rsqrt(jnp.square(weights).sum(axis=1, keepdims=True) + 1e-12))
+
+
+def words_of_bag(ngrams: Ngrams, ids: jax.Array, words: jax.Array) -> jax.Array:
+    """The two words of each n-gram of `bag_of_ngrams`, ``[B, T, 2]``; -1: no second one, or no n-gram.
+
+    `words` [B, T]: the number of each piece's word.
+    """
+    ngrams = jax.tree.map(jnp.asarray, ngrams)
+    known = _rows(ngrams, ngram_codes(ngrams, ids)) >= 0
+    first = _packed(_words(ngrams, ids)[0], words + 1)
+    parts = (
+        jnp.concatenate([first, first], axis=1),
+        jnp.concatenate([jnp.zeros_like(first), _shifted(first, -1)], axis=1),
+    )
+    return jnp.stack([_packed(known, part)[:, : ids.shape[1]] for part in parts], axis=-1) - 1
 
 
 def _buckets(codes: np.ndarray) -> np.ndarray:

@@ -1,14 +1,10 @@
-"""Example rankings, chosen by a fixed rule, and explanations of some scores."""
+"""Example rankings, chosen by a fixed rule, and the pairs of which scores are explained."""
 
 import random
-import re
 from collections.abc import Sequence
-
-import numpy as np
 
 from fbjax.data.batches.split import Split
 from fbjax.data.sources.base import Product
-from fbjax.inference.explain import Explanation
 from fbjax.report.page import card, picture
 
 FOUND, BETWEEN, WORST = "The right one came first", "The right one came later", "The worst"
@@ -17,9 +13,6 @@ RULE = (
     f"Up to {NUM_EACH} queries drawn (seed {SEED}) from those whose right product came first, {NUM_EACH} from those "
     f"where it came later, and the {NUM_EACH} where it came last of all. Nothing is picked by hand."
 )
-FAINT = 0.08  # share of the strongest value, below which a word or patch has no colour
-WEAK = 0.1  # logit difference: if all values are smaller, their colours are pale
-EXPLAINED_HEIGHT = 280
 
 
 def choose(rankings: list[dict]) -> dict[str, list[dict]]:
@@ -67,43 +60,3 @@ def pairs_to_explain(chosen: dict[str, dict[str, list[dict]]]) -> list[tuple[str
         other = "text" if r["direction"] == "image_to_text" else "picture"
         pairs.append((f"A mistake: another product's {other}, ranked first", *pair(r, r["top"][0][0])))
     return pairs
-
-
-def explained(what: str, text: str, image: bytes, explanation: Explanation) -> dict:
-    """An explanation as the template shows it: the picture's cells and the text's words with their values."""
-    patches = np.asarray(explanation.patches, float)
-    strongest = np.abs(patches).max(initial=WEAK)
-    cells = [
-        {"x": x, "y": y, "value": float(value), "strength": round(abs(float(value)) / strongest, 3)}
-        for (y, x), value in np.ndenumerate(patches)
-    ]
-    return {
-        "what": what,
-        "picture": picture(image, EXPLAINED_HEIGHT),
-        "score": explanation.score,
-        "side": patches.shape[0],
-        "cells": [cell for cell in cells if cell["strength"] >= FAINT],
-        "words": _words(text, explanation.words),
-        "strongest_patch": float(patches.flat[np.abs(patches).argmax()]),
-        "strongest_word": max(explanation.words, key=lambda word: abs(word[1]), default=("", 0.0)),
-    }
-
-
-def _words(text: str, words: list[tuple[str, float]]) -> list[dict]:
-    """The text in pieces, words with their values; the part after the last word was cut off."""
-    strongest = max([WEAK, *(abs(value) for _, value in words)])
-    pieces, place = [], 0
-    for word, value in words:
-        start = text.find(word, place)
-        if start < 0:  # the text was cleaned before it was split: show the word alone
-            start, between = place, " "
-        else:
-            between = text[place:start]
-            place = start + len(word)
-        strength = round(abs(value) / strongest, 3)
-        pieces.append({"text": between, "value": None})
-        pieces.append({"text": word, "value": value if strength >= FAINT else None, "strength": strength})
-    rest = text[place:]
-    if re.search(r"\w", rest):
-        pieces.append({"text": rest, "value": None, "cut": True})
-    return pieces

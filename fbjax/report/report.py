@@ -23,6 +23,7 @@ from fbjax.monitoring.logger import read_curves
 from fbjax.monitoring.telemetry import read_events
 from fbjax.report import charts, costs, examples
 from fbjax.report.augmented import augmented
+from fbjax.report.explained import as_read, explained, weak
 from fbjax.report.page import percent, write_page
 from fbjax.runs.loaded import newest_step
 from fbjax.runs.run import Run
@@ -63,7 +64,8 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
     explainable = [] if run.config.data.feature_size else examples.pairs_to_explain(chosen)
     for what, text, image in explainable:
         text, image = products[text].text, products[image].image
-        explanations.append(examples.explained(what, text, image, explain(model, text, image)))
+        explanation = explain(model, text, image, "occlusion")
+        explanations.append(explained(what, text, as_read(model, image), explanation))
 
     return write_page(
         out or workdir / "report.html",
@@ -86,7 +88,7 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
         },
         explanations=explanations,
         augmented=augmented(run, splits["train"]),
-        weak=examples.WEAK,
+        weak=weak(run.scores_pairs),
         seen_together=run.config.patches.geometry == "feature_map",
         panels=list(_panels(run, curves, best)),
         cost=costs.cost(run.config.train.batch_size, newest, read_events(workdir), prepared.get("seconds")),

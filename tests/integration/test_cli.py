@@ -39,6 +39,8 @@ RESULTS = {  # a pattern that shows on stdout, or a file that is there afterward
     "probe": [r"category: 4 labels", r"macro f1 \d"],
     "legacy": ["legacy.json", r"legacy: 3 keys of 2 queries"],
     "rank": ["ranking.html", r"best \d+ of \d+ products"],
+    "explain": ["why.html", r"patches, from the top left, in hundredths", r"picture and text in colours: why.html"]
+    + [r'"word_patches": \['],
     "embed": ["vectors.npz", "vectors.parquet", "vectors-00000-of-00004/product.npy", r"vectors: vectors.parquet"],
     "index": ["index/milvus.db", r"96 products in the index at index"],
     "search": ["found.html", r"scores: sums of 1 / \(60 \+ rank\)", r"scores: cosines of vectors"],
@@ -129,6 +131,7 @@ def test_help_answers_in_half_a_second():
     [
         (["rank", "--workdir", "w"], "a text or an image"),
         (["rank", "--workdir", "nowhere", "--text", "red"], "nowhere is no workdir"),
+        (["explain", "--workdir", "w", "--text", "red"], "a text and an image; --id of a product stands in"),
         (["prepare"], "--config FILE, or --check TABLE"),
         (["prepare", "--check", "nothing.csv"], "no table at"),
         (["report", "--workdir", "nowhere"], "nowhere is no workdir"),

@@ -12,10 +12,12 @@ import pytest
 
 from fbjax.data.sources.base import Product
 from fbjax.evaluation.matching.calibration import calibration
+from fbjax.inference.explain import Explanation
 from fbjax.inference.rank import Ranking
 from fbjax.monitoring.goodput import split
 from fbjax.monitoring.telemetry import read_events
 from fbjax.report import report
+from fbjax.report.explained import write_explanation
 from fbjax.report.page import percent
 from fbjax.report.ranking import write_ranking
 from fbjax.report.report import write_report
@@ -178,6 +180,26 @@ def test_a_ranking_is_one_file_with_its_products_in_order(tmp_path, by_image):
     places = [page.text.index(f"{n} {HOSTILE}") for n in range(4)]
     assert places == sorted(places) and "best 4 of 1,234" in page.text and "\N{MINUS SIGN}3.00" in page.text
     assert "<u>Mine</u>" in page.text and (by_image or HOSTILE in page.text[: places[0]])
+
+
+@pytest.mark.parametrize("method", ["gradient", "attention"])
+def test_an_explanation_is_one_file_with_the_words_and_cells(tmp_path, method):
+    text, patches = f"red {HOSTILE} dress", np.array([[0.5, -0.25], [0.0, 0.01]])
+    maps = np.stack([patches, -patches]) if method == "attention" else None
+    values = {"without_words": -1.0, "without_patches": -2.0} if maps is None else {"word_patches": maps}
+    words = [("red", 0.3), ("dress", -0.2)]
+    explanation = Explanation(method, 1.25, True, words, patches, 0.125, **values)
+    picture = encode(make_products(1)[0]["image"])
+    page = Page(write_explanation(text, picture, explanation, tmp_path / "why.html"))
+    assert_self_contained(page)
+    assert HOSTILE in page.text and "Score +1.25, a match" in page.text and "as a whole: +0.12" in page.text
+    cells = [attributes for tag, attributes in page.elements if tag == "rect"]
+    assert len(cells) == (2 if maps is None else 6) and {cell["class"] for cell in cells} == {"for", "against"}
+    marks = [attributes for tag, attributes in page.elements if tag == "mark"]
+    assert [mark["class"].split()[0] for mark in marks] == ["for", "against"]
+    assert [mark.get("tabindex") for mark in marks] == [None if maps is None else "0"] * 2
+    for number in range(2) if maps is not None else ():
+        assert f".word-{number}:is(:hover, :focus)) .map-{number} " in page.source
 
 
 def test_no_card_and_no_page_scrolls_sideways_on_a_phone():

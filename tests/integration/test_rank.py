@@ -76,7 +76,7 @@ def test_the_table_keeps_to_the_width_of_the_terminal(run):
 def test_an_explanation_is_the_fall_of_the_score_when_a_part_is_hidden(run):
     product = make_products(1, seed=1)[0]
     model, text, image = fbjax.load(run), text_of(product), encode(product["image"], product["format"])
-    explanation = explain(model, text, image)
+    explanation = explain(model, text, image, "occlusion")
     assert explanation.score == pytest.approx(model.score([text], [image])[0], rel=1e-4)
     assert [word for word, _ in explanation.words] == text.replace(".", " .").split()
     assert explanation.patches.shape == (4, 4)

@@ -1,0 +1,22 @@
+"""Why a text matches an image, or does not: what each word and each patch of the image contributes to their score."""
+
+from fbjax.inference.explain.attention import attention
+from fbjax.inference.explain.explanation import Explanation as Explanation
+from fbjax.inference.explain.gradient import gradient
+from fbjax.inference.explain.occlusion import occlusion
+from fbjax.inference.model import Model
+
+METHODS = {"gradient": gradient, "occlusion": occlusion, "attention": attention}
+
+
+def explain(model: Model, text: str, image, method: str = "gradient") -> Explanation:
+    """The `Explanation` of the score of `text` with `image` (a path, encoded bytes, a PIL image or pixels).
+
+    `gradient`: integrated gradients, which add up to the score's difference from that of nothing, in a time that does
+    not grow with the number of parts. `occlusion`: the drop of the score without each part, one at a time. `attention`:
+    attention rollout, of runs that score pairs. Raises ValueError where the text has no words, where the image cannot
+    be read, and where the run does not support the method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is unknown (use {', '.join(METHODS)})")
+    return METHODS[method](model, text, image)
