@@ -37,7 +37,7 @@ def embed_vectors(
 
     `is_query`: the ids are of queries, which have a segment of their own.
     """
-    bag = bag_of_ngrams(variables["ngrams"], ids) if model.reads_bags and ids is not None else None
+    bag = bag_of_ngrams(variables["ngrams"], ids, model.most_ngrams) if model.reads_bags and ids is not None else None
     apply = partial(model.apply, {"params": variables["fashionbert"]})
     return apply(apply(ids, bag, features, is_query=is_query, method="read"), method="vector")
 

@@ -48,4 +48,4 @@ def unknown_words(run: Run, queries: Sequence[str]) -> Iterator[str]:
 def _in_bag(ngrams: Ngrams, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Whether each text, one word, counts in a bag, and whether the bag's vocabulary has it, bool [B] each."""
     counted = (ngram_codes(ngrams, ids) != 0).any(axis=1)
-    return counted, (bag_of_ngrams(ngrams, ids).weights > 0).any(axis=1)
+    return counted, (bag_of_ngrams(ngrams, ids, ids.shape[1]).weights > 0).any(axis=1)

@@ -78,6 +78,11 @@ class FashionBert(nn.Module):
     def reads_bags(self) -> bool:
         return any(task.reads_bags for task in self.tasks)
 
+    @property
+    def most_ngrams(self) -> int:
+        """The most n-grams of a bag, whatever the length that its text is padded to."""
+        return self.spec.text_tokens
+
     def embed_text(self, ids: jax.Array, deterministic: bool = True, is_query: bool = False) -> jax.Array:
         """``ids [B, T] -> [B, T, D]``, in the segment of queries or in that of texts."""
         return self.text_embeddings(ids, deterministic, is_query)

@@ -107,18 +107,21 @@ def num_rows(ngrams: Ngrams) -> int:
     return -(-len(ngrams["codes"]) // ROWS) * ROWS if ngrams else 0
 
 
-def bag_of_ngrams(ngrams: Ngrams, ids: jax.Array) -> Bag:
-    """The first T known n-grams of framed ids [B, T], weighted by idf, the weights of length 1."""
+def bag_of_ngrams(ngrams: Ngrams, ids: jax.Array, most: int) -> Bag:
+    """The first `most` known n-grams of framed ids [B, T], weighted by idf, the weights of length 1.
+
+    G is 2 T or `most`. So a bag does not depend on how far its text is padded.
+    """
     ngrams = jax.tree.map(jnp.asarray, ngrams)
     rows = _rows(ngrams, ngram_codes(ngrams, ids))
-    packed = _packed(rows >= 0, rows + 1)[:, : ids.shape[1]]
+    packed = _first(_packed(rows >= 0, rows + 1), most)
     rows = jnp.maximum(packed - 1, 0)
     weights = jnp.where(packed > 0, ngrams["idf"][rows], 0.0)
     return Bag(rows, weights * jax.lax.rsqrt(jnp.square(weights).sum(axis=1, keepdims=True) + 1e-12))
 
 
-def words_of_bag(ngrams: Ngrams, ids: jax.Array, words: jax.Array) -> jax.Array:
-    """The two words of each n-gram of `bag_of_ngrams`, ``[B, T, 2]``; -1: no second one, or no n-gram.
+def words_of_bag(ngrams: Ngrams, ids: jax.Array, most: int, words: jax.Array) -> jax.Array:
+    """The two words of each n-gram of `bag_of_ngrams`, ``[B, G, 2]``; -1: no second one, or no n-gram.
 
     `words` [B, T]: the number of each piece's word.
     """
@@ -129,7 +132,14 @@ def words_of_bag(ngrams: Ngrams, ids: jax.Array, words: jax.Array) -> jax.Array:
         jnp.concatenate([first, first], axis=1),
         jnp.concatenate([jnp.zeros_like(first), _shifted(first, -1)], axis=1),
     )
-    return jnp.stack([_packed(known, part)[:, : ids.shape[1]] for part in parts], axis=-1) - 1
+    return jnp.stack([_first(_packed(known, part), most) for part in parts], axis=-1) - 1
+
+
+def _first(packed: jax.Array, most: int) -> jax.Array:
+    """The first `most` of ``packed [B, 2 T]``; zeros in place of the others where T is a symbol, as in exports."""
+    if isinstance(packed.shape[1], int):
+        return packed[:, :most]
+    return jnp.where(jax.lax.broadcasted_iota(jnp.int32, packed.shape, 1) < most, packed, 0)
 
 
 def _buckets(codes: np.ndarray) -> np.ndarray:

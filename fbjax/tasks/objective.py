@@ -264,7 +264,7 @@ class Objective:
         batch, ids, bag, features = batch.partner if sides.of_partner else batch, None, None, None
         if sides.text:
             ids = batch.query if sides.is_query else batch.ids
-            bag = bag_of_ngrams(params["ngrams"], ids) if self.model.reads_bags else None
+            bag = bag_of_ngrams(params["ngrams"], ids, self.model.most_ngrams) if self.model.reads_bags else None
         if sides.image:
             features = self._features(params, batch.image, trains, key_patches)
         read = partial(self.model.apply, {"params": params["fashionbert"]}, method="read", rngs={"dropout": key_drop})

@@ -16,7 +16,7 @@ TEXTS = [" ".join(np.random.default_rng(i).choice(WORDS, 3 + i % 5)) + ("." if i
 SPELT = sorted({letter for word in [*WORDS, "unseen"] for letter in word})
 PIECES = ["the", "with", "dress", "cot", "##ton", "long", "##sleeve", "shirt", *SPELT, *(f"##{x}" for x in SPELT), "."]
 T = 64
-jitted_bags = jax.jit(bag_of_ngrams)
+jitted_bags = jax.jit(bag_of_ngrams, static_argnums=2)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_weights_are_those_of_scikit_learn(vocabulary, ngrams):
         ngram_range=(1, 2), min_df=FEWEST_TEXTS, stop_words=sorted(STOP_WORDS), token_pattern=r"[^\W_]+"
     )
     expected = tfidf.fit_transform(TEXTS).toarray()
-    bag = jitted_bags(ngrams, vocabulary.encode(TEXTS, T))
+    bag = jitted_bags(ngrams, vocabulary.encode(TEXTS, T), T)
     found = np.zeros((len(TEXTS), len(ngrams["codes"])))
     for text in range(len(TEXTS)):
         np.add.at(found[text], np.asarray(bag.rows[text]), np.asarray(bag.weights[text]))
@@ -51,16 +51,19 @@ def test_weights_are_those_of_scikit_learn(vocabulary, ngrams):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.sampled_from(WORDS + ["unseen", "."]), min_size=1, max_size=12), st.sampled_from([24, 40, T]))
-def test_padding_changes_nothing_and_unknown_words_weigh_nothing(vocabulary, ngrams, words, length):
+@given(st.lists(st.sampled_from(WORDS + ["unseen", "."]), min_size=1, max_size=20), st.sampled_from([6, 12, T]))
+def test_padding_changes_nothing_and_unknown_words_weigh_nothing(vocabulary, ngrams, words, most):
     ids = vocabulary.encode([" ".join(words)], T)
-    used = int((ids != 0).sum())
-    length = next(at for at in (length, 40, T) if at >= used)
-    long, short = jitted_bags(ngrams, ids), jitted_bags(ngrams, ids[:, :length])
+    used = -(-int((ids != 0).sum()) // 4) * 4
+    long, short = jitted_bags(ngrams, ids, most), jitted_bags(ngrams, ids[:, :used], most)
+    all_of_them = jitted_bags(ngrams, ids, 2 * T)
+    known = np.count_nonzero(all_of_them.weights)
     filled = np.asarray(long.weights)[0] > 0
-    assert not np.asarray(long.weights)[0, length:].any()
-    np.testing.assert_array_equal(long.rows[:, :length], short.rows)
-    np.testing.assert_allclose(long.weights[:, :length], short.weights, rtol=1e-6)
+    assert filled.sum() == min(known, most) and filled[: min(known, most)].all()
+    shared = short.rows.shape[1]
+    np.testing.assert_array_equal(long.rows[:, :shared], short.rows)
+    np.testing.assert_allclose(long.weights[:, :shared], short.weights, rtol=1e-6)
+    np.testing.assert_array_equal(long.rows[0, filled], all_of_them.rows[0, : filled.sum()])
     if filled.any():
         np.testing.assert_allclose(np.square(long.weights).sum(), 1, rtol=1e-5)
 
@@ -70,7 +73,7 @@ def test_pieces_serve_where_words_are_not_spaced():
     vocabulary = Vocabulary.train(spaceless, 40)
     kinds = piece_kinds(vocabulary.rows, unit="pieces")
     ngrams = make_ngrams([vocabulary.encode(spaceless, 16)], kinds)
-    bags = jitted_bags(ngrams, vocabulary.encode(spaceless, 16))
+    bags = jitted_bags(ngrams, vocabulary.encode(spaceless, 16), 16)
     rows = [set(np.asarray(r)[np.asarray(w) > 0].tolist()) for r, w in zip(bags.rows, bags.weights, strict=True)]
     assert rows[0] & rows[1] and rows[0] & rows[2] and len(rows[0] & rows[1]) > len(rows[1] & rows[2])
 

@@ -23,10 +23,14 @@ SMALLEST_ROOT = 1e-2
 
 
 class Ngrams(nn.Module):
-    """The vocabulary of n-grams: ``ids [B, T] -> rows [B, T], weights [B, T]``, weight 0 where there is none."""
+    """The vocabulary of n-grams: ``ids [B, T] -> rows [B, G], weights [B, G]``, weight 0 where there is none.
 
-    def __init__(self, vocabulary_size: int, num_codes: int, num_buckets: int):
+    G is 2 T, or `most`.
+    """
+
+    def __init__(self, vocabulary_size: int, num_codes: int, num_buckets: int, most: int):
         super().__init__()
+        self.most = most
         for name in ("continues", "stop_word", "left_out"):
             self.register_buffer(name, torch.zeros(vocabulary_size, dtype=torch.bool))
         self.register_buffer("codes", torch.zeros(num_codes, dtype=torch.int32))
@@ -36,8 +40,7 @@ class Ngrams(nn.Module):
     def forward(self, ids):
         rows, known = self._find(self._codes(ids))
         weights = torch.where(known, self.idf[rows], 0.0)
-        length = ids.shape[1]
-        rows, weights = (_packed(known, x)[:, :length] for x in (rows, weights))
+        rows, weights = (_packed(known, x)[:, : self.most] for x in (rows, weights))
         return rows, weights * torch.rsqrt(weights.square().sum(dim=1, keepdim=True) + 1e-12)
 
     def _codes(self, ids):

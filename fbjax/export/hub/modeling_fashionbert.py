@@ -75,7 +75,8 @@ class FashionBertModel(PreTrainedModel):
             self.projection = nn.Linear(config.hidden_size, config.embedding_dim, bias=False)
         if config.branches != "encoder":
             cells = config.patches["num_patches"] * config.patches["feature_size"]
-            self.ngrams = Ngrams(config.vocab_size, config.ngrams["codes"], config.ngrams["buckets"])
+            sizes = config.ngrams["codes"], config.ngrams["buckets"], config.max_position_embeddings
+            self.ngrams = Ngrams(config.vocab_size, *sizes)
             self.linear = LinearBranch(config.ngrams["rows"], cells, config.embedding_dim)
         if config.branches == "both":
             self.log_share = nn.Parameter(torch.tensor(math.log(0.5)))

@@ -125,7 +125,7 @@ def _text_vectors(model: FashionBert, variables: dict, pair: Pair, shares: jax.A
         mean = apply(text, mask, None, method="encode_alone")
     if not task.reads_bags:
         return apply(Reading(mean), method="vector")
-    whole, bag = _bags(variables["ngrams"], pair, shares)
+    whole, bag = _bags(variables["ngrams"], model.most_ngrams, pair, shares)
     whole, linear = (apply(some, method=lambda model, bag: model.linear.text(bag)) for some in (whole, bag))
     vectors = apply(Reading(mean, linear), method="vector")
     if not fixed_length:
@@ -134,9 +134,9 @@ def _text_vectors(model: FashionBert, variables: dict, pair: Pair, shares: jax.A
     return vectors.at[:, :size].multiply(_length(linear) / _length(whole))
 
 
-def _bags(ngrams: Ngrams, pair: Pair, shares: jax.Array) -> tuple[Bag, Bag]:
+def _bags(ngrams: Ngrams, most: int, pair: Pair, shares: jax.Array) -> tuple[Bag, Bag]:
     """The text's bag [1, T], and it with each weight times the shares of the n-gram's words [B, T]."""
-    bag, own = bag_of_ngrams(ngrams, pair.ids), words_of_bag(ngrams, pair.ids, pair.words)[0]
+    bag, own = bag_of_ngrams(ngrams, pair.ids, most), words_of_bag(ngrams, pair.ids, most, pair.words)[0]
     weights = bag.weights * shares[:, own].prod(axis=-1)
     return bag, Bag(jnp.broadcast_to(bag.rows, weights.shape), weights)
 
