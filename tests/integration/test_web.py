@@ -17,6 +17,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from fbjax.data.sources.images import normalise_image
+from fbjax.inference.explain import explain
 from fbjax.serve.index.indexing import index
 from fbjax.serve.search.kept import KeptAnswers
 from fbjax.serve.search.query import Query, Results
@@ -325,6 +326,49 @@ def test_a_text_and_a_picture_are_matched(client, searcher):
     assert answer["probability"] is None
     assert client.post("/match", data={"text": "red"}, files={"image": b"%PDF"}).status_code == 400
     assert "no words" in client.post("/match", data={"text": "\0"}, files={"image": PHOTO}).json()["error"]
+
+
+def test_the_reason_is_that_of_the_model(client, searcher):
+    model, identity = searcher.model, PRODUCTS[5]["id"]
+    own, other = (client.get(f"/products/{p['id']}").json() for p in (PRODUCTS[5], PRODUCTS[6]))
+    picture = client.get(own["picture"]).content
+    word = own["text"].split()[0]
+    for asked, text in (
+        ({"text": f"{word} zeppelin"}, f"{word} zeppelin"),
+        ({"like": other["id"]}, other["text"]),
+        ({"text": word, "method": "occlusion"}, word),
+    ):
+        reason = client.get("/explain", params={"id": identity} | asked).json()
+        expected = explain(model, text, picture, asked.get("method", "gradient"))
+        assert [w["word"] for w in reason["words"]] == [word for word, _ in expected.words]
+        values = [value for _, value in expected.words]
+        np.testing.assert_allclose([w["value"] for w in reason["words"]], values, atol=1e-6)
+        np.testing.assert_allclose(reason["patches"], expected.patches, atol=1e-6)
+        assert reason["picture"] == own["picture"] and reason["text"] == text
+        assert "like" in asked or reason["in_text"] == [word]
+    reason = client.post("/explain", data={"id": identity}, files={"image": PHOTO}).json()
+    assert reason["score"] == pytest.approx(explain(model, own["text"], PHOTO).score, abs=1e-6)
+    assert reason["picture"] == "" and reason["text"] == own["text"]
+
+
+@pytest.mark.parametrize(
+    "asked, said",
+    [
+        ({"text": "red"}, "id: Field required"),
+        ({"id": "nobody", "text": "red"}, "no product 'nobody'"),
+        ({"id": PRODUCTS[5]["id"]}, "give the text, the image or the product"),
+        ({"id": PRODUCTS[5]["id"], "text": "red", "like": "p7-0001"}, "give the text, the image or the product"),
+        ({"id": PRODUCTS[5]["id"], "text": "\t"}, "has no words"),
+        ({"id": PRODUCTS[5]["id"], "text": "red", "method": "magic"}, "method: Input should be 'gradient'"),
+        (
+            {"id": PRODUCTS[5]["id"], "text": "red", "method": "attention"},
+            "use 'gradient' or 'occlusion'",
+        ),  # towers read no pairs
+    ],
+)
+def test_what_has_no_reason_is_said(client, asked, said):
+    answer = client.get("/explain", params=asked)
+    assert answer.status_code == 400 and said in answer.json()["error"]
 
 
 def test_an_answer_is_kept_until_products_change(changed):

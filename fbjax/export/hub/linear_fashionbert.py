@@ -28,11 +28,12 @@ class Ngrams(nn.Module):
     G is 2 T, or `most`.
     """
 
-    def __init__(self, vocabulary_size: int, num_codes: int, num_buckets: int, most: int):
+    def __init__(self, config):
         super().__init__()
-        self.most = most
+        num_codes, num_buckets = config.ngrams["codes"], config.ngrams["buckets"]
+        self.most = config.max_position_embeddings
         for name in ("continues", "stop_word", "left_out"):
-            self.register_buffer(name, torch.zeros(vocabulary_size, dtype=torch.bool))
+            self.register_buffer(name, torch.zeros(config.vocab_size, dtype=torch.bool))
         self.register_buffer("codes", torch.zeros(num_codes, dtype=torch.int32))
         self.register_buffer("idf", torch.zeros(num_codes))
         self.register_buffer("first", torch.zeros(num_buckets + 1, dtype=torch.int32))

@@ -75,8 +75,7 @@ class FashionBertModel(PreTrainedModel):
             self.projection = nn.Linear(config.hidden_size, config.embedding_dim, bias=False)
         if config.branches != "encoder":
             cells = config.patches["num_patches"] * config.patches["feature_size"]
-            sizes = config.ngrams["codes"], config.ngrams["buckets"], config.max_position_embeddings
-            self.ngrams = Ngrams(config.vocab_size, *sizes)
+            self.ngrams = Ngrams(config)
             self.linear = LinearBranch(config.ngrams["rows"], cells, config.embedding_dim)
         if config.branches == "both":
             self.log_share = nn.Parameter(torch.tensor(math.log(0.5)))

@@ -45,10 +45,7 @@ def mode_of(query: Query) -> Mode:
         raise ValueError("give a text, an image, both, or a product to find others like it")
     if not 1 <= query.top <= MOST:
         raise ValueError(f"top {query.top}: ask for 1 to {MOST:,} products")
-    if len(query.text) > MOST_CHARACTERS:
-        raise ValueError(f"the text has {len(query.text):,} characters: use at most {MOST_CHARACTERS:,}")
-    if query.text and not clean_text(query.text):
-        raise ValueError(f"text {query.text!r} has no words")
+    check_text(query.text)
     words_alone = query.image is None and not query.like
     mode = query.mode or ("hybrid" if words_alone else "dense")
     if mode not in MEANINGS:
@@ -56,3 +53,11 @@ def mode_of(query: Query) -> Mode:
     if mode == "words" and not words_alone or mode == "hybrid" and not query.text:
         raise ValueError(f"mode {mode} needs a text{' alone' * (mode == 'words')}: use dense")
     return mode
+
+
+def check_text(text: str) -> None:
+    """Raises ValueError on a text that is too long, or blank; there may be none."""
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"the text has {len(text):,} characters: use at most {MOST_CHARACTERS:,}")
+    if text and not clean_text(text):
+        raise ValueError(f"text {text!r} has no words")

@@ -16,6 +16,7 @@ import numpy as np
 
 from fbjax.core.paths import is_remote
 from fbjax.inference.catalogue.embed_catalogue import model_sha256
+from fbjax.inference.embedder import BUCKET
 from fbjax.inference.known_words import known_words
 from fbjax.inference.model import Model
 from fbjax.serve.index.collection import Collection, Hit
@@ -149,12 +150,16 @@ class Searcher:
         """Answers one query of each kind and length, so that no later one waits for a program to be compiled."""
         if (product := self.collection.any()) is None:
             return
-        words = product.text.split()
-        for count in {min(2**n, self.model.run.config.model.text_tokens) for n in range(12)}:
-            self.search(Query(text=" ".join((words * count)[:count])[:MOST_CHARACTERS], top=1))
+        for text in self.texts_of_all_lengths():
+            self.search(Query(text=text, top=1))
         if picture := self.pictures.read(product.picture):
             self.search(Query(image=picture, top=1))
             self.search(Query(image=picture, text=product.text[:MOST_CHARACTERS], top=1))
+
+    def texts_of_all_lengths(self) -> list[str]:
+        """A text for each length that texts are padded to."""
+        longest = self.model.run.config.model.text_tokens
+        return [" ".join("a" * (length - 2)) for length in range(min(BUCKET, longest), longest + 1, BUCKET)]
 
 
 @dataclasses.dataclass

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from fbjax.serve.index.collection import Hit, Stored
+from fbjax.serve.search.explaining import Reason
 from fbjax.serve.search.query import Results
 
 MOST_COUNTED = 20  # values of a field with counts
@@ -50,6 +51,31 @@ class MatchAnswer(BaseModel):
     probability: float | None = Field(description="of a match, where half of the pairs match; none if not calibrated")
 
 
+class ValuedWord(BaseModel):
+    """A word, and what it contributes."""
+
+    word: str
+    value: float
+
+
+class Explained(BaseModel):
+    """What the words of a text and the patches of a picture contribute to their match.
+
+    By attention: shares of what [CLS] attends to.
+    """
+
+    method: Literal["gradient", "occlusion", "attention"]
+    text: str = Field(description="the query's, or the product's where the query is a picture")
+    picture: str = Field(description="path of the picture on this server, '' for the given one")
+    score: float = Field(description="of the text with the picture: > 0 is a match, or a cosine")
+    scores_matches: bool = Field(description="whether the score is a match score, else a cosine")
+    words: list[ValuedWord] = Field(description="> 0: speaks for the match")
+    patches: list[list[float]] = Field(description="rows of a square grid, from the top left")
+    whole_image: float | None = Field(description="of the token of the whole picture, where there is one")
+    word_patches: list[list[list[float]]] | None = Field(description="by attention: of each word to each patch")
+    in_text: list[str] = Field(description="words of the query that the product's text has too")
+
+
 class Problem(BaseModel):
     """Why there is no answer, and the remedy."""
 
@@ -66,6 +92,14 @@ def answer_of(results: Results, first: int, number: int, counted: Sequence[str])
         notes=results.notes,
         seconds=results.seconds,
     )
+
+
+def explained_of(reason: Reason) -> Explained:
+    """A reason as it is answered."""
+    values = reason.explanation.as_json()
+    kept = {name: values[name] for name in Explained.model_fields if name in values}
+    picture = f"/pictures/{reason.picture}" if reason.picture else ""
+    return Explained(**kept, text=reason.text, picture=picture, in_text=reason.in_text)
 
 
 def _found(hit: Hit) -> FoundProduct:

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import FastAPI, File, Form, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -17,12 +17,14 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from fbjax import __version__
+from fbjax.serve.index.collection import ID_BYTES
 from fbjax.serve.index.where import MAX_LENGTH
 from fbjax.serve.search.changing import Products
+from fbjax.serve.search.explaining import Explainer, Why
 from fbjax.serve.search.query import MOST, MOST_CHARACTERS, Mode
 from fbjax.serve.search.query import Query as Wanted
 from fbjax.serve.search.searching import Searcher
-from fbjax.serve.web.answers import Answer, MatchAnswer, Problem, answer_of
+from fbjax.serve.web.answers import Answer, Explained, MatchAnswer, Problem, answer_of, explained_of
 from fbjax.serve.web.limits import BodyLimit, Limits
 from fbjax.serve.web.metrics import Metrics
 from fbjax.serve.web.products import product_routes
@@ -40,10 +42,12 @@ SECURITY = {
 }
 NO_DOCS: dict[str, None] = {"docs_url": None, "redoc_url": None}  # these load scripts from another host
 PROBLEMS = {code: {"model": Problem} for code in (400, 413, 429, 503)}
+Method = Literal["gradient", "occlusion", "attention"]
 log = logging.getLogger("fbjax.serve")
 
 Text = Annotated[str, Query(description="words", max_length=MOST_CHARACTERS, examples=["red cotton dress"])]
 Like = Annotated[str, Query(description="id of a product: others like it", max_length=500)]
+Identity = Annotated[str, Query(alias="id", description="id of the product", max_length=ID_BYTES)]
 Where = Annotated[str, Query(description="filter", max_length=MAX_LENGTH, examples=['category == "dress"'])]
 Top = Annotated[int, Query(description="number of products", ge=1, le=MOST_SHOWN)]
 Skip = Annotated[int, Query(description="products before these", ge=0, le=MOST_SKIPPED)]
@@ -54,7 +58,7 @@ def make_app(searcher: Searcher, limits: Limits, key: str = "") -> FastAPI:
 
     With a `key` products can be changed by who sends it.
     """
-    workers, metrics = Workers(limits), Metrics()
+    workers, metrics, explainer = Workers(limits), Metrics(), Explainer(searcher)
     counted = [name for name, kind in searcher.collection.fields.items() if kind == "text" and name not in UNCOUNTED]
 
     @contextlib.asynccontextmanager
@@ -100,6 +104,25 @@ def make_app(searcher: Searcher, limits: Limits, key: str = "") -> FastAPI:
         done = await workers.run(searcher.matcher.match_all, (text, image))
         metrics.note({"match": done.seconds, "wait": done.waited}, done.together)
         return MatchAnswer(score=done.answer.score, probability=done.answer.probability)
+
+    async def explained(why: Why) -> Explained:
+        done = await workers.run(explainer.explain_all, why)
+        metrics.note({"explain": done.seconds, "wait": done.waited}, done.together)
+        return explained_of(done.answer)
+
+    @app.get("/explain")
+    async def explain(identity: Identity, text: Text = "", like: Like = "", method: Method = "gradient") -> Explained:
+        """What words and patches contribute to the match of a text, or another product's text, with a product."""
+        return await explained(Why(identity, text, None, like, method))
+
+    @app.post("/explain")
+    async def explain_picture(
+        image: Annotated[bytes, File(description="the picture that was searched by")],
+        identity: Annotated[str, Form(alias="id", description="id of the product", max_length=ID_BYTES)],
+        method: Annotated[Method, Form()] = "gradient",
+    ) -> Explained:
+        """What a product's words and the patches of a picture contribute to their match."""
+        return await explained(Why(identity, image=image, method=method))
 
     app.include_router(product_routes(Products(searcher), workers, key))
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import uvicorn
 
+from fbjax.serve.search.explaining import Explainer
 from fbjax.serve.search.searching import Searcher
 from fbjax.serve.web.app import make_app
 from fbjax.serve.web.limits import Limits
@@ -28,6 +29,7 @@ def run(searcher: Searcher, host: str, port: int, limits: Limits, key: str, say:
         raise OSError(f"cannot listen at {host}:{port} ({reason}): give another --host or --port") from None
     with listener:
         searcher.warm_up()
+        Explainer(searcher).warm_up()
         _log_requests()
         options = {"log_config": None, "access_log": False, "server_header": False}
         config = uvicorn.Config(make_app(searcher, limits, key), timeout_graceful_shutdown=GRACE, **options)

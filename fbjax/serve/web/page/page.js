@@ -78,8 +78,70 @@ function card(product, mode) {
   item.querySelector(".text").textContent = product.text;
   item.querySelector(".text").title = product.text;
   item.querySelector(".category").textContent = product.fields.category;
+  const why = item.querySelector(".why");
+  why.setAttribute("aria-label", `Why ${product.text}`);
+  why.addEventListener("click", () => showReason(product));
   item.querySelector(".score").textContent = product.score.toFixed(mode === "hybrid" ? 3 : 2);
   return item;
+}
+
+async function askReason(product) {
+  if (wanted.image && !wanted.text.trim()) {
+    const form = new FormData();
+    form.append("id", product.id);
+    form.append("image", wanted.image);
+    return fetch("explain", { method: "POST", body: form });
+  }
+  const asked = wanted.like ? { like: wanted.like } : { text: wanted.text };
+  return fetch(`explain?${new URLSearchParams({ id: product.id, ...asked })}`);
+}
+
+async function showReason(product) {
+  $("reason-parts").hidden = true;
+  $("reason-status").textContent = "Explaining ..";
+  $("reason-status").classList.remove("wrong");
+  $("reason").showModal();
+  try {
+    const response = await askReason(product);
+    const reason = await response.json();
+    if (!response.ok) throw new Error(reason.error || `error ${response.status}`);
+    drawReason(reason, product);
+  } catch (error) {
+    $("reason-status").textContent = error instanceof TypeError ? "The server does not answer: try again." : error.message;
+    $("reason-status").classList.add("wrong");
+  }
+}
+
+function drawReason(reason, product) {
+  const digits = reason.scores_matches ? 2 : 3;
+  $("reason-image").src = reason.picture ? reason.picture.slice(1) : URL.createObjectURL(wanted.image);
+  const side = reason.patches.length;
+  const values = reason.patches.flat();
+  $("reason-cells").style.setProperty("--side", side);
+  $("reason-cells").replaceChildren(...values.map((value) => coloured("span", value, strongest(values), digits)));
+  const ofWords = reason.words.map(({ value }) => value);
+  const words = reason.words.map(({ word, value }) => {
+    const mark = coloured("mark", value, strongest(ofWords), digits);
+    mark.textContent = word;
+    return mark;
+  });
+  $("reason-words").replaceChildren(...words.flatMap((word) => [word, " "]));
+  const kind = reason.scores_matches ? "match score" : "cosine";
+  const notes = [`${kind} of these words with this picture ${reason.score.toFixed(digits)}`];
+  if (reason.in_text.length) notes.push(`also in its text: ${reason.in_text.join(", ")}`);
+  $("reason-notes").textContent = `${notes.join(" · ")}. The search also counts the product's own text.`;
+  $("reason-status").textContent = product.text;
+  $("reason-parts").hidden = false;
+}
+
+const strongest = (values) => Math.max(...values.map(Math.abs), 1e-9);
+
+function coloured(tag, value, most, digits) {
+  const part = document.createElement(tag);
+  part.className = value > 0 ? "for" : "against";
+  part.style.setProperty("--strength", Math.abs(value) / most);
+  part.title = value.toFixed(digits);
+  return part;
 }
 
 function showFilters(counts) {
