@@ -134,6 +134,7 @@ FIELDS = "columns of the tables as filters, with commas between; colour=Farbe: o
     out_folder("--pictures", "folder for the pictures (default: in the index, of a server's in the workdir)"),
     STEP,
     flag("--split", "split of the run (default: all)", choices=[*SPLITS, "all"]),
+    flag("--reranker", "folder of a run with tia or qta, to order the first 50 anew (default: none)"),
     flag("--shrink", "delete products that the tables lack, even if most are gone", action="store_true"),
     examples=(
         "fbjax index --workdir runs/mine",

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ import pytest
 import fbjax
 from fbjax.cli.main import main
 from fbjax.evaluation.galleries.system import evaluate_index
+from fbjax.inference.query_scorer import match_triples
 from fbjax.serve.index.database import Database
 from fbjax.serve.index.indexing import index, measured_recall
+from fbjax.serve.search import reranking, searching
 from fbjax.serve.search.query import Query
 from fbjax.serve.search.searching import Searcher
 from fbjax.training.loop import train
@@ -232,7 +235,7 @@ def test_another_checkpoint_makes_another_index_and_no_other_model_is_taken(run,
     train(tiny_config(run.parent, *TOWERS, "train.seed=5"), other)
     with (
         Searcher(place, workdir=other) as searcher,
-        pytest.raises(ValueError, match="index are of another model"),
+        pytest.raises(ValueError, match="the index is of another model"),
     ):
         searcher.search(Query(text="red dress"))
     done = index(other, place, data=table)
@@ -333,3 +336,63 @@ def test_the_command_prints_a_table_json_and_a_page(location, tmp_path, capsys):
     assert main(command) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["mode"] == "hybrid" and len(answer["products"]) == 10 and answer["query"] == {"text": "red dress"}
+
+
+@pytest.fixture(scope="module", params=["tia", "qta"])
+def reader(request, run):
+    """A run that reads a query with a picture (tia), or with text and picture (qta)."""
+    folder = run.parent
+    few = ("train.num_steps=4", "train.save_every=4", "model.num_layers=1", f"tasks={request.param}")
+    log = folder / "clicks.csv"
+    if request.param == "qta":
+        drawn = ["draw-log", "--config", str(folder / "tiny.py"), "--attributes", "category", "--out", str(log)]
+        assert main(drawn) == 0
+        few += (f"log.table={log}", "log.query_tokens=16")
+    train(tiny_config(folder, *few), folder / request.param)
+    return folder / request.param
+
+
+def test_a_reranker_orders_the_first_products_anew(run, reader, table, tmp_path, monkeypatch):
+    monkeypatch.setattr(reranking, "RERANKED", 12)
+    monkeypatch.setattr(searching, "RERANKED", 12)
+    place, query = tmp_path / "index", Query(text="red cotton dress", top=40)
+    index(run, place, data=table, reranker=reader)
+    model = fbjax.load(reader)
+    features = {path.stem for path in place.glob("pictures-*/??/*.npy")}
+    assert features == {path.name for path in (place / "pictures").glob("??/*")}  # computed when it was indexed
+    with Searcher(place) as searcher:
+        before, after = searcher.search(replace(query, rerank=False)), searcher.search(query)
+        first = {hit.product.id: hit.product for hit in before.hits[:12]}
+        pictures = {i: searcher.pictures.read(product.picture) for i, product in first.items()}
+        scores = {i: score_alone(model, query.text, first[i].text, pictures[i]) for i in first}
+        assert ids_of(after) == [*sorted(first, key=scores.get, reverse=True), *ids_of(before)[12:]]
+        expected = [scores[hit.product.id] for hit in after.hits[:12]]
+        np.testing.assert_allclose([hit.score for hit in after.hits[:12]], expected, atol=1e-2)  # features are float16
+        assert after.reranked == 12 and "rerank" in after.seconds and not before.reranked
+        assert searcher.search(Query(like=PRODUCTS[9]["id"])).reranked == 0
+        gone = after.hits[0].product
+        for path in (searcher.pictures._path(gone.picture), *place.glob(f"pictures-*/??/{gone.picture}.npy")):
+            path.unlink()
+        searcher.forget_answers()
+        again = searcher.search(query)
+        without = [hit.product.id for hit in before.hits[:12] if hit.product.picture == gone.picture]
+        assert ids_of(again)[12 - len(without) : 12] == without  # a product without a picture comes after the others
+
+
+def score_alone(model, query, text, picture):
+    """The score of one query with one product, by the model's own functions."""
+    if not model.run.objective.aligns_queries:
+        return float(model.score([query], [picture])[0])
+    run, variables = model.run, model.variables
+    features = run.patches.apply(variables["patches"], model.read_image(picture)[None])
+    image = run.model.apply({"params": variables["fashionbert"]}, features, method="embed_image")
+    ids = run.vocabulary.encode([text], run.config.model.text_tokens)
+    asked = run.vocabulary.encode([query], run.config.log.query_tokens)
+    logits = match_triples(run.model, variables["fashionbert"], asked, ids, image)
+    return float(logits[0, 1] - logits[0, 0])
+
+
+def test_a_run_that_scores_no_pairs_cannot_rerank(run, table, tmp_path):
+    with pytest.raises(ValueError, match="scores no pairs: name a run with the task tia or qta"):
+        index(run, tmp_path / "index", data=table, reranker=run)
+    assert not (tmp_path / "index").exists()

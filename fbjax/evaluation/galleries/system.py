@@ -1,10 +1,12 @@
 """Protocol ``system``: text queries with relevant products, asked of a search index as a customer would.
 
-Words alone (BM25), vectors alone, and both are asked for the first 100 products. Rank@k is of the best relevant
+Words alone (BM25), vectors alone, and both are asked for the first 100 products; both also with the index's re-ranker,
+where it has one. Rank@k is of the best relevant
 product, recall@100 the share of all relevant ones; MRR@10 and nDCG@10 are 0 beyond 10. Seconds are of single requests,
 one after another.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from fbjax.evaluation.galleries import queries
 from fbjax.serve.search.query import MOST_CHARACTERS, Query
 from fbjax.serve.search.searching import Searcher
 
-MODES = ("words", "dense", "hybrid")
+MODES, RERANKED = ("words", "dense", "hybrid"), "re-ranked"
 DEPTH, NDCG_DEPTH = 100, 10
 MISSED = 10**9  # the rank of a product that is not among the first `DEPTH`
 PERCENTILES = (50, 95)
@@ -79,19 +81,24 @@ def system_figures(searcher: Searcher, texts: Sequence[str], relevant: Sequence[
     """The figures of each mode, and by how much both together are ahead of each alone; `relevant`: ids a query."""
     figures: dict = {"num_queries": len(texts), "gallery": searcher.collection.count(), "modes": {}}
     best = {}
-    for mode in MODES:
-        searcher.search(Query(text=texts[0], mode=mode, top=DEPTH))  # compiles, loads
+    asked = {mode: Query(mode=mode, top=DEPTH, rerank=False) for mode in MODES}
+    if searcher.reranker:
+        asked[RERANKED] = Query(mode="hybrid", top=DEPTH)
+    for mode, query in asked.items():
+        searcher.search(dataclasses.replace(query, text=texts[0]))  # compiles, loads
         found, seconds = [], []
         for text in progress(texts, len(texts), f"queries, {mode}"):
             searcher.model.cache_clear()  # each request is a new one
             searcher.forget_answers()
-            results = searcher.search(Query(text=text, mode=mode, top=DEPTH))
+            results = searcher.search(dataclasses.replace(query, text=text))
             found.append([hit.product.id for hit in results.hits])
             seconds.append(results.seconds)
         ranks = [_ranks(ids, wanted) for ids, wanted in zip(found, relevant, strict=True)]
         best[mode] = np.array([mine[0] for mine in ranks])
         figures["modes"][mode] = _figures(ranks) | {"seconds": _percentiles(seconds)}
     figures["gains"] = {mode: metrics.gains(best["hybrid"], best[mode]) for mode in MODES[:2]}
+    if RERANKED in best:
+        figures["gains_of_reranking"] = metrics.gains(best[RERANKED], best["hybrid"])
     return figures
 
 
@@ -105,6 +112,11 @@ def print_figures(figures: dict, say: Callable[[str], None]) -> None:
     for mode, gains in figures["gains"].items():
         low, high = (f"{100 * bound:+.1f}" for bound in gains["gain@10.ci"])
         metrics.print_row(f"over {mode}", f"hybrid: Rank@10 {100 * gains['gain@10']:+.1f} [{low}, {high}] points", say)
+    if gains := figures.get("gains_of_reranking"):
+        for depth in (1, 10):
+            low, high = (f"{100 * bound:+.1f}" for bound in gains[f"gain@{depth}.ci"])
+            change = f"Rank@{depth} {100 * gains[f'gain@{depth}']:+.1f} [{low}, {high}] points"
+            metrics.print_row("over hybrid", f"re-ranked: {change}", say)
     queries.print_skipped(figures["skipped"], say)
     for mode, found in figures["modes"].items():
         stages = (

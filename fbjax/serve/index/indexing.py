@@ -23,10 +23,12 @@ from fbjax.data.sources.base import open_source
 from fbjax.data.sources.tables import read_labels
 from fbjax.inference.catalogue.embed_catalogue import embed_rows, model_sha256, splits_of
 from fbjax.inference.embedder import make_embedder
+from fbjax.inference.model import Model
 from fbjax.runs.feature_cache import ready_features
 from fbjax.runs.loaded import LoadedRun
 from fbjax.serve.index.collection import ALWAYS, Collection, Stored, check_fields, index_kind
 from fbjax.serve.index.database import Database, check_location
+from fbjax.serve.index.features import Features
 from fbjax.serve.index.pictures import Pictures
 from fbjax.serve.index.where import Kind
 
@@ -61,13 +63,16 @@ def index(
     split: str | None = None,
     step: int | None = None,
     shrink: bool = False,
+    reranker: str | Path | None = None,
 ) -> Indexed:
     """Makes the index at `location` hold the products of `data` (tables or globs), or of a `split` of the run's own
     (default: all).
 
     `location`: a folder, or the address of a Milvus server, which takes a `token`. `fields` {name: column of the
     tables} become filters beside category and group. `pictures`: their folder (default: in the index's). With `shrink`
-    the index may lose most of its products. Raises ValueError or OSError on a wrong request, before long work.
+    the index may lose most of its products. `reranker`: a run that scores pairs, which orders the first products of an
+    answer anew; the features that it reads are computed here. Raises ValueError or OSError on a wrong request, before
+    long work.
     """
     check_location(location)
     check_fields([*fields])
@@ -75,17 +80,17 @@ def index(
         raise ValueError(f"--data {data} is a table of its own: leave --split {split} out")
     begin, loaded = time.perf_counter(), LoadedRun.load(workdir, step)
     size = make_embedder(loaded.run, loaded.mesh).size  # raises where the run makes no vectors
+    rereading = _load_reranker(reranker)
     splits = splits_of(loaded, data, split or "all")
     labels, kinds = _read_fields(loaded, data, fields)
     manifest = {
         "fbjax": __version__,
-        "workdir": absolute(str(workdir)),
-        "checkpoint_step": loaded.step,
-        "model_sha256": model_sha256(loaded),
+        **named(loaded),
         "what": UNIT,
         "embedding_dim": size,
         "fields": dict.fromkeys(ALWAYS, "text") | kinds,
         "pictures": _pictures_setting(location, workdir, pictures),
+        "reranker": rereading and named(rereading),
     }
     contents = [_contents(records, labels) for records in splits]
     there = {identity for part in contents for identity in part}
@@ -109,12 +114,29 @@ def index(
                 collection.upsert(list(_stored(records, some, groups, labels, content, store)), vectors)
         added = len(there - known.keys())
         collection.delete(sorted(known.keys() - there))
+        if rereading:
+            Features(store, rereading).fill(collection.picture_names())
         database.publish(collection, len(there))
         store.keep(collection.picture_names())
         number = collection.count()
         recall = measured_recall(collection, number) if added or changed or gone else None
         seconds = time.perf_counter() - begin
         return Indexed(str(location), number, added, changed, len(gone), seconds, index_kind(number), recall)
+
+
+def named(model: LoadedRun) -> dict:
+    """What an index says of a model: where it is, and what it is."""
+    workdir = absolute(str(model.workdir))
+    return {"workdir": workdir, "checkpoint_step": model.step, "model_sha256": model_sha256(model)}
+
+
+def _load_reranker(workdir: str | Path | None) -> Model | None:
+    if workdir is None:
+        return None
+    model = dataclasses.replace(Model.load(workdir), quiet=True)
+    if not model.run.scores_pairs:
+        raise ValueError(f"--reranker {workdir} scores no pairs: name a run with the task tia or qta")
+    return model
 
 
 def _pictures_setting(location: str | Path, workdir: str | Path, given: str | Path | None) -> str:

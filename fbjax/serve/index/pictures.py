@@ -48,6 +48,13 @@ class Pictures:
         for path in self._folder.glob("??/*"):
             if NAME.fullmatch(path.name) and path.parent.name == path.name[:2] and path.name not in kept:
                 path.unlink(missing_ok=True)
+        for path in self._folder.parent.glob(f"{self._folder.name}-*/??/*.npy"):  # what was made of them
+            if NAME.fullmatch(path.stem) and path.stem not in kept:
+                path.unlink(missing_ok=True)
+
+    def beside(self, name: str) -> Path:
+        """A folder of this name, for what is made of the pictures."""
+        return self._folder.with_name(f"{self._folder.name}-{name}")
 
     def _path(self, name: str) -> Path:
         return self._folder / name[:2] / name

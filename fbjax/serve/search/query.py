@@ -27,6 +27,7 @@ class Query:
     where: str = ""
     mode: Mode | None = None  # default: hybrid for words alone, else dense
     top: int = 10
+    rerank: bool = True  # a text alone, where the index has a re-ranker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Results:
     mode: Mode
     seconds: dict[str, float]
     notes: list[str]  # words that the model does not know
+    reranked: int = 0  # so many of the first hits are in the re-ranker's order, with its scores
 
 
 def mode_of(query: Query) -> Mode:

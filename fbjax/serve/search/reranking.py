@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -20,23 +19,20 @@ RERANKED = 50  # products
 class Reranker:
     """A run that scores pairs: it reads a query with a picture, or with text and picture if it has the task qta."""
 
-    def __init__(self, model: Model, pictures: Pictures, folder: Path):
-        """`folder`: where patch features are kept. Raises ValueError where the run scores no pairs."""
-        if not model.run.scores_pairs:
-            raise ValueError(f"the run {model.workdir} scores no pairs, so it cannot re-rank: train tia or qta")
-        self._model, self._pictures, self._features = model, pictures, Features(folder, model)
+    def __init__(self, model: Model, pictures: Pictures):
+        self.model, self._features = model, Features(pictures, model)
         self._scorer = PairScorer(model.run.model, model.run.patches.precomputed(), model.mesh)
 
     @cached_property
     def _triples(self) -> TripleScorer | None:
-        run = self._model.run
+        run = self.model.run
         aligned = run.objective.aligns_queries
-        return TripleScorer(run.model, self._model.mesh, self._scorer.batch_size) if aligned else None
+        return TripleScorer(run.model, self.model.mesh, self._scorer.batch_size) if aligned else None
 
     def scores(self, texts: Sequence[str], hits: Sequence[Sequence[Hit]]) -> list[np.ndarray]:
         """Scores [n] of each text's hits, > 0 where a match is likelier; -inf of a product without a picture."""
         products = {hit.product.id: hit.product for some in hits for hit in some}
-        features = self._features.of((product.picture for product in products.values()), self._pictures)
+        features = self._features.of(product.picture for product in products.values())
         seen = {identity: product for identity, product in products.items() if product.picture in features}
         place = {identity: i for i, identity in enumerate(seen)}
         pairs = [
@@ -53,16 +49,27 @@ class Reranker:
                     mine[i] = next(found)
         return scores
 
+    def reorder(self, texts: Sequence[str], hits: Sequence[Sequence[Hit]]) -> list[list[Hit]]:
+        """Each text's hits, the first `RERANKED` of them by their scores; those without a score come after these."""
+        scores = self.scores(texts, [some[:RERANKED] for some in hits])
+        return [_reordered(some, mine) for some, mine in zip(hits, scores, strict=True)]
+
     def _embedded(self, features: np.ndarray) -> np.ndarray:
         size = self._scorer.batch_size
         batches = (features[start : start + size] for start in range(0, len(features), size))
-        return np.asarray(self._scorer.embed_images(self._model.variables, batches))
+        return np.asarray(self._scorer.embed_images(self.model.variables, batches))
 
     def _scored(self, queries: Sequence[str], texts: list[str], images: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-        run = self._model.run
+        run = self.model.run
         if self._triples is None:
             ids = framed_queries(queries, run.vocabulary, run.config.model.text_tokens)
-            return self._scorer.score(self._model.variables, ids, images, pairs)
+            return self._scorer.score(self.model.variables, ids, images, pairs)
         asked = framed_queries(queries, run.vocabulary, run.config.log.query_tokens)
         ids = framed_queries(texts, run.vocabulary, run.config.model.text_tokens)
-        return self._triples.score(self._model.variables, asked, ids, images, pairs)
+        return self._triples.score(self.model.variables, asked, ids, images, pairs)
+
+
+def _reordered(hits: Sequence[Hit], scores: np.ndarray) -> list[Hit]:
+    order = np.argsort(-scores, kind="stable")
+    first = [Hit(hits[i].product, float(scores[i])) if scores[i] > -np.inf else hits[i] for i in order]
+    return [*first, *hits[len(scores) :]]

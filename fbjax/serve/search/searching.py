@@ -26,6 +26,7 @@ from fbjax.serve.index.where import both, differs, milvus_filter
 from fbjax.serve.search.kept import KeptAnswers
 from fbjax.serve.search.matching import Matcher
 from fbjax.serve.search.query import MOST_CHARACTERS, Mode, Query, Results, mode_of
+from fbjax.serve.search.reranking import RERANKED, Reranker
 from fbjax.serve.search.together import each_alone
 
 DEPTH, RRF = 100, 60  # products of each side that are joined; the constant of reciprocal ranks
@@ -65,9 +66,15 @@ class Searcher:
         return _load(self._workdir, self.collection.manifest)
 
     @cached_property
+    def reranker(self) -> Reranker | None:
+        """What orders the first products anew, where the index names it. Raises ValueError where it has changed."""
+        said = self.collection.manifest.get("reranker")
+        return Reranker(_load(said["workdir"], said), self.pictures) if said else None
+
+    @cached_property
     def matcher(self) -> Matcher:
         """What says whether a text and a picture belong together."""
-        return Matcher(self.model)
+        return Matcher(self.reranker.model if self.reranker else self.model)
 
     def search(self, query: Query) -> Results:
         """The best products for `query`. Raises ValueError with the remedy where it cannot be answered."""
@@ -93,11 +100,30 @@ class Searcher:
         going = [search for search in going if not search.problem]
         self._look_up("vectors", [search for search in going if search.mode != "words"])
         self._look_up("words", [search for search in going if search.mode != "dense"])
+        going = [search for search in going if not search.problem]
+        for search in going:
+            rankings = list(search.found.values())
+            search.hits = joined(rankings) if search.mode == "hybrid" else rankings[0]
+        self._rerank([search for search in going if self._reranks(search.query)])
         return [search.problem or self._results(search) for search in searches]
+
+    def _reranks(self, query: Query) -> bool:
+        named = self.collection.manifest.get("reranker")
+        return bool(named and query.rerank and query.image is None and not query.like)
+
+    def _rerank(self, searches: list["_Search"]) -> None:
+        if not (searches and self.reranker):
+            return
+        with _timed("rerank", searches):
+            texts, hits = [search.query.text for search in searches], [search.hits for search in searches]
+            for search, found in zip(searches, self.reranker.reorder(texts, hits), strict=True):
+                search.hits, search.reranked = found, min(RERANKED, len(found))
 
     def _begin(self, search: "_Search") -> None:
         search.mode = mode_of(search.query)
         search.where = milvus_filter(search.query.where, self.collection.fields)
+        least = DEPTH if search.mode == "hybrid" else RERANKED if self._reranks(search.query) else 1
+        search.depth = max(least, search.query.top)
         if search.query.like:
             search.vector, group = self._indexed(search.query.like)
             search.where = both(search.where, differs("group", group))
@@ -134,9 +160,8 @@ class Searcher:
                     search.found[side] = hits
 
     def _results(self, search: "_Search") -> Results:
-        top, rankings = search.query.top, list(search.found.values())
-        hits = joined(rankings)[:top] if search.mode == "hybrid" else rankings[0][:top]
-        return Results(hits, search.mode, search.seconds, self._notes(search.query.text, search.mode))
+        notes, hits = self._notes(search.query.text, search.mode), search.hits[: search.query.top]
+        return Results(hits, search.mode, search.seconds, notes, min(search.reranked, len(hits)))
 
     def _notes(self, text: str, mode: Mode) -> list[str]:
         words = known_words(self.model.run, text) if text and mode != "words" else {}
@@ -169,14 +194,13 @@ class _Search:
     query: Query
     mode: Mode = "hybrid"
     where: str = ""  # in Milvus' words
+    depth: int = 0  # products that each side finds
     vector: np.ndarray | None = None  # [E]
     found: dict[str, list[Hit]] = dataclasses.field(default_factory=dict)  # by "vectors" and "words"
+    hits: list[Hit] = dataclasses.field(default_factory=list)
+    reranked: int = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     problem: ValueError | None = None
-
-    @property
-    def depth(self) -> int:
-        return max(DEPTH, self.query.top) if self.mode == "hybrid" else self.query.top
 
 
 def joined(rankings: Sequence[Sequence[Hit]]) -> list[Hit]:
@@ -211,8 +235,8 @@ def _load(workdir: str | Path, manifest: dict) -> Model:
     model = dataclasses.replace(Model.load(workdir, manifest["checkpoint_step"]), quiet=True)
     if model_sha256(model) != manifest["model_sha256"]:
         raise ValueError(
-            f"the vectors of the index are of another model than {workdir}: run fbjax index anew, or name the workdir "
-            "that it was made with"
+            f"the index is of another model than {workdir}: run fbjax index anew, or name the workdir that it was made "
+            "with"
         )
     return model
 

@@ -15,7 +15,11 @@ def format_table(results: Results, width: int) -> list[str]:
         line = f"{place:>3}  {hit.score:>6.3f}  {product.id:{ids}}  {category:{categories}}  {product.text}"
         lines.append(line if len(line) <= width else line[: width - 3] + " ..")
     times = ", ".join(f"{stage} {1000 * seconds:.0f} ms" for stage, seconds in results.seconds.items())
-    return lines + [f"scores: {MEANINGS[results.mode]}; {times}"]
+    meaning = MEANINGS[results.mode]
+    if results.reranked:
+        rest = f", then {meaning}" if results.reranked < len(results.hits) else ""
+        meaning = f"match scores of the first {results.reranked}{rest}"
+    return lines + [f"scores: {meaning}; {times}"]
 
 
 def as_json(query: Query, results: Results) -> dict:
@@ -28,6 +32,7 @@ def as_json(query: Query, results: Results) -> dict:
     return {
         "query": {name: value for name, value in asked.items() if value},
         "mode": results.mode,
+        "reranked": results.reranked,
         "seconds": results.seconds,
         "notes": results.notes,
         "products": products,

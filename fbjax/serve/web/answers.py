@@ -33,6 +33,7 @@ class Answer(BaseModel):
 
     mode: Literal["hybrid", "dense", "words"]
     products: list[FoundProduct]
+    reranked: int = Field(description="so many of the first, of all pages, have the re-ranker's order and match scores")
     more: bool = Field(description="whether there are products after these")
     counts: dict[str, dict[str, int]] = Field(
         description="values of text fields among the first products found, and how many have each",
@@ -86,6 +87,7 @@ def answer_of(results: Results, first: int, number: int, counted: Sequence[str])
     """Products `first` to ``first + number`` of the results, with counts of the fields `counted` over all of them."""
     return Answer(
         mode=results.mode,
+        reranked=results.reranked,
         products=[_found(hit) for hit in results.hits[first : first + number]],
         more=len(results.hits) > first + number,
         counts={field: _counts(results.hits, field) for field in counted},

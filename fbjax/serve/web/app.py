@@ -42,6 +42,7 @@ SECURITY = {
 }
 NO_DOCS: dict[str, None] = {"docs_url": None, "redoc_url": None}  # these load scripts from another host
 PROBLEMS = {code: {"model": Problem} for code in (400, 413, 429, 503)}
+Rerank = Annotated[bool, Query(description="whether the index's re-ranker, if any, orders the first 50")]
 Method = Literal["gradient", "occlusion", "attention"]
 log = logging.getLogger("fbjax.serve")
 
@@ -77,11 +78,18 @@ def make_app(searcher: Searcher, limits: Limits, key: str = "") -> FastAPI:
 
     @app.get("/search")
     async def search(
-        text: Text = "", like: Like = "", where: Where = "", mode: Mode | None = None, top: Top = 24, skip: Skip = 0
+        text: Text = "",
+        like: Like = "",
+        where: Where = "",
+        mode: Mode | None = None,
+        rerank: Rerank = True,
+        top: Top = 24,
+        skip: Skip = 0,
     ) -> Answer:
         """The best products for words, or like a product."""
         depth = max(COUNTED, skip + top + 1)
-        return await answered(Wanted(text=text, like=like, where=where, mode=mode, top=depth), top, skip)
+        wanted = Wanted(text=text, like=like, where=where, mode=mode, top=depth, rerank=rerank)
+        return await answered(wanted, top, skip)
 
     @app.post("/search")
     async def search_by_picture(
