@@ -31,6 +31,7 @@ from fbjax.core.console import answer, say
     DATA,
     flag("--category", "rank only products of this category (default: all)"),
     whole_number("--top", "number of products to print", default=10),
+    whole_number("--scored", "candidates with the nearest vectors that are scored; 0: all", at_least=0, default=200),
     STEP,
     out_file("--html", "HTML file for the ranking with pictures (default: none)"),
     examples=(

@@ -225,7 +225,7 @@ def test_control_characters_of_a_table_are_shown_and_not_obeyed(tmp_path, monkey
     table.write_text(table.read_text(encoding="utf-8").replace("caption", f"caption{evil}", 1), encoding="utf-8")
     assert main(["prepare", "--check", str(table)]) == 0
     found = [Product(p["id"], p["title"], p["category"], "", b"", "") for p in products]
-    ranking = Ranking("red", 6, found, [0.5] * 6, True)
+    ranking = Ranking("red", 6, 6, found, [0.5] * 6, True)
     monkeypatch.setattr("fbjax.inference.rank.rank", lambda **request: ranking)
     assert main(["rank", "--workdir", "w", "--text", "red"]) == 0
     assert main(["prepare", "--check", f"{evil}.gone.csv"]) == 1

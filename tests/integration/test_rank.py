@@ -52,6 +52,28 @@ def test_a_table_of_its_own_and_one_category_are_ranked(run, tmp_path):
         rank(run, text="red bag", data=str(path), category="sofa")
 
 
+def test_vectors_choose_the_candidates_that_are_scored(run, tmp_path):
+    both = tmp_path / "both"
+    train(tiny_config(run.parent, "train.num_steps=4", "train.save_every=4", "tasks=tia,itc"), both)
+    products = make_products(24, seed=1)
+    photo, query = tmp_path / "photo.png", text_of(products[0])
+    photo.write_bytes(encode(products[3]["image"]))
+    model, path = fbjax.load(both), str(write_csv(tmp_path / "other.csv", products))
+    images, texts = [encode(p["image"], p["format"]) for p in products], [text_of(p) for p in products]
+    of_query, of_photo = model.embed_text([query])[0], model.embed_image([photo])[0]
+    for asked, cosines, scores in (
+        ({"text": query}, model.embed_image(images) @ of_query, model.score([query] * 24, images)),
+        ({"image": photo}, model.embed_text(texts) @ of_photo, model.score(texts, [photo] * 24)),
+    ):
+        near = np.argsort(-cosines)[:6]
+        expected = [products[i]["id"] for i in near[np.argsort(-scores[near])]]
+        ranking = rank(both, data=path, top=6, scored=6, **asked)
+        assert [product.id for product in ranking.products] == expected
+        assert (ranking.num_candidates, ranking.num_scored) == (24, 6)
+        assert "the 6 with the nearest vectors were scored" in format_table(ranking, 80)[-1]
+        assert rank(both, data=path, top=6, scored=0, **asked).num_scored == 24
+
+
 @pytest.mark.parametrize(
     "query, said",
     [
