@@ -5,11 +5,14 @@ reports missing, unexpected, misshapen and non-finite arrays by their names in t
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import numpy as np
 
 SHOWN = 30  # problems of an error, at most
+DENSE_VARIABLES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+JOINED = {"in_proj_": "q_proj. k_proj. v_proj.", "qkv.": "q. k. v.", "kv.": "k. v."}  # arrays of several layers
 TORCH_VARIABLES = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 
 
@@ -121,3 +124,35 @@ def torch_source(
         return f"{conv}.weight" if part == "conv" else f"{norm}.{TORCH_VARIABLES[variable]}"
 
     return Source(title, name, torch_axes, unused, prefixes)
+
+
+def layered(table: dict[str, str], block: str, prefix: str = "") -> Callable[[str], str]:
+    """fbjax's name -> a file's, of a transformer; `table`: of layers and parameters, a block's as "block/..".
+
+    A name of block 3 begins with `prefix`, `block` and "3." in the file, one outside of the blocks with `prefix`.
+    """
+
+    def name(ours: str) -> str:
+        number = re.match(r"block_(\d+)/", ours)
+        home = f"{prefix}{block}{number.group(1)}." if number else prefix
+        layer = re.sub(r"^block_\d+", "block", ours)
+        if layer in table:
+            return home + table[layer]
+        layer, variable = layer.rsplit("/", 1)
+        return f"{home}{table[layer]}.{DENSE_VARIABLES[variable]}"
+
+    return name
+
+
+def apart(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A file's arrays, where those of query, key and value are one, as ``attn.qkv.weight``, with each on its own."""
+    found = {}
+    for name, array in arrays.items():
+        joined = re.search(r"(?<=\.)(in_proj_|qkv\.|kv\.)(?=(weight|bias)$)", name)
+        parts = JOINED[joined.group()].split() if joined else []
+        if not parts or len(array) % len(parts):
+            found[name] = array
+            continue
+        pieces = np.split(array, len(parts))
+        found |= {name.replace(joined.group(), part): piece for part, piece in zip(parts, pieces, strict=True)}
+    return found
