@@ -97,7 +97,7 @@ class PatchConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The BERT encoder that text and patches share."""
+    """The BERT encoder that text and patches share, or the text tower of a dual encoder."""
 
     pretrained: str = setting("", "a BERT to start from: 'minilm', a folder, or a hub name; '': random weights")
     vocabulary: str = setting(

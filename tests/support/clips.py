@@ -1,10 +1,13 @@
 """Random CLIPs and SigLIPs of transformers, small, and their parameters under the names of open_clip."""
 
 import functools
+import json
 import re
+from pathlib import Path
 
 import torch
-from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, SiglipConfig, SiglipModel
 
 TEXT = {"num_hidden_layers": 2, "vocab_size": 99, "intermediate_size": 96, "max_position_embeddings": 12}
 IMAGE = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -26,7 +29,7 @@ def _randomised(model: torch.nn.Module) -> torch.nn.Module:
 
 @functools.cache
 def clip(activation: str) -> CLIPModel:
-    text = TEXT | {"hidden_size": 64, "num_attention_heads": 1, "hidden_act": activation, "projection_dim": 48}
+    text = TEXT | {"hidden_size": 64, "num_attention_heads": 2, "hidden_act": activation, "projection_dim": 48}
     text |= {"eos_token_id": END, "bos_token_id": START, "pad_token_id": END}
     image = IMAGE | {"hidden_act": activation, "projection_dim": 48}
     return _randomised(CLIPModel(CLIPConfig(text_config=text, vision_config=image, projection_dim=48)))
@@ -110,3 +113,38 @@ def _renamed(name: str, kind: str) -> str:
     for theirs, new in (TIMM if "trunk" in name else BLOCK).items():
         name = name.replace(theirs, new)
     return name
+
+
+WORDS = "black navy red cotton t shirt men women dress shoes summer casual long short"
+
+
+def write_clip_tokenizer(folder: Path) -> int:
+    """A small tokenizer of CLIP's form, every byte included, trained on a few words; its number of rows."""
+    tokenizer = CLIPTokenizer().backend_tokenizer
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
+    )
+    tokenizer.train_from_iterator([WORDS] * 4, trainer)
+    content = json.loads(tokenizer.to_str())
+    rows = content["model"]["vocab"]
+    pieces = [*rows, *(f"{letter}</w>" for letter in letters if f"{letter}</w>" not in rows)]
+    pieces = [piece for piece in pieces if not piece.startswith("<|")] + ["<|startoftext|>", "<|endoftext|>"]
+    rows = {piece: row for row, piece in enumerate(pieces)}
+    merges = content["model"]["merges"]
+    CLIPTokenizer(vocab=rows, merges=[tuple(merge) for merge in merges]).save_pretrained(folder)
+    return len(rows)
+
+
+def write_siglip_tokenizer(folder: Path) -> int:
+    """A small tokenizer as SigLIP's repositories have it, a unigram model of T5's form; its number of rows."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    specials = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=80, special_tokens=specials, unk_token="<unk>", show_progress=False, initial_alphabet=list("▁zq1")
+    )
+    tokenizer.train_from_iterator([WORDS] * 4, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return tokenizer.get_vocab_size()

@@ -23,7 +23,7 @@ from fbjax.model.backbones.registry import register_backbone
 from fbjax.model.backbones.resnet import standardised
 from fbjax.model.weights.clip_folder import described
 from fbjax.model.weights.clip_names import HUGGING_FACE_IMAGES, OPEN_CLIP_IMAGES, TIMM_IMAGES
-from fbjax.model.weights.name_maps import OWN, Source
+from fbjax.model.weights.name_maps import OWN, Named, Source
 
 CLIP_MEAN, CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SIGLIP_MEAN = SIGLIP_DEVIATION = (0.5, 0.5, 0.5)  # RGB in 0..1, as above
@@ -125,23 +125,11 @@ def num_heads(width: int) -> int:
 
 def _sizes(sources: tuple[Source, ...], arrays: dict[str, np.ndarray], cell: int) -> dict[str, int]:
     """The arguments of a tower that its arrays tell, by the names of whichever of `sources` has them."""
-    for source in sources:
-        there = source.arranged(arrays)
-        for prefix in source.prefixes:
-            if (name := prefix + source.name("patches/kernel")) in there and there[name].ndim == 4:
-                return _sizes_of(source, prefix, there)
-    raise KeyError(sources[1].name("patches/kernel"))
-
-
-def _sizes_of(source: Source, prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, int]:
-    patch, _, _, width = source.array("patches/kernel", arrays[prefix + source.name("patches/kernel")]).shape
-    blocks = 0
-    while prefix + source.name(f"block_{blocks}/mlp_in/bias") in arrays:
-        blocks += 1
-    mlp_dim = len(arrays[prefix + source.name("block_0/mlp_in/bias")])
-    grid = math.isqrt(len(arrays[prefix + source.name("positions")]))
-    sizes = {"width": width, "num_layers": blocks, "num_heads": num_heads(width), "mlp_dim": mlp_dim}
-    return sizes | {"patch": patch, "grid": grid}
+    named = Named.find(arrays, sources, "patches/kernel")
+    patch, *_, width = named.shape("patches/kernel")
+    (mlp_dim,), (rows, _) = named.shape("block_0/mlp_in/bias"), named.shape("positions")
+    sizes = {"width": width, "num_layers": named.num_blocks(), "num_heads": num_heads(width), "mlp_dim": mlp_dim}
+    return sizes | {"patch": patch, "grid": math.isqrt(rows)}
 
 
 def _blocks(module: ImageTower) -> tuple[tuple[str, ...], ...]:

@@ -4,7 +4,9 @@ Both write image and text tower into one file, beside projections and the temper
 other's arrays by their names. Tables: docs of transformers 5 and open_clip 3, checked in tests/unit/test_clip.py.
 """
 
-from fbjax.model.weights.name_maps import Source, apart, layered, torch_axes
+from collections.abc import Callable
+
+from fbjax.model.weights.name_maps import Source, apart, layered, own_axes, torch_axes
 
 HUGGING_FACE_BLOCKS = {
     "block/attention_norm": "layer_norm1",
@@ -113,4 +115,77 @@ TIMM_IMAGES = Source(
     (*_wrapped("text.", "logit_"), "head."),
     ("visual.trunk.", "model.visual.trunk.", ""),
     arranged=_flat_positions,
+)
+
+
+def _heads(name: Callable[[str], str], heads: dict[str, str]) -> Callable[[str], str]:
+    """Names of the parameters of `DualEncoder` and of the temperature: of the text tower's by `name`, else `heads`."""
+    return lambda ours: heads[ours] if ours in heads else name(ours.removeprefix("text_tower/"))
+
+
+def _scalars(arrays: dict) -> dict:
+    """Arrays with query, key and value on their own, and temperature and bias without an axis."""
+    return {name: array.reshape(()) if "logit_" in name else array for name, array in apart(arrays).items()}
+
+
+def _open_clip_axes(name: str, ndim: int) -> tuple[int, ...]:
+    """open_clip's order of axes: PyTorch's, but that of kernels here for CLIP's projections."""
+    return own_axes(name, ndim) if name.endswith("projection/kernel") else torch_axes(name, ndim)
+
+
+SCALARS = {"log_scale": "logit_scale", "logit_bias": "logit_bias"}
+CLIP_HEADS = SCALARS | {"text_tower/projection/kernel": "text_projection.weight"}
+CLIP_HEADS |= {"image_projection/kernel": "visual_projection.weight"}
+SIGLIP_HEADS = SCALARS | {"text_tower/projection/kernel": "text_model.head.weight"}
+SIGLIP_HEADS |= {"text_tower/projection/bias": "text_model.head.bias"}
+HUGGING_FACE_TEXT = HUGGING_FACE_BLOCKS | {
+    "word": "embeddings.token_embedding.weight",
+    "positions": "embeddings.position_embedding.weight",
+    "norm": "final_layer_norm",
+}
+OPEN_CLIP_TEXT = OPEN_CLIP_BLOCKS | {
+    "word": "token_embedding.weight",
+    "positions": "positional_embedding",
+    "norm": "ln_final",
+}
+IMAGES_OF_OPEN_CLIP = tuple(f"visual.{name}" for name in ("conv1", "class_", "positional_", "ln_", "transformer."))
+
+
+def _open_clip_texts(prefix: str) -> Source:
+    """Of CLIP in open_clip, whose text tower's names begin with `prefix`."""
+    heads = SCALARS | {"image_projection/kernel": "visual.proj"}
+    heads |= {"text_tower/projection/kernel": f"{prefix}text_projection"}
+    name = _heads(layered(OPEN_CLIP_TEXT, "transformer.resblocks.", prefix), heads)
+    unused = (*IMAGES_OF_OPEN_CLIP, f"{prefix}attn_mask", "logit_bias")
+    return Source("open_clip's CLIP", name, _open_clip_axes, unused, WRAPPED, arranged=_scalars)
+
+
+def _hugging_face_texts(title: str, heads: dict[str, str]) -> Source:
+    name = _heads(layered(HUGGING_FACE_TEXT, "encoder.layers.", "text_model."), heads)
+    unused = ("vision_model.", "text_model.embeddings.position_ids")
+    return Source(title, name, torch_axes, unused, WRAPPED, arranged=_scalars)
+
+
+CLIP_TEXTS = (
+    _hugging_face_texts("Hugging Face's CLIP", CLIP_HEADS),
+    _open_clip_texts(""),
+    _open_clip_texts("text."),
+)
+SIGLIP_TEXTS = (
+    _hugging_face_texts("Hugging Face's SigLIP", SIGLIP_HEADS),
+    Source(
+        "open_clip's SigLIP",
+        _heads(
+            layered(OPEN_CLIP_TEXT, "transformer.resblocks.", "text."),
+            SCALARS
+            | {
+                f"text_tower/projection/{part}": f"text.text_projection.{w}"
+                for part, w in (("kernel", "weight"), ("bias", "bias"))
+            },
+        ),
+        torch_axes,
+        ("visual.", "text.attn_mask"),
+        WRAPPED,
+        arranged=_scalars,
+    ),
 )

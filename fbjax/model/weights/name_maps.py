@@ -108,6 +108,39 @@ def follows(arrays: dict[str, np.ndarray], source: Source, shapes: dict[str, tup
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A file's arrays by our names, of a source that it follows."""
+
+    source: Source
+    prefix: str
+    arrays: dict[str, np.ndarray]  # as the source arranges them
+
+    @classmethod
+    def find(cls, arrays: dict[str, np.ndarray], sources: tuple[Source, ...], name: str) -> "Named":
+        """By the first of `sources` that has our `name` in `arrays`. Raises KeyError, with the file's name, if none."""
+        for source in sources:
+            arranged = source.arranged(arrays)
+            for prefix in source.prefixes:
+                if prefix + source.name(name) in arranged:
+                    return cls(source, prefix, arranged)
+        raise KeyError(sources[-1].name(name))
+
+    def __contains__(self, name: str) -> bool:
+        return self.prefix + self.source.name(name) in self.arrays
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """In our order of axes. Raises KeyError, with the file's name, where it is not there."""
+        return self.source.array(name, self.arrays[self.prefix + self.source.name(name)]).shape
+
+    def num_blocks(self, prefix: str = "") -> int:
+        """Of a transformer whose names begin with `prefix` here."""
+        count = 0
+        while f"{prefix}block_{count}/mlp_in/bias" in self:
+            count += 1
+        return count
+
+
 def listed(problems: list[str]) -> str:
     more = len(problems) - SHOWN
     return "\n  ".join(problems[:SHOWN] + [f"... and {more} more"] * (more > 0))
