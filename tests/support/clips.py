@@ -9,7 +9,7 @@ import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, SiglipConfig, SiglipModel
 
-TEXT = {"num_hidden_layers": 2, "vocab_size": 99, "intermediate_size": 96, "max_position_embeddings": 12}
+TEXT = {"num_hidden_layers": 2, "intermediate_size": 96, "max_position_embeddings": 12}
 IMAGE = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 2}
 IMAGE |= {"image_size": 32, "patch_size": 8}
 END, START = 98, 97  # of CLIP's texts
@@ -28,16 +28,21 @@ def _randomised(model: torch.nn.Module) -> torch.nn.Module:
 
 
 @functools.cache
-def clip(activation: str) -> CLIPModel:
+def clip(activation: str, vocabulary: int = 99) -> CLIPModel:
     text = TEXT | {"hidden_size": 64, "num_attention_heads": 2, "hidden_act": activation, "projection_dim": 48}
-    text |= {"eos_token_id": END, "bos_token_id": START, "pad_token_id": END}
+    text |= {"vocab_size": vocabulary, "bos_token_id": vocabulary - 2}
+    text |= {"eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
     image = IMAGE | {"hidden_act": activation, "projection_dim": 48}
     return _randomised(CLIPModel(CLIPConfig(text_config=text, vision_config=image, projection_dim=48)))
 
 
 @functools.cache
-def siglip(activation: str) -> SiglipModel:
-    text = TEXT | {"hidden_size": 128, "num_attention_heads": 2, "hidden_act": activation, "projection_size": 128}
+def siglip(activation: str, vocabulary: int = 99) -> SiglipModel:
+    text = (
+        TEXT
+        | {"vocab_size": vocabulary}
+        | {"hidden_size": 128, "num_attention_heads": 2, "hidden_act": activation, "projection_size": 128}
+    )
     text |= {"eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 1}
     image = IMAGE | {"hidden_act": activation}
     model = _randomised(SiglipModel(SiglipConfig(text_config=text, vision_config=image)))

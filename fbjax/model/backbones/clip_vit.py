@@ -48,6 +48,7 @@ class ImageTower(nn.Module):
     mean = deviation = (0.0, 0.0, 0.0)
     epsilon = 0.0
     patch_bias = True
+    before_blocks = after_blocks = ()  # names of parameters and modules
 
     def embedded(self, images: jax.Array) -> jax.Array:
         """Patches [N, h, w, D] without their positions."""
@@ -74,6 +75,7 @@ class ClipImageTower(ImageTower):
     """CLIP's: a class token before the patches, a norm before the blocks; the class token is the whole image."""
 
     mean, deviation, epsilon, patch_bias = CLIP_MEAN, CLIP_DEVIATION, 1e-5, False
+    before_blocks, after_blocks = ("patches", "class_token", "positions", "first_norm"), ("norm",)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
@@ -91,6 +93,7 @@ class SiglipImageTower(ImageTower):
     """SigLIP's: no class token; attention pooling makes the whole image of all patches."""
 
     mean, deviation, epsilon = SIGLIP_MEAN, SIGLIP_DEVIATION, 1e-6
+    before_blocks, after_blocks = ("patches", "positions"), ("norm", "pool")
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
@@ -133,9 +136,8 @@ def _sizes(sources: tuple[Source, ...], arrays: dict[str, np.ndarray], cell: int
 
 
 def _blocks(module: ImageTower) -> tuple[tuple[str, ...], ...]:
-    first = ("patches", "class_token", "positions", "first_norm")
-    names = [(f"block_{i}",) for i in range(module.num_layers)]
-    return ((*first, *names[0]), *names[1:-1], (*names[-1], "norm", "pool"))
+    first, *others, last = [(f"block_{i}",) for i in range(module.num_layers)]
+    return ((*module.before_blocks, *first), *others, (*last, *module.after_blocks))
 
 
 def _differences(module: ImageTower, path: Path) -> list[str]:

@@ -131,6 +131,12 @@ class ConvNorm(nn.Module):
         return InferenceNorm(self.epsilon, name="bn")(x)
 
 
+def named_dense(features: int, axes: tuple[str | None, str | None], name: str, use_bias: bool = True) -> nn.Dense:
+    """A dense layer whose kernel carries the logical `axes` (input, output) of `fbjax.parallel.mesh`."""
+    start = nn.with_logical_partitioning(nn.initializers.lecun_normal(), axes)
+    return nn.Dense(features, use_bias=use_bias, kernel_init=start, name=name)
+
+
 class DotAttention(nn.Module):
     """Attention of `num_heads` heads: queries [N, R, D] to x [N, L, D] ``-> [N, R, D]``.
 
@@ -145,14 +151,15 @@ class DotAttention(nn.Module):
         width = x.shape[-1]
 
         def heads(name: str, of: jax.Array) -> jax.Array:
-            return nn.Dense(width, name=name)(of).reshape(*of.shape[:2], self.num_heads, -1).swapaxes(1, 2)
+            projected = named_dense(width, ("embed", "heads"), name)(of)
+            return projected.reshape(*of.shape[:2], self.num_heads, -1).swapaxes(1, 2)
 
         q, k, v = heads("query", queries), heads("key", x), heads("value", x)
         logits = jnp.einsum("bnrh,bnlh->bnrl", q, k) * q.shape[-1] ** -0.5
         if self.causal:
             logits = jnp.where(jnp.tri(x.shape[1], dtype=bool), logits, jnp.finfo(logits.dtype).min)
         mixed = jnp.einsum("bnrl,bnlh->bnrh", jax.nn.softmax(logits), v).swapaxes(1, 2).reshape(queries.shape)
-        return nn.Dense(width, name="out")(mixed)
+        return named_dense(width, ("heads", "embed"), "out")(mixed)
 
 
 class TransformerBlock(nn.Module):
@@ -177,8 +184,8 @@ class TransformerBlock(nn.Module):
         y = DotAttention(self.num_heads, self.causal, name="attention")(y, y)
         x = x + scale("attention_scale") * y
         y = nn.LayerNorm(self.epsilon, name="mlp_norm")(x)
-        y = ACTIVATIONS[self.activation](nn.Dense(self.mlp_dim, name="mlp_in")(y))
-        return x + scale("mlp_scale") * nn.Dense(x.shape[-1], name="mlp_out")(y)
+        y = ACTIVATIONS[self.activation](named_dense(self.mlp_dim, ("embed", "mlp"), "mlp_in")(y))
+        return x + scale("mlp_scale") * named_dense(x.shape[-1], ("mlp", "embed"), "mlp_out")(y)
 
 
 def resized_positions(table: jax.Array, rows: int, columns: int) -> jax.Array:

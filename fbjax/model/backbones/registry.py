@@ -128,7 +128,7 @@ def find_weights(name: str, path: str | Path) -> Path:
 def shapes_of(network: nn.Module, size: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters, by name, of a network that takes images of `size` pixels."""
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    params = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
+    params = nn.unbox(jax.eval_shape(network.init, jax.random.key(0), image)["params"])
     return {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(params, sep="/").items()}
 
 

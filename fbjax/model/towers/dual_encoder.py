@@ -9,6 +9,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 
+from fbjax.model.backbones.layers import named_dense
 from fbjax.model.linear import unit
 from fbjax.model.towers.text import ClipTextTower, SiglipTextTower, TextTower
 
@@ -45,7 +46,7 @@ class DualEncoder(nn.Module):
         form = FORMS[self.form]
         self.text_tower = form.text(*self.sizes, size=self.size, activation=form.activation)
         if form.projects_image:
-            self.image_projection = nn.Dense(self.size, use_bias=False)
+            self.image_projection = named_dense(self.size, ("feature", None), "image_projection", use_bias=False)
 
     def text(self, ids: jax.Array) -> jax.Array:
         """``[B, t] -> [B, E]``."""

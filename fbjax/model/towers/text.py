@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fbjax.data.text.wordpiece import PAD_ID
-from fbjax.model.backbones.layers import TransformerBlock
+from fbjax.model.backbones.layers import TransformerBlock, named_dense
 
 
 class TextTower(nn.Module):
@@ -31,8 +31,9 @@ class TextTower(nn.Module):
         """Words and positions, ``[B, t] -> [B, t, D]``, t <= `num_positions`."""
         if ids.shape[1] > num_positions:
             raise ValueError(f"texts of {ids.shape[1]} tokens are too long for a tower of {num_positions}")
-        word = self.param("word", nn.initializers.normal(0.02), (self.vocabulary_size, self.width))
-        positions = self.param("positions", nn.initializers.normal(0.01), (num_positions, self.width))
+        start = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
+        word = self.param("word", start, (self.vocabulary_size, self.width))
+        positions = self.param("positions", start, (num_positions, self.width))
         return word[ids] + positions[: ids.shape[1]]
 
     def _encoded(self, x: jax.Array, epsilon: float, causal: bool) -> jax.Array:
@@ -50,7 +51,7 @@ class ClipTextTower(TextTower):
         x = self._encoded(self._embedded(ids, self.num_tokens), 1e-5, causal=True)
         end = (ids != PAD_ID).sum(axis=1) - 1
         last = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
-        return nn.Dense(self.size, use_bias=False, name="projection")(last)
+        return named_dense(self.size, ("embed", None), "projection", use_bias=False)(last)
 
 
 class SiglipTextTower(TextTower):
@@ -63,4 +64,4 @@ class SiglipTextTower(TextTower):
     def __call__(self, ids: jax.Array) -> jax.Array:
         padded = jnp.pad(ids, ((0, 0), (0, max(0, self.num_tokens - ids.shape[1]))), constant_values=PAD_ID)
         x = self._encoded(self._embedded(padded[:, 1:], self.num_tokens - 1), 1e-6, causal=False)
-        return nn.Dense(self.size, name="projection")(x[:, -1])
+        return named_dense(self.size, ("embed", None), "projection")(x[:, -1])

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -86,5 +87,5 @@ def parameter_shapes(module: DualEncoder, image_width: int) -> dict[str, tuple[i
 
     ids, features = jax.ShapeDtypeStruct((1, 8), jnp.int32), jax.ShapeDtypeStruct((1, 1, image_width), jnp.float32)
     params = jax.eval_shape(lambda *given: module.init(jax.random.key(0), *given, method=both), ids, features)
-    flat = flax.traverse_util.flatten_dict(params.get("params", {}), sep="/")
+    flat = flax.traverse_util.flatten_dict(nn.unbox(params["params"]), sep="/")
     return {name: leaf.shape for name, leaf in flat.items()}

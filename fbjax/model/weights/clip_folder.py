@@ -124,7 +124,7 @@ def _open_clip(path: Path, content: dict) -> Description | None:
     activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
     tanh = (text.get("act_kwargs") or {}).get("approximate") == "tanh"
     heads = None if timm else vision.get("width", 768) // vision.get("head_width", 64)
-    epsilon = (text.get("norm_kwargs") or {}).get("eps", 1e-5)
+    epsilon = (text.get("norm_kwargs") or {}).get("eps", 1e-5 if kind == "clip" else None)
     return Description(
         path,
         kind,
