@@ -122,7 +122,10 @@ def test_an_imported_siglip_makes_the_vectors_of_transformers(folder):
 
 @pytest.mark.parametrize("name", ["clip", "siglip"])
 def test_imported_towers_are_evaluated_and_embedded(folder, name, tmp_path):
-    figures = evaluate(folder / name, protocols=("candidates", "full"))
+    figures = evaluate(folder / name, protocols=("candidates", "full", "marqo"))
+    marqo = figures["marqo"]["tasks"]
+    assert set(marqo) == {"text-to-image", "category-to-product"} and figures["marqo"]["gallery"] == 24
+    assert 0 < marqo["category-to-product"]["precision@10"] <= 1
     assert figures["checkpoint_step"] == 0
     assert 0 < figures["full"]["text_to_image"]["rank@10"] <= 1
     assert main(["embed", "--workdir", f"{folder}/{name}", "--out", f"{tmp_path}/vectors.npz"]) == 0
