@@ -56,6 +56,7 @@ HUBS = "protocols queries, mixed: also correct for hubs by at most N training te
         "fbjax evaluate --workdir runs/mine --candidates lists.jsonl --queries 100",
         "fbjax evaluate --workdir runs/mine --protocol draws,legacy --queries 20",
         "fbjax evaluate --workdir runs/mine --data products.csv --protocol queries --relevant queries.jsonl",
+        "fbjax evaluate --workdir runs/mine --data products.csv --protocol marqo",
         "fbjax evaluate --workdir runs/mine --release eval.tsv",
     ),
 )

@@ -21,7 +21,7 @@ from tests.support.clips import (  # noqa: E402
     clip,
     open_clip_names,
     siglip,
-    write_clip_tokenizer,
+    write_hugging_face_clip,
     write_siglip_tokenizer,
 )
 from tests.support.runs import same, tiny_config, write_config  # noqa: E402
@@ -50,20 +50,12 @@ OPEN_CLIP_CONFIG = {
 }
 
 
-def write_hugging_face_clip(folder):
-    folder.mkdir()
-    rows = write_clip_tokenizer(folder)
-    model = clip("quick_gelu", vocabulary=rows)
-    model.save_pretrained(folder)
-    return model
-
-
 def write_open_clip_siglip(folder):
+    """A folder as open_clip's hub has it."""
     folder.mkdir()
     model = siglip("gelu", vocabulary=write_siglip_tokenizer(folder))
     save_file(open_clip_names(model.state_dict(), "siglip"), folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps(OPEN_CLIP_CONFIG))
-    return model
 
 
 @pytest.fixture(scope="module")

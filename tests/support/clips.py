@@ -153,3 +153,9 @@ def write_siglip_tokenizer(folder: Path) -> int:
     tokenizer.train_from_iterator([WORDS] * 4, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     return tokenizer.get_vocab_size()
+
+
+def write_hugging_face_clip(folder: Path) -> None:
+    """A folder as `save_pretrained` leaves it: config.json, weights and tokenizer."""
+    folder.mkdir()
+    clip("quick_gelu", vocabulary=write_clip_tokenizer(folder)).save_pretrained(folder)
