@@ -140,6 +140,14 @@ def test_training_goes_on_from_an_imported_clip_with_both_towers(folder):
     assert moved < 0.01  # it began at the file's
 
 
+def test_settings_that_a_dual_encoder_cannot_have_are_told(folder):
+    dual = ("tasks=itc", "tasks.itc.branches=dual", "adaptive.method=fixed")
+    with pytest.raises(ValueError, match="branches 'dual' reads .* set patches.whole_image to true"):
+        tiny_config(folder, *dual)
+    with pytest.raises(ValueError, match="computes in float32, not in model.dtype 'bfloat16'"):
+        tiny_config(folder, *dual, "patches.whole_image=true", "model.dtype=bfloat16")
+
+
 def test_what_cannot_be_imported_is_said(folder, tmp_path):
     config = tiny_config(folder)
     with pytest.raises(ValueError, match="holds a clip, which knows no catalogue: give --config"):

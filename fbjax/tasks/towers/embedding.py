@@ -34,7 +34,8 @@ LOSSES: dict[str, Callable] = {
 
 @dataclasses.dataclass(frozen=True)
 class Embedding(Task):
-    """Vectors of length 1 by the encoder, by a linear branch, or by both, and what turns their cosines into logits."""
+    """Vectors of length 1 by the encoder, a linear branch, both of these, or a dual encoder, and what turns their
+    cosines into logits."""
 
     embedding_dim: int = setting(
         256, "E, of the vectors of texts, images and products (64 to 512); with both branches 2 E", "[1, inf)"
@@ -102,6 +103,11 @@ class Embedding(Task):
             found.append(
                 f"tasks.{self.name}.branches 'dual' reads the patch network's features of the whole image: set "
                 "patches.whole_image to true"
+            )
+        if self.branches == "dual" and config.model.dtype != "float32":
+            found.append(
+                f"tasks.{self.name}.branches 'dual' computes in float32, not in model.dtype {config.model.dtype!r} "
+                "(leave it at 'float32')"
             )
         return found
 
