@@ -139,11 +139,12 @@ STEP = whole_number("--step", "step of the checkpoint (default: the best on the 
 DATA = flag("--data", "product table or glob (default: the run's validation split)")
 SPLITS = ["train", "validation"]
 CANDIDATES = flag("--candidates", "file of candidate lists, JSONL (default: lists drawn from the data)")
-PROTOCOLS = "protocols with commas between: candidates, matching, draws, legacy, full, queries, mixed, log, system"
+PROTOCOLS = "protocols with commas between: candidates, matching, draws, legacy, full, queries, mixed, marqo, log, "
+PROTOCOLS += "system"
 PROTOCOL = flag("--protocol", PROTOCOLS, dest="protocols", type=names, default="candidates,matching", metavar="NAME,..")
 MOST_QUERIES = "maximum number of queries in each direction"
 RELEVANT_FORM = (
-    'queries for protocols queries, mixed and system: {"query": text, "relevant": [ids]} a line (default: none)'
+    'queries for protocols queries, mixed, marqo, system: {"query": text, "relevant": [ids]} a line (default: none)'
 )
 RELEVANT = flag("--relevant", RELEVANT_FORM, metavar="FILE")
 QUERIES = whole_number("--queries", f"{MOST_QUERIES} (default: all)", dest="num_queries", metavar="N")

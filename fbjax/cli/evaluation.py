@@ -30,7 +30,7 @@ DIRECTION = "direction of the --release file (default: inferred from its rows)"
 RERANK = "protocol full: number of nearest products to rerank, 0 for none (default: 20 if the run has the task tia)"
 TABLES = "product tables or globs, together the data (default: the run's validation split)"
 LOG = "protocols log, system: table of events, or groups for products of one group (default: the run's log)"
-TOWERS = "protocols full, queries, mixed, log: run that embeds the products (default: the run itself)"
+TOWERS = "protocols full, queries, mixed, marqo, log: run that embeds the products (default: the run itself)"
 HUBS = "protocols queries, mixed: also correct for hubs by at most N training texts, 100,000 without N (default: off)"
 
 
@@ -56,6 +56,7 @@ HUBS = "protocols queries, mixed: also correct for hubs by at most N training te
         "fbjax evaluate --workdir runs/mine --candidates lists.jsonl --queries 100",
         "fbjax evaluate --workdir runs/mine --protocol draws,legacy --queries 20",
         "fbjax evaluate --workdir runs/mine --data products.csv --protocol queries --relevant queries.jsonl",
+        "fbjax evaluate --workdir runs/mine --data products.csv --protocol marqo",
         "fbjax evaluate --workdir runs/mine --release eval.tsv",
     ),
 )

@@ -3,6 +3,7 @@
 from fbjax.cli.common import STEP, WORKDIR, WrongFlag, flag, verb
 from fbjax.core.console import answer, say
 
+CONFIG_OF_TOWERS = "config file with the tables, columns and training of a CLIP or SigLIP (default: none)"
 FORMATS = "hf: Hugging Face folder for PyTorch; stablehlo: for JAX without Flax; onnx: for onnxruntime"
 
 
@@ -23,15 +24,19 @@ def export(form, out, **request) -> None:
 
 
 @verb(
-    "import a folder of export --format hf as a run, with the weights that it holds now",
-    flag("--from", "Hugging Face folder", required=True, dest="folder", metavar="DIR"),
+    "import a folder of export --format hf, or a CLIP or SigLIP, as a run, with the weights that it holds now",
+    flag("--from", "folder of Hugging Face or open_clip", required=True, dest="folder", metavar="DIR"),
     flag("--workdir", "new or empty folder for the run", required=True),
-    examples=("fbjax import --from exported --workdir runs/back",),
+    flag("--config", CONFIG_OF_TOWERS),
+    examples=(
+        "fbjax import --from exported --workdir runs/back",
+        "fbjax import --from clip-vit-base-patch16 --workdir runs/clip --config my_catalogue",
+    ),
 )
-def import_(folder, workdir) -> None:
+def import_(folder, workdir, config) -> None:
     from fbjax.export.importing import import_checkpoint
 
-    import_checkpoint(folder, workdir, say)
+    import_checkpoint(folder, workdir, say, config)
     answer(f"imported: {workdir}; next: fbjax evaluate --workdir {workdir}")
 
 

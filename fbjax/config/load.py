@@ -38,9 +38,10 @@ def defaults() -> ml_collections.ConfigDict:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The config of a file, or of a packaged one by its name, with ``section.field=value`` overrides; checked.
+    """The config of a .py file, of a workdir's config.json, or of a packaged one by its name; checked.
 
-    Paths become absolute: a run can be resumed and evaluated from any folder. Raises FileNotFoundError or ValueError.
+    `overrides`: ``section.field=value``. Paths become absolute: a run can be resumed and evaluated from any folder.
+    Raises FileNotFoundError or ValueError.
     """
     config = _read(find_config(path))
     for override in sorted(overrides, key=lambda override: not override.startswith("tasks=")):
@@ -51,7 +52,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def _read(path: Path) -> ml_collections.ConfigDict:
     """What the file at `path` makes of the defaults, with every setting of the tasks and groups that it only names."""
     try:
-        values = config_of(path).to_dict()
+        values = read_values(path) if path.suffix == ".json" else config_of(path).to_dict()
     except UnknownSetting as error:
         name, where = error.args
         raise ValueError(f"{where}: {_no_such_setting(name)}") from error

@@ -48,17 +48,19 @@ class PatchConfig:
     network: str = setting(
         "pixels",
         "pixels, mobilenet_v1, resnet50 (v1.5: torchvision, Hugging Face), resnet50_v1 (Keras), resnext101_32x8d (the "
-        "paper), inception_v3, efficientnet_lite0, efficientnet_lite2, dinov2_vits14, or a registered backbone; "
-        "several with + in between stand side by side, and so do their weights; see the guide on patch networks",
+        "paper), inception_v3, efficientnet_lite0, efficientnet_lite2, dinov2_vits14, clip_vit, clip_vit_gelu, "
+        "siglip_vit, siglip_vit_gelu, or a registered backbone; several with + in between stand side by side, and so "
+        "do their weights; see the guide on patch networks",
     )
     geometry: Literal["per_patch", "feature_map"] = setting(
         "per_patch", "per_patch: each patch alone (the paper); feature_map: cells of one pass over the whole image"
     )
     image_size: int = setting(256, "pixels; every image is resized to image_size x image_size", "[1, inf)")
-    fit: Literal["squash", "pad"] = setting(
+    fit: Literal["squash", "pad", "crop"] = setting(
         "squash",
         "squash: an image's sides are both resized to image_size (the paper); pad: it keeps its proportions, its "
-        "longer side is resized to image_size, and the rest is filled with white",
+        "longer side is resized to image_size, and the rest is filled with white; crop: the square in its middle is "
+        "resized to image_size (CLIP)",
     )
     patch_size: int = setting(
         32, "pixels; P = (image_size / patch_size)^2; feature_map averages the cells that a patch touches", "[1, inf)"
@@ -95,7 +97,7 @@ class PatchConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The BERT encoder that text and patches share."""
+    """The BERT encoder that text and patches share, or the text tower of a dual encoder."""
 
     pretrained: str = setting("", "a BERT to start from: 'minilm', a folder, or a hub name; '': random weights")
     vocabulary: str = setting(

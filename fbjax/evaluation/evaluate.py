@@ -13,7 +13,7 @@ from fbjax.core.console import duration, progress, say
 from fbjax.data.batches.halves import rows_of_half
 from fbjax.data.batches.split import Split
 from fbjax.evaluation.asked import asked_of, figures_of_scores, figures_of_vectors, wanted_log
-from fbjax.evaluation.galleries import mixed, queries
+from fbjax.evaluation.galleries import marqo, mixed, queries
 from fbjax.evaluation.galleries.gallery import choose_queries, full_figures
 from fbjax.evaluation.galleries.hubness import bank_rows, hub_penalties
 from fbjax.evaluation.protocols import OVER_LISTS, list_figures, read_request
@@ -28,7 +28,8 @@ from fbjax.runs.loaded import LoadedRun
 from fbjax.runs.stored_evaluation import write_evaluation, write_gallery, write_log
 
 RERANKED = 20  # of the nearest, if the run scores pairs
-BY_VECTORS = ("full", "queries", "mixed", "log")  # protocols that rank a gallery by vectors
+BY_VECTORS = ("full", "queries", "mixed", "marqo", "log")  # protocols that rank a gallery by vectors
+OVER_CATALOGUES = {"queries", "marqo"}  # protocols over all products of several tables
 MIXED = "protocol mixed"
 
 
@@ -51,10 +52,11 @@ def evaluate(
     `data`: tables or globs (default: the run's validation split). `candidates`: lists (default: drawn from the data,
     seed 0). Protocols over galleries use the run's towers, or those of the last checkpoint in the workdir `towers`.
     "full" re-ranks the `rerank` nearest if the run scores pairs (default: 20). `relevant`: a file of queries for
-    "queries" and "mixed". `correct_hubs`: at most so many training texts measure how much each picture is a hub; these
-    two protocols give their figures with this correction as well. `log`: a table for "log", with the columns of the
-    run's log, or "groups" (default: the run's log). The workdir stores figures and rankings over lists, and figures and
-    ranks over a whole gallery and of a log, until the next evaluation of the kind (`fbjax.runs.stored_evaluation`).
+    "queries", "mixed" and "marqo". `correct_hubs`: at most so many training texts measure how much each picture is a
+    hub; the first two give their figures with this correction as well. `log`: a table for "log", with the columns of
+    the run's log, or "groups" (default: the run's log). The workdir stores figures and rankings over lists, and figures
+    and ranks over a whole gallery and of a log, until the next evaluation of the kind
+    (`fbjax.runs.stored_evaluation`).
     """
     lists = read_request(protocols, candidates, num_queries)
     query_file = queries.read_request(protocols, relevant, num_queries)
@@ -70,8 +72,8 @@ def evaluate(
     if giver and "mixed" in protocols:
         trained_half(giver.run.config, giver.workdir, MIXED)
     vectors = giver and _Vectors(giver)
-    catalogue = loaded.catalogue(data) if "queries" in protocols else []
-    records = catalogue[0] if len(catalogue) == 1 or set(protocols) == {"queries"} else loaded.records(data)
+    catalogue = loaded.catalogue(data) if set(protocols) & OVER_CATALOGUES else []
+    records = catalogue[0] if len(catalogue) == 1 or set(protocols) <= OVER_CATALOGUES else loaded.records(data)
 
     score = _PairScores(loaded, records)
     figures, rankings = list_figures(records, protocols, lists, num_queries, score, scores_matches)
@@ -95,6 +97,8 @@ def evaluate(
         write_gallery(workdir, about | {"figures": figures["full"], "ranks": ranks})
     if "queries" in protocols:
         figures["queries"] = _query_figures(vectors, catalogue, query_file, correct_hubs)
+    if "marqo" in protocols:
+        figures["marqo"] = _marqo_figures(vectors, catalogue, query_file, num_queries)
     if "mixed" in protocols:
         figures["mixed"] = _mixed_figures(vectors, records, query_file, num_queries, correct_hubs)
     if log_config:
@@ -105,7 +109,7 @@ def evaluate(
             found, ranks = figures_of_vectors(vectors, validation, asked, log_config)
         figures["log"] = found
         write_log(workdir, {"checkpoint_step": loaded.step, "figures": found, "ranks": ranks})
-    for name in {"queries", "mixed", "log"} & set(protocols) if towers else ():
+    for name in {"queries", "mixed", "marqo", "log"} & set(protocols) if towers else ():
         figures[name] |= vectors.about
     if score.num_pairs:
         figures["pairs_per_second"] = score.num_pairs / score.seconds
@@ -123,8 +127,8 @@ def _check_flags(
         raise ValueError(f"--towers is for galleries: add {' or '.join(BY_VECTORS)} to --protocol")
     if rerank is not None and rerank < 0:
         raise ValueError(f"--rerank {rerank}: take at least 0, which leaves it out")
-    if correct_hubs is not None and not set(protocols) & set(queries.READERS):
-        raise ValueError(f"--correct-hubs: add {' or '.join(queries.READERS)} to --protocol")
+    if correct_hubs is not None and not set(protocols) & set(queries.CORRECTED):
+        raise ValueError(f"--correct-hubs: add {' or '.join(queries.CORRECTED)} to --protocol")
     if correct_hubs is not None and correct_hubs < 1:
         raise ValueError(f"--correct-hubs {correct_hubs}: take at least 1 text")
     if log and "log" not in protocols:
@@ -165,6 +169,29 @@ def _query_figures(
         penalties = hub_penalties(images, vectors.bank(correct_hubs))
         figures["corrected"] = queries.query_figures(texts, images, asked, penalties)
     return figures
+
+
+def _marqo_figures(
+    vectors: "_Vectors", catalogue: list[Split], file: queries.QueryFile | None, num_queries: int | None
+) -> dict:
+    """`catalogue`: splits whose products together are the gallery. Without a `file` its queries are drawn from them."""
+    ids = np.concatenate([records.ids for records in catalogue])
+    if file:
+        tasks = marqo.tasks_of(file)
+    else:
+        texts = [text for records in catalogue for text in records.strings(np.arange(len(records)))]
+        names = np.concatenate([records.category_names[records.categories] for records in catalogue])
+        tasks = marqo.drawn_tasks(ids, texts, names.tolist(), num_queries)
+    images, products, found = np.concatenate([vectors.of(records, "image") for records in catalogue]), None, {}
+    if set(tasks) - {marqo.TEXT_TO_IMAGE}:
+        of_texts = np.concatenate([vectors.of(records, "text") for records in catalogue])
+        products = marqo.product_vectors(images, of_texts)
+    for task, wanted in tasks.items():
+        asked = queries.choose(wanted, ids, vectors.has_words)
+        gallery = images if task == marqo.TEXT_TO_IMAGE else products
+        figures = marqo.task_figures(vectors.of_strings(asked.texts), gallery, asked)
+        found[task] = figures | {"num_queries": len(asked.texts), "skipped": asked.skipped}
+    return {"tasks": found, "gallery": len(ids), "queries": file.path if file else marqo.DRAWN}
 
 
 def _mixed_figures(

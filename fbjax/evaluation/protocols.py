@@ -9,6 +9,7 @@
 * ``full``: retrieval from a whole split, see `fbjax.evaluation.galleries.gallery`.
 * ``queries``: text queries of a file over a whole catalogue, see `fbjax.evaluation.galleries.queries`.
 * ``mixed``: new products among trained ones, see `fbjax.evaluation.galleries.mixed`.
+* ``marqo``: the benchmark of Marqo-FashionSigLIP, see `fbjax.evaluation.galleries.marqo`.
 * ``log``: the validation events of a log, see `fbjax.evaluation.galleries.log`.
 * ``system``: text queries asked of a search index, see `fbjax.evaluation.galleries.system`.
 
@@ -25,20 +26,20 @@ from fbjax.data.batches.halves import half_of
 from fbjax.data.batches.split import Split
 from fbjax.evaluation import metrics
 from fbjax.evaluation.candidates import DIRECTIONS, CandidateList, any_category_negatives, draw_lists, read_lists
-from fbjax.evaluation.galleries import gallery, log, mixed, queries, system
+from fbjax.evaluation.galleries import gallery, log, marqo, mixed, queries, system
 from fbjax.evaluation.matching.calibration import calibration, print_calibration
 from fbjax.evaluation.released import legacy
 
 Score = Callable[[np.ndarray], np.ndarray]
 Lists = tuple[list[CandidateList], str]  # and their SHA-256
 OVER_LISTS = ("candidates", "matching")
-PROTOCOLS = (*OVER_LISTS, "draws", "legacy", "full", "queries", "mixed", "log")
-WITHOUT_LISTS = {"draws", "full", "queries", "mixed", "log"}
+PROTOCOLS = (*OVER_LISTS, "draws", "legacy", "full", "queries", "mixed", "marqo", "log")
+WITHOUT_LISTS = {"draws", "full", "queries", "mixed", "marqo", "log"}
 NUM_OTHERS, DRAWN_QUERIES = 100, 1000  # of lists drawn here, as in the paper
 DRAW_SEEDS = (0, 1, 2, 3, 4)
 LEGACY_SEED = 0  # of the order of the rows in batches
 TOP = 5
-BY_GALLERY = {"full": gallery, "queries": queries, "mixed": mixed, "log": log, "system": system}
+BY_GALLERY = {"full": gallery, "queries": queries, "mixed": mixed, "marqo": marqo, "log": log, "system": system}
 
 
 def read_request(protocols: tuple[str, ...], candidates: str | None, num_queries: int | None) -> Lists | None:

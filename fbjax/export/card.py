@@ -14,6 +14,7 @@ SHOWN += ("network", "geometry", "image_size", "fit", "patch_size")
 FITTED = {
     "squash": "without keeping its aspect ratio",
     "pad": "so that its longer side is that long, in the middle of a white square",
+    "crop": "from the square in its middle",
 }
 HIDDEN = ("pretrained", "vocabulary", "weights", "attention", "remat", "text_bucket", "mode")
 

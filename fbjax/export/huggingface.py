@@ -34,6 +34,10 @@ LEAVES = {"kernel": "weight", "scale": "weight", "depthwise_kernel": "weight"}
 
 def carried(source_model: SourceModel) -> SourceModel:
     """`source_model`, without functions of images where PyTorch has no twin of its patch network."""
+    if any(task.reads_apart == "dual" for task in source_model.run.config.tasks.values()):
+        raise ValueError(
+            "--format hf: a dual encoder (branches 'dual') has no PyTorch code here (use --format stablehlo or onnx)"
+        )
     if source_model.run.patches.twin:
         return source_model
     functions = {

@@ -35,7 +35,7 @@ class Reading(NamedTuple):
     """What becomes of a text, an image or both before it is a vector; None what no task or no part of it needs."""
 
     mean: jax.Array | None  # [B, D]: over the encoder's hidden states
-    linear: jax.Array | None = None  # [B, E]: of the linear branch
+    apart: jax.Array | None = None  # [B, E]: of the branch that reads text and image apart
 
 
 class FashionBert(nn.Module):
@@ -154,11 +154,12 @@ class FashionBert(nn.Module):
             text = None if ids is None else self.embed_text(ids, deterministic, is_query)
             image = None if features is None else self.embed_image(features, deterministic)
             mean = self.encode_alone(text, None if ids is None else ids != PAD_ID, image, deterministic)
-        if not task.reads_bags:
+        if not task.reads_apart:
             return Reading(mean)
-        parts = [] if bag is None else [self.linear.text(bag)]
-        parts += [] if features is None else [self.linear.image(features, deterministic)]
-        return Reading(mean, self.linear.product(*parts) if len(parts) > 1 else parts[0])
+        branch, text = getattr(self, task.reads_apart), bag if task.reads_bags else ids
+        parts = [] if text is None else [branch.text(text)]
+        parts += [] if features is None else [branch.image(features, deterministic)]
+        return Reading(mean, branch.product(*parts) if len(parts) > 1 else parts[0])
 
     def run_head(self, name: str, function: str, *arrays: jax.Array):
         """``task.function(model, *arrays)`` of the task `name`."""

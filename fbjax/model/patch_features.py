@@ -145,7 +145,7 @@ def _loaded(config, weights_path: str | Path | None = None) -> tuple[nn.Module, 
         cell = config.patch_size if config.geometry == "feature_map" else config.patch_input_size
         network, weights = backbone.build({}, cell), {}
     geometry = (config.network, config.geometry, config.image_size, config.patch_size, config.patch_input_size)
-    geometry += ("whole image",) * config.whole_image + ("pad",) * (config.fit == "pad") + tuple(config.levels)
+    geometry += ("whole image",) * config.whole_image + (config.fit,) * (config.fit != "squash") + tuple(config.levels)
     digest = hashlib.sha256(repr(geometry).encode())
     for name in sorted(weights):
         digest.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())

@@ -131,6 +131,7 @@ class Task:
     predicts_at: ClassVar[str] = ""  # "text" or "image": `logits` predicts something at each of its positions
     reads_encoder: ClassVar[bool] = True  # whether the encoder's hidden states matter to it
     reads_bags: ClassVar[bool] = False  # whether it reads n-grams of a text and patch features side by side
+    reads_apart: ClassVar[str] = ""  # its head that reads text and image each on its own, beside or without the encoder
 
     weight: float = setting(1.0, "of the loss under adaptive.method 'fixed', relative to the other tasks'", "[0, inf)")
 

@@ -33,7 +33,7 @@ class Matching(Task):
         others = [name for name, task in config.tasks.items() if task.scores_pairs and name != self.name]
         if others and self.name < min(others):  # said once
             return [f"tasks {self.name} and {', '.join(others)} each have the run's match head: take one of them"]
-        if self.reads_means and not any(task.embeds and not task.reads_bags for task in config.tasks.values()):
+        if self.reads_means and not any(task.embeds and not task.reads_apart for task in config.tasks.values()):
             return [
                 f"tasks.{self.name}.head 'cls+cosine' compares vectors, which no task here makes: add itc, by its "
                 "encoder alone (or use 'cls')"

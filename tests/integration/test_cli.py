@@ -21,7 +21,7 @@ from fbjax.core.console import visible
 from fbjax.data.sources import release
 from fbjax.data.sources.base import Product
 from fbjax.inference.rank import Ranking
-from tests.support import release_files
+from tests.support import clips, release_files
 from tests.support.runs import CONFIG_FILE
 from tests.support.tables import encode, make_products, write_csv
 
@@ -33,7 +33,7 @@ RESULTS = {  # a pattern that shows on stdout, or a file that is there afterward
     "train": ["runs/mine/config.json"],
     "candidates": ["lists.jsonl.json", r"sha256: [0-9a-f]{64}", r"written: train-lists.jsonl"],
     "evaluate": ["metrics.json", r"Rank@1 \d", r"miscounted on purpose", r"5 drawings", r"6 queries of 4 candidates"]
-    + [r"2 queries, 96 products"],
+    + [r"2 queries, 96 products", r"marqo's benchmark over 96 products"],
     "compare": ["comparison.json", r"cannot be told apart on these \d+ queries"],
     "baseline": [r"Rank@1 \d"],
     "probe": [r"category: 4 labels", r"macro f1 \d"],
@@ -46,7 +46,7 @@ RESULTS = {  # a pattern that shows on stdout, or a file that is there afterward
     "search": ["found.html", r"scores: sums of 1 / \(60 \+ rank\)", r"scores: cosines of vectors"],
     "serve": [r"search page: http://127.0.0.1:8000/"],
     "export": ["exported/model.safetensors", r"exported: step \d+ as hf"],
-    "import": ["runs/back/checkpoints/0", r"imported: runs/back"],
+    "import": ["runs/back/checkpoints/0", r"imported: runs/back", r"imported: runs/clip"],
     "interpolate": ["runs/between/checkpoints/0", "runs/path/0.75/config.json", r"interpolated: runs/path/0.25; next"],
     "report": ["runs/mine/report.html"],
     "bench": [r'"memory"'],
@@ -69,6 +69,7 @@ def folder(tmp_path_factory, trains_on_one_device):
     clicks = [f"{p['title']} now,{p['id']}" for p in products]
     (folder / "clicks.csv").write_text("\n".join(["query,product", *clicks]))
     (folder / "scores.tsv").write_text("a\t1\t0.9\na\t0\t0.1\nb\t1\t0.2\nb\t0\t0.3\n")
+    clips.write_hugging_face_clip(folder / "clip-vit-base-patch16")
     (folder / "configs").mkdir()
     template = CONFIG_FILE.format(train="", validation="", prepared="prepared")
     settings = 'c.data.holdout, c.tasks = 0.3, {"tia": {}, "itc": {"embedding_dim": 16}}; c.adaptive.method = "fixed"'

@@ -14,7 +14,8 @@ from fbjax.cli.main import main
 from fbjax.config.load import packaged_configs
 from fbjax.config.schema import MeshConfig, PatchConfig
 from fbjax.export import huggingface
-from fbjax.export.importing import import_checkpoint, patch_parameters
+from fbjax.export.importing import import_checkpoint
+from fbjax.export.importing.own import patch_parameters
 from fbjax.export.package import export
 from fbjax.export.source_model import SourceModel
 from fbjax.exported import manifest

@@ -264,7 +264,7 @@ def test_what_a_function_does_not_take_is_named(loaded):
         loaded.embed_text([" "])
 
 
-@pytest.mark.parametrize("fit", ["squash", "pad"])
+@pytest.mark.parametrize("fit", ["squash", "pad", "crop"])
 @pytest.mark.parametrize("size", [16, 64, 224])
 def test_pixels_without_tensorflow_are_those_of_the_pipeline(size, fit):
     for product in PRODUCTS:
@@ -284,6 +284,13 @@ def test_an_export_reads_pictures_by_the_fit_of_its_run(copied):
     found, squashed = (fbjax.load_exported(copied).extract([x]) for x in (wide, read_pixels(wide, 32)))
     np.testing.assert_array_equal(found, fbjax.load_exported(copied).extract([read_pixels(wide, 32, "pad")]))
     assert not np.array_equal(found, squashed)
+
+
+@pytest.mark.parametrize("read", [read_pixels, decode_image])
+def test_a_cropped_picture_is_the_square_in_its_middle(read):
+    wide = np.random.default_rng(0).integers(0, 256, (24, 53, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(read(encode_array(wide), 24, "crop"), wide[:, 14:38])
+    np.testing.assert_array_equal(read(encode_array(wide.swapaxes(0, 1)), 24, "crop"), wide[:, 14:38].swapaxes(0, 1))
 
 
 @pytest.mark.parametrize("width, height", [(30, 60), (60, 30), (45, 45), (59, 60), (1, 400)])

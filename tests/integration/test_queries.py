@@ -109,7 +109,7 @@ def test_flags_that_do_not_fit_the_protocols_are_errors(tmp_path):
     path = write_queries(tmp_path / "log.jsonl", "\n")
     for protocols, flags, said in [
         (("queries",), {}, "needs --relevant FILE.jsonl"),
-        (("full",), {"relevant": path}, "add queries or mixed to --protocol"),
+        (("full",), {"relevant": path}, "add queries or mixed or marqo to --protocol"),
         (("queries",), {"relevant": path}, "has no query"),
         (("full",), {"correct_hubs": 5}, "add queries or mixed to --protocol"),
         (("mixed",), {"correct_hubs": 0}, "take at least 1 text"),

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from tests.support.tables import make_products
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STEP = 3
+IMAGE_TOWERS = ("clip_vit", "clip_vit_gelu", "siglip_vit", "siglip_vit_gelu")  # whose sizes only a file tells
 SIZES = {
     "model.pretrained": "",
     "model.vocabulary": "train:160",
@@ -75,6 +77,10 @@ def write_weights(patches, path: Path) -> None:
     """Random weights of a patch network that neither die nor explode."""
     if patches.network == "mobilenet_v1":
         return write_mobilenet(path)
+    if patches.network in IMAGE_TOWERS:
+        tower = BACKBONES[patches.network].make(64, 2, 1, 96, 16, 2)
+        image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+        return write_npz(path, randomised(nn.unbox(jax.eval_shape(tower.init, jax.random.key(0), image)["params"])))
     write_npz(path, randomised(abstract_patch_network(patches).params["network"]))
 
 

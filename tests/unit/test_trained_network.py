@@ -40,7 +40,9 @@ def loss_of(network):
 @pytest.mark.parametrize("name", [name for name, backbone in BACKBONES.items() if backbone.needs_weights])
 def test_the_blocks_of_a_backbone_are_all_its_parameters_once(name):
     backbone = BACKBONES[name]
-    module = backbone.build({"conv1/kernel": np.zeros((3, 3, 3, 8))})
+    sizes = {"conv1/kernel": (3, 3, 3, 8), "patches/kernel": (8, 8, 3, 64), "positions": (17, 64)}
+    sizes |= {f"block_{i}/mlp_in/bias": (8,) for i in range(3)}
+    module = backbone.build({name: np.zeros(shape) for name, shape in sizes.items()})
     names = [part for block in backbone.blocks(module) for part in block]
     assert len(names) == len(set(names))
     assert set(names) == {parameter.split("/")[0] for parameter in shapes_of(module, backbone.smallest)}

@@ -233,10 +233,13 @@ def _decode(encoded: tf.Tensor, size: int, fit: str) -> tf.Tensor:
     """Decodes to S x S, bilinear with antialiasing; "squash" changes the aspect ratio, as the paper does."""
     image = _pixels(encoded)
     image.set_shape([None, None, 3])
-    new = [size, size]
+    new, (height, width) = [size, size], (tf.shape(image)[0], tf.shape(image)[1])
     if fit == "pad":
-        height, width = tf.shape(image)[0], tf.shape(image)[1]
         new = fitted(height, width, size, tf.maximum)
+    elif fit == "crop":
+        side = tf.minimum(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        image = image[top : top + side, left : left + side]
     image = tf.image.resize(image, new, antialias=True)
     image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
     if fit == "pad":

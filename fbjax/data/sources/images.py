@@ -156,9 +156,9 @@ def encoded(image) -> bytes:
 def read_pixels(image, size: int, fit: str = "squash") -> np.ndarray:
     """uint8 [S, S, 3] of an argument of `encoded`, decoded and resized as in the pipelines, without TensorFlow.
 
-    `fit`: "squash" resizes both sides to S; "pad" keeps the proportions and fills the rest with white. The values are
-    the same except for rounding halves. JPEGs differ by up to 4, since TensorFlow uses libjpeg's fast integer DCT and
-    Pillow the accurate one.
+    `fit`: "squash" resizes both sides to S; "pad" keeps the proportions and fills the rest with white; "crop" takes
+    the square in the middle. The values are the same except for rounding halves.
+    JPEGs differ by up to 4, since TensorFlow uses libjpeg's fast integer DCT and Pillow the accurate one.
     """
     try:
         plain = normalise_image(encoded(image), size)
@@ -166,6 +166,10 @@ def read_pixels(image, size: int, fit: str = "squash") -> np.ndarray:
         raise ValueError(f"{image if isinstance(image, str | Path) else 'image'}: {error}") from None
     with Image.open(io.BytesIO(plain)) as opened:
         pixels = np.asarray(opened.convert("RGB"), np.float32)
+    if fit == "crop":
+        side = min(pixels.shape[:2])
+        top, left = ((whole - side) // 2 for whole in pixels.shape[:2])
+        pixels = pixels[top : top + side, left : left + side]
     old = pixels.shape[:2]
     new = resampling.fitted(*old, size) if fit == "pad" else (size, size)
     if old != new:

@@ -160,7 +160,7 @@ class Vocabulary:
     def known_words(self, text: str) -> list[tuple[str, bool]]:
         """The words that `pieces` numbers, as in `text`, each with whether it has pieces other than [UNK]."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        return [(text[start:end], known) for start, end, known in _spans(encoding, self.unk_id)]
+        return [(text[start:end].strip(), known) for start, end, known in _spans(encoding, self.unk_id)]
 
     def unknown_shares(self, texts: Sequence[str]) -> tuple[float, np.ndarray]:
         """The share of all pieces that are [UNK], and for each text the share of its letters in such words, [N]."""

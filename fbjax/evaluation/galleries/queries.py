@@ -19,7 +19,9 @@ from fbjax.evaluation import metrics
 from fbjax.evaluation.galleries.gallery import cosines_in_parts
 
 FORM = '{"query": text, "relevant": [ids]}'
-READERS = ("queries", "mixed")  # protocols that read such a file
+READERS = ("queries", "mixed", "marqo")  # protocols that read such a file
+CORRECTED = ("queries", "mixed")  # protocols that also give figures with a correction for hubs
+TASK = "text-to-image"  # of protocol marqo, where a line names none
 DEPTHS, MRR_DEPTH = (1, 10), 10
 NO_WORDS, NOT_THERE, TRAINED = "without words", "without a relevant product in the data", "of training products"
 
@@ -31,6 +33,7 @@ class QueryFile:
     path: str
     texts: tuple[str, ...]
     relevant: tuple[tuple[str, ...], ...]
+    tasks: tuple[str, ...]  # of protocol marqo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,13 +151,13 @@ def spoken(figures: dict) -> str:
     return f"{recalls}  {metrics.spoken_mrr(figures, MRR_DEPTH)}"
 
 
-def _parse(line: str, where: str) -> tuple[str, tuple[str, ...]]:
+def _parse(line: str, where: str) -> tuple[str, tuple[str, ...], str]:
     try:
         fields = json.loads(line)
-        text, relevant = fields["query"], fields["relevant"]
+        text, relevant, task = fields["query"], fields["relevant"], fields.get("task", TASK)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{where} is no query ({error!r}); it needs {FORM}") from None
     named = isinstance(relevant, list) and all(isinstance(x, str | int) and not isinstance(x, bool) for x in relevant)
-    if not isinstance(text, str) or not named:
+    if not isinstance(text, str) or not isinstance(task, str) or not named:
         raise ValueError(f"{where} is no query (query {text!r}, relevant {relevant!r}); it needs {FORM}")
-    return text, tuple(dict.fromkeys(map(str, relevant)))
+    return text, tuple(dict.fromkeys(map(str, relevant))), task

@@ -1,13 +1,23 @@
-"""Layers of the patch networks: convolutions that are fast on a CPU, and normalisation by stored moments.
+"""Layers of the patch networks: convolutions that are fast on a CPU, norms by stored moments, transformer blocks.
 
 A convolution computes in the dtype of its kernel, the normalisation in float32; each gives that dtype, or its input's.
 """
+
+import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fbjax.core import resampling
 from fbjax.model.backbones import products
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # by the error function
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # Radford et al. 2021
+}
 
 
 class InferenceNorm(nn.Module):
@@ -119,3 +129,73 @@ class ConvNorm(nn.Module):
         size = (self.size, self.size) if isinstance(self.size, int) else self.size
         x = Conv(self.channels, size, self.stride, self.padded, self.groups, name="conv")(x)
         return InferenceNorm(self.epsilon, name="bn")(x)
+
+
+def named_dense(features: int, axes: tuple[str | None, str | None], name: str, use_bias: bool = True) -> nn.Dense:
+    """A dense layer whose kernel carries the logical `axes` (input, output) of `fbjax.parallel.mesh`."""
+    start = nn.with_logical_partitioning(nn.initializers.lecun_normal(), axes)
+    return nn.Dense(features, use_bias=use_bias, kernel_init=start, name=name)
+
+
+class DotAttention(nn.Module):
+    """Attention of `num_heads` heads: queries [N, R, D] to x [N, L, D] ``-> [N, R, D]``.
+
+    `causal`: position i of x, which are the queries, attends to positions up to i.
+    """
+
+    num_heads: int
+    causal: bool = False
+
+    @nn.compact
+    def __call__(self, queries: jax.Array, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+
+        def heads(name: str, of: jax.Array) -> jax.Array:
+            projected = named_dense(width, ("embed", "heads"), name)(of)
+            return projected.reshape(*of.shape[:2], self.num_heads, -1).swapaxes(1, 2)
+
+        q, k, v = heads("query", queries), heads("key", x), heads("value", x)
+        logits = jnp.einsum("bnrh,bnlh->bnrl", q, k) * q.shape[-1] ** -0.5
+        if self.causal:
+            logits = jnp.where(jnp.tri(x.shape[1], dtype=bool), logits, jnp.finfo(logits.dtype).min)
+        mixed = jnp.einsum("bnrl,bnlh->bnrh", jax.nn.softmax(logits), v).swapaxes(1, 2).reshape(queries.shape)
+        return named_dense(width, ("heads", "embed"), "out")(mixed)
+
+
+class TransformerBlock(nn.Module):
+    """Attention and an MLP, each over a norm of its input and added to that: ``[N, L, D] -> [N, L, D]``.
+
+    `scaled`: each is multiplied by a learned factor a dimension first (layer scale). `activation`: of `ACTIVATIONS`.
+    """
+
+    num_heads: int
+    mlp_dim: int
+    epsilon: float
+    activation: str = "gelu"
+    scaled: bool = False
+    causal: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def scale(name: str) -> jax.Array | float:
+            return self.param(name, nn.initializers.ones, x.shape[-1:]) if self.scaled else 1.0
+
+        y = nn.LayerNorm(self.epsilon, name="attention_norm")(x)
+        y = DotAttention(self.num_heads, self.causal, name="attention")(y, y)
+        x = x + scale("attention_scale") * y
+        y = nn.LayerNorm(self.epsilon, name="mlp_norm")(x)
+        y = ACTIVATIONS[self.activation](named_dense(self.mlp_dim, ("embed", "mlp"), "mlp_in")(y))
+        return x + scale("mlp_scale") * named_dense(x.shape[-1], ("mlp", "embed"), "mlp_out")(y)
+
+
+def resized_positions(table: jax.Array, rows: int, columns: int) -> jax.Array:
+    """A position table ``[G^2, D]`` of G x G patches for rows x columns of them, ``[rows columns, D]``.
+
+    Resized as Hugging Face does, bicubic without antialiasing; timm and open_clip antialias.
+    """
+    grid = math.isqrt(len(table))
+    if (rows, columns) == (grid, grid):
+        return table
+    vertical, horizontal = (resampling.cubic_weights(grid, size) for size in (rows, columns))
+    cells = jnp.einsum("rh,cw,hwd->rcd", vertical, horizontal, table.reshape(grid, grid, -1), precision="highest")
+    return cells.reshape(rows * columns, -1)

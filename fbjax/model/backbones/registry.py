@@ -32,7 +32,8 @@ class Backbone:
     arguments of `make`, from a file's arrays and the config's cell size in pixels. `twin`: the equivalent class in
     fbjax/export/hub, ``{"class": its name, **its arguments}``, JSON values; without it, exports to PyTorch take only
     features. `blocks`: the parts of a module in order, each the names of its parameters or of the modules that hold
-    them; `patches.frozen_blocks` counts them.
+    them; `patches.frozen_blocks` counts them. `differences`: what files beside a weight file say otherwise than the
+    module, from the module and the weight file's path; each is an error.
     """
 
     make: Callable[..., nn.Module]
@@ -43,6 +44,7 @@ class Backbone:
     arguments: Callable[[dict[str, np.ndarray], int], dict] = lambda arrays, cell: {}
     twin: Callable[[nn.Module], dict] | None = None
     blocks: Callable[[nn.Module], Sequence[Sequence[str]]] = lambda module: ()
+    differences: Callable[[nn.Module, Path], list[str]] = lambda module, path: []
 
     @property
     def needs_weights(self) -> bool:
@@ -104,7 +106,7 @@ def load_network(name: str, path: str | Path) -> tuple[nn.Module, dict[str, np.n
     weights, problems = name_maps.take(arrays, backbone.sources, shapes_of(network, backbone.smallest))
     if problems and (not weights or _owner(arrays, first=name)[0] not in (name, None)):
         raise ValueError(f"{path} is no {name} file: it {_identify(arrays)}")
-    if problems:
+    if problems := problems or backbone.differences(network, path):
         raise ValueError(f"these are not {name} weights:\n  {name_maps.listed(problems)}")
     return network, weights
 
@@ -126,7 +128,7 @@ def find_weights(name: str, path: str | Path) -> Path:
 def shapes_of(network: nn.Module, size: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters, by name, of a network that takes images of `size` pixels."""
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    params = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
+    params = nn.unbox(jax.eval_shape(network.init, jax.random.key(0), image)["params"])
     return {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(params, sep="/").items()}
 
 

@@ -18,9 +18,13 @@ IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR in 0..255
 
 
-def standardised(images: jax.Array) -> jax.Array:
-    """RGB in 0..255, standardised as in torchvision and Hugging Face."""
-    return (images / 255.0 - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_DEVIATION)
+def standardised(
+    images: jax.Array,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    deviation: tuple[float, ...] = IMAGENET_DEVIATION,
+) -> jax.Array:
+    """RGB in 0..255, standardised by a mean and a deviation of RGB in 0..1; by default those of torchvision."""
+    return (images / 255.0 - np.float32(mean)) / np.float32(deviation)
 
 
 def caffe_centred(images: jax.Array) -> jax.Array:

@@ -11,45 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fbjax.core import resampling
+from fbjax.model.backbones.layers import TransformerBlock, resized_positions
 from fbjax.model.backbones.registry import register_backbone
 from fbjax.model.backbones.resnet import standardised
-from fbjax.model.weights.name_maps import OWN, Source, torch_axes
+from fbjax.model.weights.name_maps import OWN, Source, apart, layered, torch_axes
 from fbjax.model.weights.packages import Package
 
 EPSILON = 1e-6
 TABLES = ("positions", "position_embeddings", "pos_embed")  # of positions, as files call them
-
-
-class Attention(nn.Module):
-    """Self-attention of `num_heads` heads: ``[N, L, D] -> [N, L, D]``."""
-
-    num_heads: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        width = x.shape[-1]
-        heads = (*x.shape[:2], self.num_heads, width // self.num_heads)
-        q, k, v = (nn.Dense(width, name=name)(x).reshape(heads).swapaxes(1, 2) for name in ("query", "key", "value"))
-        weights = jax.nn.softmax(jnp.einsum("bnrh,bnlh->bnrl", q, k) * q.shape[-1] ** -0.5)
-        mixed = jnp.einsum("bnrl,bnlh->bnrh", weights, v).swapaxes(1, 2).reshape(x.shape)
-        return nn.Dense(width, name="out")(mixed)
-
-
-class Block(nn.Module):
-    """Attention and an MLP, each over a norm of its input and added to that, scaled by a learned factor a dimension."""
-
-    num_heads: int
-    mlp_dim: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        width = x.shape[-1:]
-        y = Attention(self.num_heads, name="attention")(nn.LayerNorm(EPSILON, name="attention_norm")(x))
-        x = x + self.param("attention_scale", nn.initializers.ones, width) * y
-        y = nn.Dense(self.mlp_dim, name="mlp_in")(nn.LayerNorm(EPSILON, name="mlp_norm")(x))
-        y = nn.Dense(*width, name="mlp_out")(jax.nn.gelu(y, approximate=False))
-        return x + self.param("mlp_scale", nn.initializers.ones, width) * y
 
 
 class VisionTransformer(nn.Module):
@@ -75,7 +44,7 @@ class VisionTransformer(nn.Module):
         token = jnp.broadcast_to(self.param("class_token", nn.initializers.zeros, (1, 1, width)), (n, 1, width))
         x = jnp.concatenate([token, x.reshape(n, rows * columns, width)], axis=1) + positions
         for i in range(self.num_layers):
-            x = Block(self.num_heads, self.mlp_dim, name=f"block_{i}")(x)
+            x = TransformerBlock(self.num_heads, self.mlp_dim, EPSILON, scaled=True, name=f"block_{i}")(x)
         x = nn.LayerNorm(EPSILON, name="norm")(x)
         return x[:, 1:].reshape(n, rows, columns, width), x[:, 0]
 
@@ -83,32 +52,10 @@ class VisionTransformer(nn.Module):
         """The position table for a map of `rows` x `columns` patches, [1, 1 + rows columns, D]."""
         shape = (1, 1 + self.grid**2, self.width)
         table = self.param("positions", nn.initializers.normal(0.02), shape)
-        if (rows, columns) == (self.grid, self.grid):
-            return table
-        cells = table[0, 1:].reshape(self.grid, self.grid, self.width)
-        vertical, horizontal = (resampling.cubic_weights(self.grid, size) for size in (rows, columns))
-        cells = jnp.einsum("rh,cw,hwd->rcd", vertical, horizontal, cells, precision="highest")
-        return jnp.concatenate([table[:, :1], cells.reshape(1, rows * columns, self.width)], axis=1)
+        cells = resized_positions(table[0, 1:], rows, columns)
+        return jnp.concatenate([table[:, :1], cells[None]], axis=1)
 
 
-def _names(table: dict[str, str], block: str, variables: dict[str, str]):
-    """fbjax's name -> a file's; `table`: of layers, a block's as "block/..", whose home is `block`."""
-
-    def name(ours: str) -> str:
-        if ours in table:
-            return table[ours]
-        number = re.match(r"block_(\d+)/", ours)
-        layer = re.sub(r"^block_\d+", "block", ours)
-        home = f"{block}.{number.group(1)}." if number else ""
-        if layer in table:
-            return home + table[layer]
-        layer, variable = layer.rsplit("/", 1)
-        return f"{home}{table[layer]}.{variables[variable]}"
-
-    return name
-
-
-VARIABLES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 HUGGING_FACE_NAMES = {
     "class_token": "embeddings.cls_token",
     "positions": "embeddings.position_embeddings",
@@ -149,17 +96,6 @@ TIMM_NAMES = {
 }
 
 
-def _apart(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """timm's arrays with ``attn.qkv`` as ``attn.q``, ``attn.k`` and ``attn.v``."""
-    found = {}
-    for name, array in arrays.items():
-        if ".attn.qkv." in name and len(array) % 3 == 0:
-            found |= {name.replace("qkv", part): third for part, third in zip("qkv", np.split(array, 3), strict=True)}
-        else:
-            found[name] = array
-    return found
-
-
 def _joined(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """An .onnx file's arrays with the two parts of the position table, the class token's and the patches', as one."""
     parts = {name: array for name, array in arrays.items() if re.search(r"embeddings\.(Concat|Reshape)\w*$", name)}
@@ -173,7 +109,7 @@ def _joined(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 UNUSED = ("embeddings.mask_token", "classifier.", "decoder.")
 PREFIXES = ("", "dinov2.", "backbone.", "model.")
 HUGGING_FACE, IN_MEMORY = (
-    Source(title, _names(names, "encoder.layer", VARIABLES), torch_axes, UNUSED, PREFIXES, arranged=_joined)
+    Source(title, layered(names, "encoder.layer."), torch_axes, UNUSED, PREFIXES, arranged=_joined)
     for title, names in (
         ("Hugging Face's DINOv2", HUGGING_FACE_NAMES),
         ("Hugging Face's DINOv2 in memory", IN_MEMORY_NAMES),
@@ -181,11 +117,11 @@ HUGGING_FACE, IN_MEMORY = (
 )
 TIMM = Source(
     "timm's or Meta's DINOv2",
-    _names(TIMM_NAMES, "blocks", VARIABLES),
+    layered(TIMM_NAMES, "blocks."),
     torch_axes,
     ("mask_token", "head."),
     ("", "backbone.", "model."),
-    arranged=_apart,
+    arranged=apart,
 )
 
 

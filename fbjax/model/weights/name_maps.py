@@ -5,11 +5,14 @@ reports missing, unexpected, misshapen and non-finite arrays by their names in t
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import numpy as np
 
 SHOWN = 30  # problems of an error, at most
+DENSE_VARIABLES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+JOINED = {"in_proj_": "q_proj. k_proj. v_proj.", "qkv.": "q. k. v.", "kv.": "k. v."}  # arrays of several layers
 TORCH_VARIABLES = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 
 
@@ -105,6 +108,39 @@ def follows(arrays: dict[str, np.ndarray], source: Source, shapes: dict[str, tup
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A file's arrays by our names, of a source that it follows."""
+
+    source: Source
+    prefix: str
+    arrays: dict[str, np.ndarray]  # as the source arranges them
+
+    @classmethod
+    def find(cls, arrays: dict[str, np.ndarray], sources: tuple[Source, ...], name: str) -> "Named":
+        """By the first of `sources` that has our `name` in `arrays`. Raises KeyError, with the file's name, if none."""
+        for source in sources:
+            arranged = source.arranged(arrays)
+            for prefix in source.prefixes:
+                if prefix + source.name(name) in arranged:
+                    return cls(source, prefix, arranged)
+        raise KeyError(sources[-1].name(name))
+
+    def __contains__(self, name: str) -> bool:
+        return self.prefix + self.source.name(name) in self.arrays
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """In our order of axes. Raises KeyError, with the file's name, where it is not there."""
+        return self.source.array(name, self.arrays[self.prefix + self.source.name(name)]).shape
+
+    def num_blocks(self, prefix: str = "") -> int:
+        """Of a transformer whose names begin with `prefix` here."""
+        count = 0
+        while f"{prefix}block_{count}/mlp_in/bias" in self:
+            count += 1
+        return count
+
+
 def listed(problems: list[str]) -> str:
     more = len(problems) - SHOWN
     return "\n  ".join(problems[:SHOWN] + [f"... and {more} more"] * (more > 0))
@@ -121,3 +157,35 @@ def torch_source(
         return f"{conv}.weight" if part == "conv" else f"{norm}.{TORCH_VARIABLES[variable]}"
 
     return Source(title, name, torch_axes, unused, prefixes)
+
+
+def layered(table: dict[str, str], block: str, prefix: str = "") -> Callable[[str], str]:
+    """fbjax's name -> a file's, of a transformer; `table`: of layers and parameters, a block's as "block/..".
+
+    A name of block 3 begins with `prefix`, `block` and "3." in the file, one outside of the blocks with `prefix`.
+    """
+
+    def name(ours: str) -> str:
+        number = re.match(r"block_(\d+)/", ours)
+        home = f"{prefix}{block}{number.group(1)}." if number else prefix
+        layer = re.sub(r"^block_\d+", "block", ours)
+        if layer in table:
+            return home + table[layer]
+        layer, variable = layer.rsplit("/", 1)
+        return f"{home}{table[layer]}.{DENSE_VARIABLES[variable]}"
+
+    return name
+
+
+def apart(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A file's arrays, where those of query, key and value are one, as ``attn.qkv.weight``, with each on its own."""
+    found = {}
+    for name, array in arrays.items():
+        joined = re.search(r"(?<=\.)(in_proj_|qkv\.|kv\.)(?=(weight|bias)$)", name)
+        parts = JOINED[joined.group()].split() if joined else []
+        if not parts or len(array) % len(parts):
+            found[name] = array
+            continue
+        pieces = np.split(array, len(parts))
+        found |= {name.replace(joined.group(), part): piece for part, piece in zip(parts, pieces, strict=True)}
+    return found

@@ -1,7 +1,8 @@
 """What a task is that makes vectors of texts, images and products, for any contrast over them.
 
-A run has one such task: it owns the projection, the linear branch and the temperature. Its subclasses say which
-readings the loss contrasts. All readings share their parameters, as the towers of the paper's application do.
+A run has one such task: it owns the projection, the linear branch or the dual encoder, and the temperature. Its
+subclasses say which readings the loss contrasts. All readings of the encoder share their parameters, as the towers of
+the paper's application do.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from fbjax.config.settings import setting
 from fbjax.model.encoder import dense
 from fbjax.model.linear import LinearBranch, unit
+from fbjax.model.towers.dual_encoder import DualEncoder
 from fbjax.tasks.base import Task
 from fbjax.tasks.towers import contrast
 
@@ -32,16 +34,23 @@ LOSSES: dict[str, Callable] = {
 
 @dataclasses.dataclass(frozen=True)
 class Embedding(Task):
-    """Vectors of length 1 by the encoder, by a linear branch, or by both, and what turns their cosines into logits."""
+    """Vectors of length 1 by the encoder, a linear branch, both of these, or a dual encoder, and what turns their
+    cosines into logits."""
 
     embedding_dim: int = setting(
         256, "E, of the vectors of texts, images and products (64 to 512); with both branches 2 E", "[1, inf)"
     )
-    branches: Literal["encoder", "linear", "both"] = setting(
+    branches: Literal["encoder", "linear", "both", "dual"] = setting(
         "encoder",
         "what makes a vector: the encoder's mean (encoder, the paper's application); a bag of the text's words and "
-        "word pairs, and patch features side by side, each mapped linearly (linear); or the two side by side, so "
-        "that their logits add up (both)",
+        "word pairs, and patch features side by side, each mapped linearly (linear); the two side by side, so "
+        "that their logits add up (both); or a text tower and the patch network's features of the whole image (dual: "
+        "CLIP, SigLIP)",
+    )
+    text_tower: Literal["clip", "clip_gelu", "siglip", "siglip_gelu"] = setting(
+        "clip",
+        "under branches dual: what reads a text, of the model's sizes; clip has QuickGELU and siglip GELU by tanh, the "
+        "others GELU by the error function",
     )
     ngrams_of: Literal["words", "pieces"] = setting(
         "words", "what a bag counts singly and in pairs; pieces: where words are joined, as in Japanese"
@@ -55,7 +64,10 @@ class Embedding(Task):
         "[0, 1)",
     )
     image_weight: float = setting(
-        0.5, "of an image beside the text in a product's vector of the linear branch; both have length 1", "[0, inf)"
+        0.5,
+        "of an image beside the text in a product's vector of the linear branch or of a dual encoder; both have "
+        "length 1",
+        "[0, inf)",
     )
 
     form: Literal["softmax", "sigmoid", "hinge"] = setting(
@@ -64,7 +76,7 @@ class Embedding(Task):
         "temperature and bias (SigLIP); hinge: the sum over negatives within a margin of .2 (VSE)",
     )
 
-    owns = ("projection", "log_scale", "log_share", "logit_bias", "linear")
+    owns = ("projection", "log_scale", "log_share", "logit_bias", "linear", "dual")
     whole_batch = True
     embeds = True
 
@@ -75,13 +87,31 @@ class Embedding(Task):
 
     @property
     def reads_encoder(self):
-        return self.branches != "linear"
+        return self.branches in ("encoder", "both")
 
     @property
     def reads_bags(self):
-        return self.branches != "encoder"
+        return self.branches in ("linear", "both")
+
+    @property
+    def reads_apart(self):
+        return {"encoder": "", "both": "linear"}.get(self.branches, self.branches)
 
     def check(self, config):
+        found = self._check_alone(config)
+        if self.branches == "dual" and not config.patches.whole_image:
+            found.append(
+                f"tasks.{self.name}.branches 'dual' reads the patch network's features of the whole image: set "
+                "patches.whole_image to true"
+            )
+        if self.branches == "dual" and config.model.dtype != "float32":
+            found.append(
+                f"tasks.{self.name}.branches 'dual' computes in float32, not in model.dtype {config.model.dtype!r} "
+                "(leave it at 'float32')"
+            )
+        return found
+
+    def _check_alone(self, config) -> list[str]:
         others = [name for name, task in config.tasks.items() if task.embeds and name != self.name]
         if not others or self.name > min(others):  # said once
             return []
@@ -98,6 +128,16 @@ class Embedding(Task):
             num_cells = spec.num_patches * spec.feature_size
             sizes = spec.num_ngrams, num_cells, self.embedding_dim
             found["linear"] = LinearBranch(*sizes, self.feature_dropout, self.image_weight)
+        if self.branches == "dual":
+            sizes = (
+                spec.vocabulary_size,
+                spec.text_tokens,
+                model.width,
+                model.num_layers,
+                model.num_heads,
+                model.mlp_dim,
+            )
+            found["dual"] = DualEncoder(self.text_tower, sizes, self.embedding_dim, self.image_weight)
         if self.branches == "both":
             found["log_share"] = lambda module: _scalar(module, "log_share", math.log(START_SHARE))
         if self.form == "sigmoid":
@@ -107,8 +147,12 @@ class Embedding(Task):
     def initialise(self, model, text, image, means):
         if self.reads_encoder:
             model.projection(text[:, 0])
+        features = jnp.zeros((1, model.spec.num_patches, model.spec.feature_size))
         if self.reads_bags:
-            model.linear.image(jnp.zeros((1, model.spec.num_patches, model.spec.feature_size)))
+            model.linear.image(features)
+        if self.branches == "dual":
+            model.dual.image(features)
+            model.dual.text(jnp.zeros((1, model.spec.text_tokens), jnp.int32))
 
     def vector(self, model, reading) -> jax.Array:
         """A `Reading` as vectors of length 1, [..., `vector_size`] float32.
@@ -116,13 +160,13 @@ class Embedding(Task):
         Of both branches each has length 1 before they stand side by side, the encoder's then the root of its share: a
         cosine is ``(linear cosine + share * encoder cosine) / (1 + share)``.
         """
-        if self.branches == "linear":
-            return unit(reading.linear)
+        if not self.reads_encoder:
+            return unit(reading.apart)
         encoder = unit(model.projection(reading.mean).astype(jnp.float32))
         if self.branches == "encoder":
             return encoder
         share = jnp.exp(model.log_share)
-        both = [unit(reading.linear), jnp.sqrt(share) * encoder]
+        both = [unit(reading.apart), jnp.sqrt(share) * encoder]
         return jax.lax.concatenate(both, encoder.ndim - 1) / jnp.sqrt(1 + share)  # jnp's: see fashionbert._whole_mask
 
     def logit_scale(self, model) -> jax.Array:

@@ -1,4 +1,4 @@
-"""``fbjax import``: turns a Hugging Face folder of `fbjax export` into a workdir, with its present weights."""
+"""A Hugging Face folder of `fbjax export` as a run, with its present weights."""
 
 import json
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from fbjax.config.load import config_from_json
 from fbjax.config.schema import Config
-from fbjax.core.atomic_folder import check_fresh, fresh_folder
+from fbjax.core.atomic_folder import fresh_folder
 from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.export import huggingface
 from fbjax.export.huggingface import CONFIG, LAYOUT, VOCABULARY, WEIGHTS
@@ -29,14 +29,11 @@ ABOUT = {"config": dict, "pieces": str, "step": int}  # what config.json tells u
 COPY = "copy it there from the exported folder"
 
 
-def import_checkpoint(folder: str | Path, workdir: str | Path, say: Callable[[str], None]) -> None:
-    """Imports the model in `folder` as a run in the new or empty `workdir`; its weights are a checkpoint of step 0.
+def import_run(folder: Path, workdir: str | Path, say: Callable[[str], None]) -> None:
+    """Makes `workdir` a run of the model in `folder`.
 
-    Training then starts with a fresh optimiser. Raises OSError or ValueError where the folder lacks a file or differs
-    in architecture from the exported run, and then `workdir` is unchanged.
+    Raises OSError or ValueError where the folder lacks a file or differs in architecture from the exported run.
     """
-    folder = Path(folder)
-    check_fresh("--workdir", workdir)
     described = _read_config(folder)
     config = _config_of(folder, described)
     vocabulary, arrays = _read_vocabulary(folder, described["fbjax"]["pieces"]), _read_weights(folder)
@@ -88,7 +85,8 @@ def _read_config(folder: Path) -> dict:
     if described.get("model_type") != "fashionbert":
         raise ValueError(
             f"--from {folder} holds a model of type {described.get('model_type')!r}, not the 'fashionbert' of "
-            "fbjax export --format hf (to start from a BERT, set config.model.pretrained to its folder)"
+            "fbjax export --format hf (a CLIP or SigLIP is read too; to start from a BERT, set "
+            "config.model.pretrained to its folder)"
         )
     about = described.get("fbjax")
     layout = about.get("layout") if isinstance(about, dict) else None
