@@ -17,7 +17,7 @@ from fbjax.data.batches.split import SKIPPED, Split
 from fbjax.evaluation.candidates import DIRECTIONS
 from fbjax.evaluation.evaluate import evaluate
 from fbjax.evaluation.protocols import NUM_OTHERS
-from fbjax.inference.explain import explain
+from fbjax.inference.explain import can_explain, explain
 from fbjax.inference.model import Model
 from fbjax.monitoring.logger import read_curves
 from fbjax.monitoring.telemetry import read_events
@@ -61,7 +61,7 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
 
     say("explaining some of the scores")
     explanations = []
-    explainable = [] if run.config.data.feature_size else examples.pairs_to_explain(chosen)
+    explainable = examples.pairs_to_explain(chosen) if can_explain(run) else []
     for what, text, image in explainable:
         text, image = products[text].text, products[image].image
         explanation = explain(model, text, image, "occlusion")

@@ -15,6 +15,7 @@ from fbjax.cli.main import main  # noqa: E402
 from fbjax.config.load import load_config  # noqa: E402
 from fbjax.evaluation.evaluate import evaluate  # noqa: E402
 from fbjax.export.importing import import_checkpoint  # noqa: E402
+from fbjax.inference.explain import explain  # noqa: E402
 from fbjax.runs.loaded import LoadedRun  # noqa: E402
 from fbjax.training.loop import train  # noqa: E402
 from tests.support.clips import (  # noqa: E402
@@ -122,7 +123,14 @@ def test_imported_towers_are_evaluated_and_embedded(folder, name, tmp_path):
     assert 0 < figures["full"]["text_to_image"]["rank@10"] <= 1
     assert main(["embed", "--workdir", f"{folder}/{name}", "--out", f"{tmp_path}/vectors.npz"]) == 0
     found = np.load(tmp_path / "vectors.npz")
-    assert np.isfinite(found["image_vectors"]).all() if "image_vectors" in found else len(found.files)
+    model = fbjax.load(folder / name)
+    products = model.records().products(range(4))
+    expected = model.embed_product([p.text for p in products], [p.image for p in products])
+    rows = [found["ids"].tolist().index(p.id) for p in products]
+    np.testing.assert_allclose(found["vectors"][rows], expected, atol=1e-5)
+    assert main(["report", "--workdir", f"{folder}/{name}"]) == 0
+    with pytest.raises(ValueError, match="no method explains .*it is a dual encoder"):
+        explain(model, products[0].text, products[0].image)
 
 
 def test_training_goes_on_from_an_imported_clip_with_both_towers(folder):

@@ -173,7 +173,9 @@ def test_a_ranking_is_one_file_with_its_products_in_order(tmp_path, by_image):
     ]
     query = encode(found[0]["image"]) if by_image else HOSTILE
     page = Page(
-        write_ranking(Ranking(query, 1234, 1234, products, [2.0, 1.0, 0.5, -3.0], True), tmp_path / "r.html", "<u>Mine</u>")
+        write_ranking(
+            Ranking(query, 1234, 1234, products, [2.0, 1.0, 0.5, -3.0], True), tmp_path / "r.html", "<u>Mine</u>"
+        )
     )
     assert_self_contained(page)
     assert len(page.attributes("src")) == 4 + by_image
