@@ -13,10 +13,11 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fbjax.cli.main import VERBS, main
+from fbjax.cli.main import VERBS, _parser, main
 from fbjax.core.console import visible
 from fbjax.data.sources import release
 from fbjax.data.sources.base import Product
@@ -272,3 +273,15 @@ def test_a_file_is_written_even_if_nobody_reads_what_is_printed(tmp_path):
 def test_letters_that_a_terminal_does_not_know_are_escaped(tmp_path):
     done = run_fbjax(tmp_path, "legacy r\u00f6te.tsv", PYTHONIOENCODING="ascii", PYTHONUTF8="1")
     assert done.returncode == 1 and done.stderr == "fbjax: no scores at r\\xf6te.tsv\n"
+
+
+def test_commands_of_containers_are_commands():
+    launch = Path(__file__).parents[2] / "launch"
+    services = yaml.safe_load((launch / "compose.yaml").read_text())["services"]
+    (deployment, _) = yaml.safe_load_all((launch / "search-deployment.yaml").read_text())
+    commands = [service["command"] for service in services.values() if service["image"] == "fbjax"]
+    commands += [box["args"] for box in deployment["spec"]["template"]["spec"]["containers"]]
+    commands.append(json.loads((launch / "Containerfile").read_text().rpartition("\nCMD ")[2]))
+    assert len(commands) == 4
+    for command in commands:
+        assert _parser().parse_args(command).index in ("/data/index", "http://milvus:19530")
