@@ -33,16 +33,25 @@ def ask(host: str, queries: Iterator[str], end: float, found: list[tuple[int, fl
         found.append((response.status, time.perf_counter() - begin))
 
 
+def memory(host: str) -> float:
+    """GiB of the service's process."""
+    connection = http.client.HTTPConnection(host, timeout=60)
+    connection.request("GET", "/metrics")
+    lines = connection.getresponse().read().decode().splitlines()
+    return float(next(x for x in lines if x.startswith("process_resident_memory_bytes")).split()[1]) / 2**30
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("host")
     parser.add_argument("log")
     parser.add_argument("--seconds", type=float, default=10, help="of each row")
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
     flags = parser.parse_args()
     queries = sorted(set(pyarrow.parquet.read_table(flags.log, columns=["query"])["query"].to_pylist()))
     np.random.default_rng(0).shuffle(queries)
     fresh = itertools.cycle(queries)
-    for clients, (name, source) in itertools.product(CLIENTS, (("new", fresh), ("repeated", queries[:REPEATED]))):
+    for clients, (name, source) in itertools.product(flags.clients, (("new", fresh), ("repeated", queries[:REPEATED]))):
         each = source if source is fresh else itertools.cycle(source)
         found: list[tuple[int, float]] = []
         begin = time.monotonic()
@@ -56,9 +65,10 @@ def main() -> None:
         speed = sum(status == 200 for status, _ in found) / (time.monotonic() - begin)
         p50, p95, p99 = np.percentile([1000 * seconds for status, seconds in found if status == 200], (50, 95, 99))
         statuses = dict(collections.Counter(status for status, _ in found))
-        print(
+        row = (
             f"{clients:>2} clients, {name:8} {speed:6.1f}/s  p50 {p50:.0f}  p95 {p95:.0f}  p99 {p99:.0f} ms  {statuses}"
         )
+        print(f"{row}  {memory(flags.host):.2f} GiB", flush=True)
 
 
 if __name__ == "__main__":

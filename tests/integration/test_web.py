@@ -166,6 +166,7 @@ def test_the_page_and_what_watches_the_service(client, searcher):
     assert client.get("/healthz").json() == {"status": "ok"} and client.get("/readyz").json() == {"products": 40}
     client.get("/search", params={"text": "red"})
     metrics = client.get("/metrics").text
+    assert "process_resident_memory_bytes" in metrics
     assert 'fbjax_requests_total{route="/search",status="200"}' in metrics
     assert 'fbjax_seconds_count{stage="vectors"}' in metrics and 'fbjax_cache{of="vectors",result="hits"}' in metrics
     assert client.get("/openapi.json").json()["paths"].keys() >= {"/search", "/pictures/{name}", "/readyz"}

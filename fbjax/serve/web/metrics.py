@@ -1,16 +1,17 @@
 """What a service counts, for Prometheus."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 SIZES = (1, 2, 4, 8, 16, 32)
 
 
 class Metrics:
-    """Requests by route and status, seconds by stage, sizes of batches, requests inside, hits of caches."""
+    """Requests by route and status, seconds by stage, batch sizes, requests inside, hits of caches, the process."""
 
     def __init__(self):
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)  # memory, CPU, files
         self.requests = Counter("fbjax_requests", "Requests", ["route", "status"], registry=self._registry)
         self.seconds = Histogram(
             "fbjax_seconds", "Seconds of a stage", ["stage"], buckets=SECONDS, registry=self._registry
