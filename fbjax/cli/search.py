@@ -121,9 +121,14 @@ def embed(**request) -> None:
 
 
 SERVICE_KEY = "FBJAX_SERVICE_KEY"  # who sends it may change products
+OTHER_RERANKER = flag("--reranker", "folder of the re-ranker of the index (default: as the index says)")
 INDEX = flag("--index", INDEX_FORM, default="index")
 CATALOGUE = "product tables or globs, together the catalogue (default: all of the run's)"
-FIELDS = "columns of the tables as filters, with commas between; colour=Farbe: of column Farbe (default: none)"
+FIELDS = (
+    "columns of the tables as filters, with commas between; colour=Farbe: of column Farbe; none: without "
+    "(default: those of the index)"
+)
+RERANKER = "folder of a run with tia or qta, to order the first 50 anew; none: without (default: that of the index)"
 
 
 @verb(
@@ -135,21 +140,23 @@ FIELDS = "columns of the tables as filters, with commas between; colour=Farbe: o
     out_folder("--pictures", "folder for the pictures (default: in the index, of a server's in the workdir)"),
     STEP,
     flag("--split", "split of the run (default: all)", choices=[*SPLITS, "all"]),
-    flag("--reranker", "folder of a run with tia or qta, to order the first 50 anew (default: none)"),
+    flag("--reranker", RERANKER),
     flag("--shrink", "delete products that the tables lack, even if most are gone", action="store_true"),
     examples=(
         "fbjax index --workdir runs/mine",
         "fbjax index --workdir runs/mine --data products.csv --fields colour,price",
     ),
 )
-def index(index, fields, **request) -> None:
+def index(index, fields, reranker, **request) -> None:
     from fbjax.serve.index.indexing import index as make_index
     from fbjax.serve.index.indexing import say_indexed
 
     pairs = [(name, column or name) for name, _, column in (field.partition("=") for field in fields or ())]
     if len(dict(pairs)) < len(pairs):
         raise ValueError(f"--fields {','.join(fields)}: name each field once")
-    request |= {"location": index, "fields": dict(pairs), "token": os.environ.get(INDEX_TOKEN, "")}
+    columns = None if fields is None else {} if fields == ("none",) else dict(pairs)
+    request |= {"location": index, "fields": columns, "token": os.environ.get(INDEX_TOKEN, "")}
+    request["reranker"] = "" if reranker == "none" else reranker
     answer(say_indexed(make_index(**request)))
 
 
@@ -169,19 +176,20 @@ def index(index, fields, **request) -> None:
     JSON,
     out_file("--html", "HTML file for the answer with pictures (default: none)"),
     flag("--workdir", "folder of the run that made the index (default: as the index says)"),
+    OTHER_RERANKER,
     examples=(
         'fbjax search --text "red cotton dress"',
         'fbjax search --image photo.jpg --text "but in blue" --where \'category == "dress"\' --html found.html',
         "fbjax search --like 1234",
     ),
 )
-def search(index, workdir, json, html, **asked) -> None:
+def search(index, workdir, reranker, json, html, **asked) -> None:
     from fbjax.serve.search.query import Query
     from fbjax.serve.search.searching import Searcher
     from fbjax.serve.search.shown import as_json, format_table
 
     query = Query(**{name: value for name, value in asked.items() if value is not None})
-    with Searcher(index, os.environ.get(INDEX_TOKEN, ""), workdir) as searcher:
+    with Searcher(index, os.environ.get(INDEX_TOKEN, ""), workdir, reranker) as searcher:
         results = searcher.search(query)
         if html:
             from fbjax.report.ranking import write_found
@@ -199,15 +207,18 @@ def search(index, workdir, json, html, **asked) -> None:
     "serve an index and a search page over HTTP",
     INDEX,
     flag("--workdir", "folder of the run that made the index (default: as the index says)"),
+    OTHER_RERANKER,
     flag("--host", "address to listen at; 0.0.0.0: reachable from outside", default="127.0.0.1"),
     whole_number("--port", "port to listen at; 0: any free one", at_least=0, default=8000),
     whole_number("--waiting", "number of requests that may wait; further ones are answered with 429", default=64),
     examples=("fbjax serve --index index",),
 )
-def serve(index, workdir, host, port, waiting) -> None:
+def serve(index, workdir, reranker, host, port, waiting) -> None:
+    if port > 65535:
+        raise ValueError(f"--port {port}: a port is at most 65535")
     from fbjax.serve.search.searching import Searcher
     from fbjax.serve.web.limits import Limits
     from fbjax.serve.web.server import run
 
-    with Searcher(index, os.environ.get(INDEX_TOKEN, ""), workdir) as searcher:
+    with Searcher(index, os.environ.get(INDEX_TOKEN, ""), workdir, reranker) as searcher:
         run(searcher, host, port, Limits(waiting=waiting), os.environ.get(SERVICE_KEY, ""), answer)

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -74,7 +75,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             yield Path(folder) / path.name
             upload(Path(folder) / path.name, path)
         return
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
+    partial = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.partial{path.suffix}")  # each writer its own
     try:
         yield partial
         partial.replace(path)

@@ -1,5 +1,7 @@
 """An index of a tiny run and what it answers, beside brute force; in a folder, and on a server over the network."""
 
+import concurrent.futures
+import itertools
 import json
 import re
 import shutil
@@ -17,11 +19,13 @@ import fbjax
 from fbjax.cli.main import main
 from fbjax.evaluation.galleries.system import evaluate_index
 from fbjax.inference.query_scorer import match_triples
+from fbjax.serve.index import pictures as stored_pictures
+from fbjax.serve.index.collection import Hit, Stored
 from fbjax.serve.index.database import Database
 from fbjax.serve.index.indexing import index, measured_recall
 from fbjax.serve.search import reranking, searching
 from fbjax.serve.search.query import Query
-from fbjax.serve.search.searching import Searcher
+from fbjax.serve.search.searching import Searcher, joined_in_parts
 from fbjax.training.loop import train
 from tests.support.runs import tiny_config
 from tests.support.tables import encode, make_products, write_csv
@@ -173,7 +177,8 @@ def test_pictures_are_those_of_the_catalogue_and_no_other_file(location):
             assert searcher.pictures.read(name) == b""
 
 
-def test_a_second_command_writes_what_changed_alone(run, tmp_path):
+def test_a_second_command_writes_what_changed_alone(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(stored_pictures, "RECENT", 0)
     path, place = tmp_path / "products.csv", tmp_path / "index"
     index(run, place, data=write(path, PRODUCTS[:20]), fields=FIELDS)
     with Database.open(place) as database:
@@ -396,3 +401,101 @@ def test_a_run_that_scores_no_pairs_cannot_rerank(run, table, tmp_path):
     with pytest.raises(ValueError, match="scores no pairs: name a run with the task tia or qta"):
         index(run, tmp_path / "index", data=table, reranker=run)
     assert not (tmp_path / "index").exists()
+
+
+def test_a_longer_answer_begins_as_a_shorter_one():
+    rng = np.random.default_rng(0)
+    stored = [Stored(str(i), "", "", {}, "") for i in range(400)]
+    near, words = ([Hit(stored[i], 0.0) for i in rng.permutation(400)] for _ in range(2))
+    answers = [[hit.product.id for hit in joined_in_parts([near[:n], words[:n]])] for n in (100, 200, 300, 400)]
+    for shorter, longer in itertools.pairwise(answers):
+        assert longer[: len(shorter)] == shorter
+    assert len(set(answers[-1])) == len(answers[-1]) == 400
+
+
+def test_a_filter_that_the_database_refuses_fails_alone(run, table, tmp_path, monkeypatch):
+    index(run, tmp_path / "index", data=table, fields=FIELDS)
+    with Searcher(tmp_path / "index") as searcher:
+        good = Query(text="red dress")
+        deep = "not " * 25 + 'colour == "red"'
+        for wrong in (Query(text="red", where='colour == "\\ud800"'), Query(text="red", where=deep)):
+            found, problem = searcher.search_all([good, wrong])
+            assert ids_of(found) and isinstance(problem, ValueError)
+        nearest = searcher.collection.nearest
+
+        def refuses(vectors, limit, where=""):
+            if where:
+                raise OSError("the database refuses this")
+            return nearest(vectors, limit, where)
+
+        monkeypatch.setattr(searcher.collection, "nearest", refuses)
+        searcher.forget_answers()
+        found, problem = searcher.search_all([good, Query(text="red", where='colour == "red"')])
+        assert ids_of(found) and "the database refuses this" in str(problem)
+
+
+def test_pictures_that_are_gone_or_elsewhere_are_written_again(run, table, tmp_path):
+    place = tmp_path / "index"
+    index(run, place, data=table)
+    some = sorted((place / "pictures").glob("??/*"))[:5]
+    for path in some:
+        path.unlink()
+    again = index(run, place, data=table)
+    assert again.changed >= 5 and all(path.is_file() for path in some)
+    assert index(run, place, data=table).changed == 0
+    assert index(run, place, data=table, pictures=tmp_path / "elsewhere").changed == 40
+    with Searcher(place) as searcher:
+        assert searcher.pictures.read(searcher.search(Query(text="red", top=1)).hits[0].product.picture)
+
+
+def test_threads_may_write_one_picture_at_once(tmp_path):
+    store = stored_pictures.Pictures.open("", tmp_path)
+    for number in range(20):
+        photo = bytes([number]) * 100_000
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            names = set(pool.map(store.add, [photo] * 8))
+        assert len(names) == 1 and store.read(names.pop()) == photo
+    assert not list(tmp_path.rglob("*.partial*"))
+
+
+def test_a_search_goes_on_when_another_index_takes_its_place(run, table, tmp_path):
+    index(run, tmp_path / "index", data=table)
+    with Searcher(tmp_path / "index") as searcher:
+        before, old = ids_of(searcher.search(Query(text="red dress"))), searcher.collection
+        rows = [old.get(product["id"]) for product in PRODUCTS]
+        manifest = old.manifest | {"fields": old.manifest["fields"] | {"size": "text"}}
+        new = searcher._database.begin(manifest, 40)
+        new.upsert([stored for stored, _ in rows], np.stack([vector for _, vector in rows]))
+        searcher._database.publish(new, manifest, 40)  # as another process does; the first is dropped
+        searcher.forget_answers()
+        assert ids_of(searcher.search(Query(text="red dress"))) == before
+        assert searcher.count() == 40 and "size" in searcher.collection.fields
+
+
+def test_fields_and_reranker_stay_until_they_are_taken_away(run, table, tmp_path):
+    reader = run.parent / "tia"
+    if not reader.exists():
+        train(tiny_config(run.parent, "train.num_steps=4", "train.save_every=4", "tasks=tia"), reader)
+    place = tmp_path / "index"
+    index(run, place, data=table, fields=FIELDS, reranker=reader)
+    assert index(run, place, data=table).changed == 0
+    with Searcher(place) as searcher:
+        assert searcher.collection.fields.keys() >= FIELDS.keys()
+        assert searcher.search(Query(text="red")).reranked
+    shutil.copytree(reader, tmp_path / "moved")
+    with Database.open(place) as database:
+        collection = database.published()
+        manifest = collection.manifest | {"reranker": collection.manifest["reranker"] | {"workdir": "gone"}}
+        database.publish(collection, manifest, 40)
+    with (
+        Searcher(place) as searcher,
+        pytest.raises(FileNotFoundError, match="re-ranker.*by --reranker"),
+    ):
+        searcher.search(Query(text="red"))
+    with Searcher(place, reranker=tmp_path / "moved") as searcher:
+        assert searcher.search(Query(text="red")).reranked
+    command = ["index", "--workdir", str(run), "--index", str(place), "--data", table]
+    assert main([*command, "--fields", "none", "--reranker", "none"]) == 0
+    with Searcher(place) as searcher:
+        assert not searcher.collection.fields.keys() & FIELDS.keys()
+        assert not searcher.search(Query(text="red")).reranked

@@ -384,14 +384,56 @@ def test_an_answer_is_kept_until_products_change(changed):
 
 
 def test_kept_answers_are_bounded_and_never_older_than_the_last_change():
-    kept, computed = KeptAnswers(most_hits=20), []
+    kept, computed = KeptAnswers(most_bytes=50_000), []  # two answers
 
     def compute(queries):
         computed.extend(query.text for query in queries)
         if "late" in computed[-1]:
             kept.clear()  # products change while it is computed
-        return [Results([None] * 8, "words", {"words": 1.0}, []) for _ in queries]
+        return [Results([], "words", {"words": 1.0}, []) for _ in queries]
 
     for text in ("a", "b", "a", "c", "a", "b", "late", "late"):
         kept.look_up([Query(text=text)], compute)
     assert computed == ["a", "b", "c", "b", "late", "late"]
+
+
+def test_a_body_of_no_stated_length_is_bounded_too(client):
+    parts = (b"x" * 2**20 for _ in range(12))
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    answer = client.post("/search", content=parts, headers=headers)
+    assert answer.status_code == 413 and "more than 10485760 bytes" in answer.json()["error"]
+
+
+def test_a_fault_of_the_service_is_counted_and_hides_its_words(searcher):
+    class Broken(Slow):
+        def search_all(self, queries):
+            raise RuntimeError("secret")
+
+    with TestClient(make_app(Broken(searcher), Limits()), raise_server_exceptions=False) as client:
+        answer = client.get("/search", params={"text": "red"})
+        assert answer.status_code == 500 and "secret" not in answer.text and "error" in answer.json()
+        assert "content-security-policy" in answer.headers
+        assert 'fbjax_requests_total{route="/search",status="500"} 1.0' in client.get("/metrics").text
+
+
+def test_ids_are_cleaned_alike_and_no_picture_outlives_its_product(changed):
+    searcher, client, allowed = changed
+    photo = encode(PRODUCTS[4]["image"].rotate(180), "PNG")
+    form = {"text": "cape", "group": PRODUCTS[5]["id"]}
+    put = lambda identity: client.put(  # noqa: E731
+        f"/products/{identity}", data=form, files={"image": photo}, headers=allowed
+    )
+    assert put("%20x%20").json() == {"id": "x", "change": "added"}
+    assert put("x").json()["change"] == "replaced" and "not 'nan'" in put("nan").json()["error"]
+    product = client.get("/products/%20x").json()
+    sibling = client.get(f"/products/{PRODUCTS[5]['id']}").json()
+    assert product["fields"]["group"] == sibling["fields"]["group"]
+    assert client.get(product["picture"]).status_code == 200
+    assert client.delete("/products/x%20", headers=allowed).json() == {"id": "x", "change": "deleted"}
+    assert client.get(product["picture"]).status_code == 404 and client.get(sibling["picture"]).status_code == 200
+
+
+@pytest.mark.parametrize("key", ["a key of sixteen or more\n", " " * 20])
+def test_a_key_that_no_header_carries_is_refused(searcher, key):
+    with pytest.raises(ValueError, match="begins or ends with a blank or a new line"):
+        run(searcher, "127.0.0.1", 0, Limits(), key, print)

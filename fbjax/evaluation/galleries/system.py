@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fbjax.core.console import progress
+from fbjax.data.sources.cells import clean_text
 from fbjax.evaluation import metrics
 from fbjax.evaluation.asked import asked_of, wanted_log
 from fbjax.evaluation.galleries import queries
@@ -62,7 +63,7 @@ def _askable(
     """Texts and ids of the relevant products of the queries that can be asked, and how many cannot, by the reason."""
     texts, wanted, skipped = [], [], Counter()
     for text, relevant in pairs:
-        if not text.strip():
+        if not clean_text(text):
             skipped[queries.NO_WORDS] += 1
         elif len(text) > MOST_CHARACTERS:
             skipped[f"of more than {MOST_CHARACTERS:,} characters"] += 1

@@ -113,9 +113,15 @@ class Collection:
         asked.add_index(field, index_type=kind, metric_type=metric, params=params)
         self._client.create_index(self.name, asked)
 
-    def contents(self) -> dict[str, str]:
-        """{id: content} of all products."""
-        return {row["id"]: row["content"] for rows in self._batches(["id", "content"]) for row in rows}
+    def contents(self) -> dict[str, tuple[str, str]]:
+        """{id: (content, name of the picture)} of all products."""
+        batches = self._batches(["id", "content", "picture"])
+        return {row["id"]: (row["content"], row["picture"]) for rows in batches for row in rows}
+
+    def shows(self, picture: str) -> bool:
+        """Whether a product has the picture of this name."""
+        with self._explained():
+            return bool(self._client.query(self.name, filter=f'picture == "{picture}"', output_fields=["id"], limit=1))
 
     def picture_names(self) -> set[str]:
         """Those of all products."""

@@ -85,20 +85,19 @@ class Database:
         identity = json.dumps([manifest[part] for part in IDENTITY], sort_keys=True)
         name = f"{ALIAS}_{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
         with explained(self.location):
-            properties = {MANIFEST: json.dumps(manifest)}
-            if self._client.has_collection(name):
-                self._client.alter_collection_properties(name, properties)  # workdir and pictures may have moved
-            else:
+            if not self._client.has_collection(name):
                 self._remove_remains(name)
-                self._create(name, manifest, properties)
+                self._create(name, manifest, {MANIFEST: json.dumps(manifest)})
             collection = self._opened(name)
             collection.build(index_kind(num_products))
             return collection
 
-    def publish(self, collection: Collection, num_products: int) -> None:
+    def publish(self, collection: Collection, manifest: dict, num_products: int) -> None:
         """Makes searches read `collection`, with the kind of index for so many products, and drops our others."""
         with explained(self.location):
             collection.build(index_kind(num_products))
+            said = {MANIFEST: json.dumps({"format": FORMAT} | manifest)}
+            self._client.alter_collection_properties(collection.name, said)  # workdir, pictures, re-ranker may be new
             there = self._client.has_collection(ALIAS)
             (self._client.alter_alias if there else self._client.create_alias)(collection.name, ALIAS)
             for name in self._client.list_collections():

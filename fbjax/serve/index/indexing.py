@@ -57,7 +57,7 @@ def index(
     location: str | Path,
     *,
     data: str | Sequence[str] | None = None,
-    fields: Mapping[str, str] = {},
+    fields: Mapping[str, str] | None = None,
     token: str = "",
     pictures: str | Path | None = None,
     split: str | None = None,
@@ -71,10 +71,14 @@ def index(
     `location`: a folder, or the address of a Milvus server, which takes a `token`. `fields` {name: column of the
     tables} become filters beside category and group. `pictures`: their folder (default: in the index's). With `shrink`
     the index may lose most of its products. `reranker`: a run that scores pairs, which orders the first products of an
-    answer anew; the features that it reads are computed here. Raises ValueError or OSError on a wrong request, before
+    answer anew; the features that it reads are computed here. Of `fields` and `reranker` None is what the index has;
+    {} and "" are none. Raises ValueError or OSError on a wrong request, before
     long work.
     """
     check_location(location)
+    there_now = _manifest(location, token)
+    fields = there_now.get("columns", {}) if fields is None else fields
+    reranker = (there_now.get("reranker") or {}).get("workdir", "") if reranker is None else reranker
     check_fields([*fields])
     if data and split:
         raise ValueError(f"--data {data} is a table of its own: leave --split {split} out")
@@ -89,6 +93,7 @@ def index(
         "what": UNIT,
         "embedding_dim": size,
         "fields": dict.fromkeys(ALWAYS, "text") | kinds,
+        "columns": dict(fields),
         "pictures": _pictures_setting(location, workdir, pictures),
         "reranker": rereading and named(rereading),
     }
@@ -105,9 +110,10 @@ def index(
         store = Pictures.open(manifest["pictures"], location)
         collection = database.begin(manifest, len(there))
         known = before if published and published.name == collection.name else collection.contents()
+        same = {key: content for key, (content, picture) in known.items() if not picture or store.has(picture)}
         changed = 0
         for records, content in zip(splits, contents, strict=True):
-            rows = np.array([i for i, key in enumerate(records.ids) if known.get(str(key)) != content[str(key)]], int)
+            rows = np.array([i for i, key in enumerate(records.ids) if same.get(str(key)) != content[str(key)]], int)
             changed += sum(str(records.ids[row]) in known for row in rows)
             groups = group_names(records)
             for some, vectors in _embedded(loaded, records, rows):
@@ -116,7 +122,7 @@ def index(
         collection.delete(sorted(known.keys() - there))
         if rereading:
             Features(store, rereading).fill(collection.picture_names())
-        database.publish(collection, len(there))
+        database.publish(collection, manifest, len(there))
         store.keep(collection.picture_names())
         number = collection.count()
         recall = measured_recall(collection, number) if added or changed or gone else None
@@ -130,8 +136,18 @@ def named(model: LoadedRun) -> dict:
     return {"workdir": workdir, "checkpoint_step": model.step, "model_sha256": model_sha256(model)}
 
 
-def _load_reranker(workdir: str | Path | None) -> Model | None:
-    if workdir is None:
+def _manifest(location: str | Path, token: str) -> dict:
+    """What the index at `location` says of itself, {} where there is none."""
+    try:
+        with Database.open(location, token) as database:
+            published = database.published()
+            return published.manifest if published else {}
+    except FileNotFoundError:
+        return {}
+
+
+def _load_reranker(workdir: str | Path) -> Model | None:
+    if not workdir:
         return None
     model = dataclasses.replace(Model.load(workdir), quiet=True)
     if not model.run.scores_pairs:

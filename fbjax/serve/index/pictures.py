@@ -1,7 +1,9 @@
 """The pictures of an indexed catalogue, as files named by content: a page shows them, and no path leads elsewhere."""
 
+import contextlib
 import hashlib
 import re
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
@@ -9,6 +11,7 @@ from typing import Self
 from fbjax.core.paths import atomic_write
 
 FOLDER = "pictures"  # in the folder of an index
+RECENT = 3600  # seconds: another process may be about to write the product of a new picture
 NAME = re.compile(r"[0-9a-f]{32}")
 
 
@@ -42,15 +45,25 @@ class Pictures:
             return b""
         return path.read_bytes()
 
+    def has(self, name: str) -> bool:
+        """Whether the picture of this name is there."""
+        return bool(NAME.fullmatch(name)) and self._path(name).is_file()
+
     def keep(self, names: Iterable[str]) -> None:
-        """Deletes all pictures but these; other files stay."""
-        kept = set(names)
-        for path in self._folder.glob("??/*"):
-            if NAME.fullmatch(path.name) and path.parent.name == path.name[:2] and path.name not in kept:
-                path.unlink(missing_ok=True)
-        for path in self._folder.parent.glob(f"{self._folder.name}-*/??/*.npy"):  # what was made of them
-            if NAME.fullmatch(path.stem) and path.stem not in kept:
-                path.unlink(missing_ok=True)
+        """Deletes all pictures but these, and what was made of them; other files stay, and what was just written."""
+        kept, recent = set(names), time.time() - RECENT
+        made = self._folder.parent.glob(f"{self._folder.name}-*/??/*.npy")
+        for path in (*self._folder.glob("??/*"), *made):
+            name = path.name.removesuffix(".npy")
+            if NAME.fullmatch(name) and path.parent.name == name[:2] and name not in kept:
+                with contextlib.suppress(FileNotFoundError):
+                    if path.stat().st_mtime < recent:
+                        path.unlink()
+
+    def remove(self, name: str) -> None:
+        """Deletes a picture, if it is there."""
+        if self.has(name):
+            self._path(name).unlink(missing_ok=True)
 
     def beside(self, name: str) -> Path:
         """A folder of this name, for what is made of the pictures."""

@@ -11,7 +11,7 @@ from typing import Literal
 from fbjax.core.registry import meant
 
 Kind = Literal["text", "number"]
-MAX_LENGTH, MAX_PARTS = 2000, 300  # characters; names, values, comparisons and what joins them
+MAX_LENGTH, MAX_PARTS, MAX_DEPTH = 2000, 300, 20  # characters; parts of the tree, and how deep it is
 LARGEST = 1e300
 ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 COMPARISONS: dict[type, str] = {
@@ -37,6 +37,8 @@ def milvus_filter(where: str, fields: Mapping[str, Kind]) -> str:
         tree = ast.parse(where.strip(), mode="eval").body
         if sum(1 for _ in ast.walk(tree)) > MAX_PARTS:
             raise ValueError(f"the filter has more than {MAX_PARTS} parts: use fewer comparisons")
+        if _depth(tree) > MAX_DEPTH:
+            raise ValueError(f"the filter has more than {MAX_DEPTH} brackets or nots inside each other: use fewer")
         return _translated(tree, fields)
     except (SyntaxError, UnicodeEncodeError, RecursionError, MemoryError):
         raise ValueError(f"filter {where!r} cannot be read: {FORM}") from None
@@ -50,6 +52,10 @@ def differs(field: str, value: str) -> str:
 def both(*filters: str) -> str:
     """The filter of Milvus for products that meet all of `filters`; blank ones are met by every product."""
     return " and ".join(f"({part})" for part in filters if part)
+
+
+def _depth(node: ast.AST) -> int:
+    return 1 + max(map(_depth, ast.iter_child_nodes(node)), default=0)
 
 
 def _translated(node: ast.expr, fields: Mapping[str, Kind]) -> str:
@@ -80,6 +86,7 @@ def _value(node: ast.expr, field: str, kind: Kind) -> str:
         node, sign = node.operand, "-"
     match node, kind:
         case ast.Constant(value=str(value)), "text" if not sign:
+            value.encode()  # half a surrogate pair is no text
             return _text(value)
         case ast.Constant(value=int(value) | float(value)), "number" if _is_number(value):
             return f"{sign}{float(value)!r}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from fbjax.data.sources.cells import clean_name, clean_text
 from fbjax.data.sources.images import normalise_image
-from fbjax.serve.index.collection import ALWAYS, ID_BYTES, NAME_BYTES, Stored
+from fbjax.serve.index.collection import ALWAYS, ID_BYTES, NAME_BYTES, Collection, Stored
 from fbjax.serve.index.where import Kind
 from fbjax.serve.search.searching import Searcher
 from fbjax.serve.search.together import each_alone
@@ -34,7 +34,11 @@ class Products:
     """The products of an open index. A change is in every later answer; what cannot be taken is a ValueError."""
 
     def __init__(self, searcher: Searcher):
-        self._searcher, self._collection = searcher, searcher.collection
+        self._searcher = searcher
+
+    @property
+    def _collection(self) -> Collection:
+        return self._searcher.collection
 
     def get_all(self, ids: Sequence[str]) -> list[Stored | None]:
         """The product of each id, None where there is none."""
@@ -47,18 +51,26 @@ class Products:
 
     def delete_all(self, ids: Sequence[str]) -> list[bool]:
         """Whether each product was there."""
-        there = [product is not None for product in self.get_all(ids)]
+        before = self.get_all(ids)
         self._change(self._collection.delete, ids)
-        return there
+        self._forget_pictures(before)
+        return [product is not None for product in before]
+
+    def _forget_pictures(self, before: Sequence[Stored | None]) -> None:
+        """Deletes the pictures of these products that no product has any more."""
+        for picture in {product.picture for product in before if product and product.picture}:
+            if not self._collection.shows(picture):
+                self._searcher.pictures.remove(picture)
 
     def _put(self, products: Sequence[NewProduct]) -> list[bool]:
         products = [self._checked(product) for product in products]
         vectors = self._searcher.model.embed_product([p.text for p in products], [p.image for p in products])
-        before = [product is not None for product in self.get_all([p.id for p in products])]
+        before = self.get_all([p.id for p in products])
         last = {product.id: place for place, product in enumerate(products)}  # of one id only one row can be written
         rows = [self._stored(products[place]) for place in last.values()]
         self._change(self._collection.upsert, rows, vectors[np.array([*last.values()])])
-        return [not there for there in before]
+        self._forget_pictures(before)
+        return [product is None for product in before]
 
     def _change(self, change: Callable, *arguments: Any) -> None:
         try:
@@ -68,9 +80,7 @@ class Products:
 
     def _checked(self, product: NewProduct) -> NewProduct:
         """`product` as it is indexed. Raises ValueError where something is missing, too long or of another kind."""
-        identity, text = clean_name(product.id), clean_text(product.text)
-        if not identity or len(identity.encode()) > ID_BYTES:
-            raise ValueError(f"id {product.id[:100]!r}: give one of 1 to {ID_BYTES:,} bytes")
+        identity, text = clean_identity(product.id), clean_text(product.text)
         if not text:
             raise ValueError(f"product {identity!r} has no text")
         kinds = {name: kind for name, kind in self._collection.fields.items() if name not in ALWAYS}
@@ -80,8 +90,13 @@ class Products:
             if not _is(value, kinds[name]):
                 raise ValueError(f"field {name} holds {kinds[name]}s, not {value!r}")
         image = normalise_image(product.image, self._searcher.model.run.config.patches.image_size)
-        group, category = clean_name(product.group) or identity, clean_name(product.category)
+        group, category = self._group(clean_name(product.group) or identity), clean_name(product.category)
         return dataclasses.replace(product, id=identity, text=text, image=image, group=group, category=category)
+
+    def _group(self, identity: str) -> str:
+        """The group of the product of this id, which is named by its first product; the id where there is none."""
+        (found,) = self.get_all([identity])
+        return str(found.fields["group"]) if found else identity
 
     def _stored(self, product: NewProduct) -> Stored:
         fields = dict.fromkeys(self._collection.fields) | dict(product.fields)
@@ -89,6 +104,14 @@ class Products:
         row = repr((product.id, product.text, product.image, sorted(fields.items(), key=str)))
         content = f"put-{hashlib.sha256(row.encode()).hexdigest()[:32]}"  # differs from that of any table's row
         return Stored(product.id, product.text, self._searcher.pictures.add(product.image), fields, content)
+
+
+def clean_identity(identity: str) -> str:
+    """An id as it is in an index. Raises ValueError where it is none."""
+    cleaned = clean_name(identity)
+    if not cleaned or len(cleaned.encode()) > ID_BYTES:
+        raise ValueError(f"id {identity[:100]!r}: give one of 1 to {ID_BYTES:,} bytes, not blank and not 'nan'")
+    return cleaned
 
 
 def _is(value: Field, kind: Kind) -> bool:

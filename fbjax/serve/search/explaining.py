@@ -7,7 +7,6 @@ from fbjax.inference.explain import METHODS, Explanation, explain
 from fbjax.serve.index.collection import Stored
 from fbjax.serve.search.query import check_text
 from fbjax.serve.search.searching import Searcher
-from fbjax.serve.search.together import each_alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +38,13 @@ class Explainer:
 
     def explain_all(self, asked: Sequence[Why]) -> list[Reason | ValueError]:
         """The reason of each, or why there is none."""
-        return each_alone(lambda some: [self._reason(why) for why in some], asked)
+        reasons: list[Reason | ValueError] = []
+        for why in asked:
+            try:
+                reasons.append(self._reason(why))
+            except ValueError as error:
+                reasons.append(error)
+        return reasons
 
     def _reason(self, why: Why) -> Reason:
         if bool(why.text) + (why.image is not None) + bool(why.like) != 1:

@@ -8,16 +8,17 @@ from cachetools import LRUCache
 
 from fbjax.serve.search.query import Query, Results
 
-MOST_HITS = 50_000  # of all answers: some 100 MB with texts of 500 characters
+MOST_BYTES = 100 * 2**20  # of all answers
+QUERY_BYTES, HIT_BYTES = 20_000, 500  # at most of a query; of a hit beside the text of its fields
 
-Answer = Results | ValueError
+Answer = Results | Exception
 
 
 class KeptAnswers:
     """Answers to queries without a picture; the least recently asked for goes first. Threads may share them."""
 
-    def __init__(self, most_hits: int = MOST_HITS):
-        self._answers: LRUCache = LRUCache(most_hits, getsizeof=lambda results: 1 + len(results.hits))
+    def __init__(self, most_bytes: int = MOST_BYTES):
+        self._most, self._answers = most_bytes, LRUCache(most_bytes, getsizeof=_size)
         self._lock, self._state = threading.Lock(), 0
         self.hits = self.misses = 0
 
@@ -32,7 +33,9 @@ class KeptAnswers:
         with self._lock:
             for query, answer in made.items():
                 if query.image is None and isinstance(answer, Results) and state == self._state:
-                    self._answers[query] = dataclasses.replace(answer, seconds={})
+                    kept = dataclasses.replace(answer, seconds={})
+                    if _size(kept) <= self._most:
+                        self._answers[query] = kept
         return [(found | made)[query] for query in queries]
 
     def clear(self) -> None:
@@ -40,3 +43,8 @@ class KeptAnswers:
         with self._lock:
             self._state += 1
             self._answers.clear()
+
+
+def _size(results: Results) -> int:
+    """Bytes that an answer and its query take, about."""
+    return QUERY_BYTES + sum(HIT_BYTES + 4 * len(repr(hit.product)) for hit in results.hits)

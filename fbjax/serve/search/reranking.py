@@ -49,10 +49,11 @@ class Reranker:
                     mine[i] = next(found)
         return scores
 
-    def reorder(self, texts: Sequence[str], hits: Sequence[Sequence[Hit]]) -> list[list[Hit]]:
-        """Each text's hits, the first `RERANKED` of them by their scores; those without a score come after these."""
+    def reorder(self, texts: Sequence[str], hits: Sequence[Sequence[Hit]]) -> list[tuple[list[Hit], int]]:
+        """Each text's hits, the first `RERANKED` of them by their scores, and how many have one; the others follow."""
         scores = self.scores(texts, [some[:RERANKED] for some in hits])
-        return [_reordered(some, mine) for some, mine in zip(hits, scores, strict=True)]
+        found = zip(hits, scores, strict=True)
+        return [(_reordered(some, mine), int(np.isfinite(mine).sum())) for some, mine in found]
 
     def _embedded(self, features: np.ndarray) -> np.ndarray:
         size = self._scorer.batch_size

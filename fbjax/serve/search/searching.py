@@ -7,6 +7,7 @@ one.
 import collections
 import contextlib
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -35,21 +36,51 @@ DEPTH, RRF = 100, 60  # products of each side that are joined; the constant of r
 class Searcher:
     """A published index, its pictures and the model that made its vectors. A context: it closes the connection."""
 
-    def __init__(self, location: str | Path, token: str = "", workdir: str | Path | None = None):
-        """`workdir`: of the model (default: as the index says). Raises FileNotFoundError where no index is whole."""
-        self.location, self._database = location, Database.open(location, token)
+    def __init__(
+        self,
+        location: str | Path,
+        token: str = "",
+        workdir: str | Path | None = None,
+        reranker: str | Path | None = None,
+    ):
+        """`workdir`: of the model, `reranker`: that of the re-ranker (default: as the index says). Raises
+        FileNotFoundError where no index is whole."""
+        self.location, self._workdir, self._reranker = location, workdir, reranker
+        self.kept = None if is_remote(location) else KeptAnswers()  # others may change a server's index
+        self._lock, self._database = threading.Lock(), Database.open(location, token)
         try:
             published = self._database.published()
             if published is None:
                 raise FileNotFoundError(f"no whole index at {location}: run fbjax index, again if it was interrupted")
-            self.collection: Collection = published
-            manifest = published.manifest
-            self.pictures = Pictures.open(manifest["pictures"], location)
-            self._workdir = workdir or manifest["workdir"]
-            self.kept = None if is_remote(location) else KeptAnswers()  # others may change a server's index
+            self._open(published)
         except BaseException:
             self.close()
             raise
+
+    def _open(self, collection: Collection) -> None:
+        self.pictures = Pictures.open(collection.manifest["pictures"], self.location)
+        self.collection = collection
+        for loaded in ("model", "reranker", "matcher"):
+            self.__dict__.pop(loaded, None)
+
+    def _reopen(self) -> bool:
+        """Whether another collection has taken this one's place: it is opened, and its model loaded when needed."""
+        with self._lock:
+            published = self._database.published()
+            if published is None or published.name == self.collection.name:
+                return False
+            self._open(published)
+            self.forget_answers()
+            return True
+
+    def count(self) -> int:
+        """The number of products. Raises OSError where the database does not answer."""
+        try:
+            return self.collection.count()
+        except OSError:
+            if not self._reopen():
+                raise
+            return self.collection.count()
 
     def __enter__(self) -> "Searcher":
         return self
@@ -63,13 +94,16 @@ class Searcher:
     @cached_property
     def model(self) -> Model:
         """The model, loaded when a query needs vectors. Raises ValueError where it is not the index' own."""
-        return _load(self._workdir, self.collection.manifest)
+        manifest = self.collection.manifest
+        return _load(self._workdir or manifest["workdir"], manifest, "index", "--workdir")
 
     @cached_property
     def reranker(self) -> Reranker | None:
         """What orders the first products anew, where the index names it. Raises ValueError where it has changed."""
-        said = self.collection.manifest.get("reranker")
-        return Reranker(_load(said["workdir"], said), self.pictures) if said else None
+        if not (said := self.collection.manifest.get("reranker")):
+            return None
+        model = _load(self._reranker or said["workdir"], said, "index's re-ranker", "--reranker")
+        return Reranker(model, self.pictures)
 
     @cached_property
     def matcher(self) -> Matcher:
@@ -79,11 +113,11 @@ class Searcher:
     def search(self, query: Query) -> Results:
         """The best products for `query`. Raises ValueError with the remedy where it cannot be answered."""
         (found,) = self.search_all([query])
-        if isinstance(found, ValueError):
+        if isinstance(found, Exception):
             raise found
         return found
 
-    def search_all(self, queries: Sequence[Query]) -> list[Results | ValueError]:
+    def search_all(self, queries: Sequence[Query]) -> list[Results | Exception]:
         """The answer to each query, or why it has none."""
         return self.kept.look_up(queries, self._answers) if self.kept else self._answers(queries)
 
@@ -92,18 +126,24 @@ class Searcher:
         if self.kept:
             self.kept.clear()
 
-    def _answers(self, queries: Sequence[Query]) -> list[Results | ValueError]:
+    def _answers(self, queries: Sequence[Query]) -> list[Results | Exception]:
+        found = self._searched(queries)
+        if any(isinstance(each, OSError) for each in found) and self._reopen():
+            return self._searched(queries)
+        return found
+
+    def _searched(self, queries: Sequence[Query]) -> list[Results | Exception]:
         searches = [_Search(query) for query in queries]
         _attempt(self._begin, searches)
         going = [search for search in searches if not search.problem]
         self._embed([search for search in going if search.mode != "words"])
         going = [search for search in going if not search.problem]
         self._look_up("vectors", [search for search in going if search.mode != "words"])
-        self._look_up("words", [search for search in going if search.mode != "dense"])
+        self._look_up("words", [search for search in going if search.mode != "dense" and not search.problem])
         going = [search for search in going if not search.problem]
         for search in going:
             rankings = list(search.found.values())
-            search.hits = joined(rankings) if search.mode == "hybrid" else rankings[0]
+            search.hits = joined_in_parts(rankings) if search.mode == "hybrid" else rankings[0]
         self._rerank([search for search in going if self._reranks(search.query)])
         return [search.problem or self._results(search) for search in searches]
 
@@ -117,13 +157,14 @@ class Searcher:
         with _timed("rerank", searches):
             texts, hits = [search.query.text for search in searches], [search.hits for search in searches]
             for search, found in zip(searches, self.reranker.reorder(texts, hits), strict=True):
-                search.hits, search.reranked = found, min(RERANKED, len(found))
+                search.hits, search.reranked = found
 
     def _begin(self, search: "_Search") -> None:
         search.mode = mode_of(search.query)
         search.where = milvus_filter(search.query.where, self.collection.fields)
-        least = DEPTH if search.mode == "hybrid" else RERANKED if self._reranks(search.query) else 1
-        search.depth = max(least, search.query.top)
+        search.depth = max(RERANKED if self._reranks(search.query) else 1, search.query.top)
+        if search.mode == "hybrid":
+            search.depth = DEPTH * -(-search.depth // DEPTH)
         if search.query.like:
             search.vector, group = self._indexed(search.query.like)
             search.where = both(search.where, differs("group", group))
@@ -152,10 +193,15 @@ class Searcher:
             alike[search.where, search.depth].append(search)
         with _timed(side, searches):
             for (where, depth), some in alike.items():
-                if side == "vectors":
-                    found = self.collection.nearest(np.stack([search.vector for search in some]), depth, where)
-                else:
-                    found = self.collection.with_words([search.query.text for search in some], depth, where)
+                try:
+                    if side == "vectors":
+                        found = self.collection.nearest(np.stack([search.vector for search in some]), depth, where)
+                    else:
+                        found = self.collection.with_words([search.query.text for search in some], depth, where)
+                except OSError as error:
+                    for search in some:
+                        search.problem = error
+                    continue
                 for search, hits in zip(some, found, strict=True):
                     search.found[side] = hits
 
@@ -200,7 +246,16 @@ class _Search:
     hits: list[Hit] = dataclasses.field(default_factory=list)
     reranked: int = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    problem: ValueError | None = None
+    problem: Exception | None = None
+
+
+def joined_in_parts(rankings: Sequence[Sequence[Hit]]) -> list[Hit]:
+    """The first `DEPTH` of each ranking joined, then the next, and so on: a longer answer begins as a shorter one."""
+    found: dict[str, Hit] = {}
+    for start in range(0, max(map(len, rankings)), DEPTH):
+        for hit in joined([hits[start : start + DEPTH] for hits in rankings]):
+            found.setdefault(hit.product.id, hit)
+    return list(found.values())
 
 
 def joined(rankings: Sequence[Sequence[Hit]]) -> list[Hit]:
@@ -231,12 +286,16 @@ def _add(searches: list[_Search], vectors: list[np.ndarray | ValueError]) -> Non
             search.vector = (search.vector + found) / np.linalg.norm(search.vector + found)
 
 
-def _load(workdir: str | Path, manifest: dict) -> Model:
-    model = dataclasses.replace(Model.load(workdir, manifest["checkpoint_step"]), quiet=True)
-    if model_sha256(model) != manifest["model_sha256"]:
+def _load(workdir: str | Path, said: dict, what: str, flag: str) -> Model:
+    """The model that an index says of. Raises FileNotFoundError or ValueError where it is not in `workdir`."""
+    try:
+        model = dataclasses.replace(Model.load(workdir, said["checkpoint_step"]), quiet=True)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"the model of the {what}: {error}; give its folder by {flag}") from None
+    if model_sha256(model) != said["model_sha256"]:
         raise ValueError(
-            f"the index is of another model than {workdir}: run fbjax index anew, or name the workdir that it was made "
-            "with"
+            f"the {what} is of another model than {workdir}: run fbjax index anew, or give the folder of its model by "
+            f"{flag}"
         )
     return model
 

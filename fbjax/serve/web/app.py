@@ -47,7 +47,7 @@ Method = Literal["gradient", "occlusion", "attention"]
 log = logging.getLogger("fbjax.serve")
 
 Text = Annotated[str, Query(description="words", max_length=MOST_CHARACTERS, examples=["red cotton dress"])]
-Like = Annotated[str, Query(description="id of a product: others like it", max_length=500)]
+Like = Annotated[str, Query(description="id of a product: others like it", max_length=ID_BYTES)]
 Identity = Annotated[str, Query(alias="id", description="id of the product", max_length=ID_BYTES)]
 Where = Annotated[str, Query(description="filter", max_length=MAX_LENGTH, examples=['category == "dress"'])]
 Top = Annotated[int, Query(description="number of products", ge=1, le=MOST_SHOWN)]
@@ -60,7 +60,6 @@ def make_app(searcher: Searcher, limits: Limits, key: str = "") -> FastAPI:
     With a `key` products can be changed by who sends it.
     """
     workers, metrics, explainer = Workers(limits), Metrics(), Explainer(searcher)
-    counted = [name for name, kind in searcher.collection.fields.items() if kind == "text" and name not in UNCOUNTED]
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -74,7 +73,10 @@ def make_app(searcher: Searcher, limits: Limits, key: str = "") -> FastAPI:
     async def answered(wanted: Wanted, top: int, skip: int) -> Answer:
         done = await workers.run(searcher.search_all, wanted)
         metrics.note(done.answer.seconds | {"wait": done.waited}, done.together)
-        return answer_of(done.answer, skip, top, counted)
+        kinds = searcher.collection.fields.items()
+        counted = [name for name, kind in kinds if kind == "text" and name not in UNCOUNTED]
+        answer = answer_of(done.answer, skip, top, counted)
+        return answer.model_copy(update={"more": answer.more and skip + top <= MOST_SKIPPED})
 
     @app.get("/search")
     async def search(
@@ -114,7 +116,7 @@ def make_app(searcher: Searcher, limits: Limits, key: str = "") -> FastAPI:
         return MatchAnswer(score=done.answer.score, probability=done.answer.probability)
 
     async def explained(why: Why) -> Explained:
-        done = await workers.run(explainer.explain_all, why)
+        done = await workers.run(explainer.explain_all, why, alone=True)
         metrics.note({"explain": done.seconds, "wait": done.waited}, done.together)
         return explained_of(done.answer)
 
@@ -140,7 +142,7 @@ def make_app(searcher: Searcher, limits: Limits, key: str = "") -> FastAPI:
         if not (found := searcher.pictures.read(name)):
             return JSONResponse({"error": f"no picture {name[:40]!r}"}, 404)
         kind = "image/png" if found.startswith(b"\x89PNG") else "image/jpeg"
-        return Response(found, media_type=kind, headers={"Cache-Control": "public, max-age=31536000, immutable"})
+        return Response(found, media_type=kind, headers={"Cache-Control": "public, max-age=86400"})
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
@@ -150,7 +152,7 @@ def make_app(searcher: Searcher, limits: Limits, key: str = "") -> FastAPI:
     @app.get("/readyz", responses={503: {"model": Problem}})
     def readyz() -> dict[str, int]:
         """Whether the database answers: the number of products."""
-        return {"products": searcher.collection.count()}
+        return {"products": searcher.count()}
 
     @app.get("/metrics", response_class=Response)
     def measured() -> Response:
@@ -167,7 +169,11 @@ def make_app(searcher: Searcher, limits: Limits, key: str = "") -> FastAPI:
     @app.middleware("http")
     async def noted(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
         begin = time.perf_counter()
-        response = await call(request)
+        try:
+            response = await call(request)
+        except Exception:
+            log.exception("a fault of the service")
+            response = JSONResponse({"error": "a fault of the service: its log says more"}, 500)
         response.headers.update(SECURITY)
         route = getattr(request.scope.get("route"), "path", "other")
         metrics.requests.labels(route, response.status_code).inc()

@@ -1,5 +1,6 @@
 """What keeps a service answering: bounds on waiting requests, on the bytes of a request, on the time of an answer."""
 
+import contextlib
 import dataclasses
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,27 +29,26 @@ class BodyLimit:
         claimed = dict(scope["headers"]).get(b"content-length", b"0")
         if claimed.isdigit() and int(claimed) > self._most:
             return await self._refuse(send)
-        read, begun = 0, False
+        read, begun, refused = 0, False, False
 
         async def counted() -> Message:
-            nonlocal read
+            nonlocal read, refused
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self._most:
+            if read > self._most and not begun:
+                refused = True
+                await self._refuse(send)
                 raise _TooLarge
             return message
 
         async def noted(message: Message) -> None:
             nonlocal begun
-            begun = True
-            await send(message)
+            if not refused:  # what the application makes of the refusal is not sent
+                begun = True
+                await send(message)
 
-        try:
+        with contextlib.suppress(_TooLarge):
             await self._app(scope, counted, noted)
-        except _TooLarge:
-            if begun:
-                raise
-            await self._refuse(send)
 
     async def _refuse(self, send: Send) -> None:
         body = b'{"error": "the request has more than %d bytes: send a smaller picture"}' % self._most

@@ -9,7 +9,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, StrictFloat, StrictStr, TypeAdapter, ValidationError
 
 from fbjax.serve.index.collection import ID_BYTES, NAME_BYTES, TEXT_BYTES
-from fbjax.serve.search.changing import NewProduct, Products
+from fbjax.serve.search.changing import NewProduct, Products, clean_identity
 from fbjax.serve.web.answers import Problem, ShownProduct, shown
 from fbjax.serve.web.workers import Workers
 
@@ -27,7 +27,9 @@ class Change(BaseModel):
 
 
 def check_key(key: str) -> None:
-    """Raises ValueError where a key is easily guessed."""
+    """Raises ValueError where a key is easily guessed, or no header can carry it."""
+    if key != key.strip():
+        raise ValueError("the key of the service begins or ends with a blank or a new line: remove it")
     if key and (len(key) < KEY_LENGTH or not key.isascii()):
         raise ValueError(f"the key of the service has {len(key)} characters: use {KEY_LENGTH} or more of ASCII")
 
@@ -39,7 +41,7 @@ def product_routes(products: Products, workers: Workers, key: str) -> APIRouter:
     @routes.get("/{identity:path}", responses=NO_PRODUCT)
     async def get_product(identity: Identity) -> ShownProduct:
         """A product of the index."""
-        found = (await workers.run(products.get_all, identity)).answer
+        found = (await workers.run(products.get_all, clean_identity(identity))).answer
         if found is None:
             raise HTTPException(404, f"no product {identity[:100]!r} in the index")
         return shown(found)
@@ -62,13 +64,14 @@ def _add_changes(routes: APIRouter, products: Products, workers: Workers, allowe
         fields: Annotated[str, Form(description="JSON of values", examples=['{"colour": "red"}'])] = "{}",
     ) -> Change:
         """Adds a product, or replaces the one of this id. Later answers have it."""
-        product = NewProduct(identity, text, image, category, group, _fields(fields))
+        product = NewProduct(clean_identity(identity), text, image, category, group, _fields(fields))
         new = (await workers.run(products.put_all, product)).answer
-        return Change(id=identity, change="added" if new else "replaced")
+        return Change(id=product.id, change="added" if new else "replaced")
 
     @routes.delete("/{identity:path}", dependencies=[Depends(allowed)], responses=refused | NO_PRODUCT)
     async def delete_product(identity: Identity) -> Change:
         """Deletes a product. No later answer has it."""
+        identity = clean_identity(identity)
         if not (await workers.run(products.delete_all, identity)).answer:
             raise HTTPException(404, f"no product {identity[:100]!r} in the index")
         return Change(id=identity, change="deleted")

@@ -33,6 +33,7 @@ class Done:
 class _Job:
     compute: Together
     asked: Any
+    alone: bool
     future: Future = dataclasses.field(default_factory=Future)
     came: float = dataclasses.field(default_factory=time.perf_counter)
 
@@ -46,12 +47,13 @@ class Workers:
         self._working = 0
         self.inside = 0  # requests that are computed or wait
 
-    async def run(self, compute: Callable[[Sequence[Asked]], Sequence[Any]], asked: Asked) -> Done:
+    async def run(self, compute: Callable[[Sequence[Asked]], Sequence[Any]], asked: Asked, alone: bool = False) -> Done:
         """What ``compute([.., asked, ..])`` gives for `asked`; raises it where it is an exception.
 
-        Raises Busy where the queue is full, TimeoutError after the limit.
+        `alone`: nothing is gained by computing it together with others. Raises Busy where the queue is full,
+        TimeoutError after the limit.
         """
-        job = _Job(compute, asked)
+        job = _Job(compute, asked, alone)
         with self._lock:
             if self.inside >= self._limits.workers + self._limits.waiting:
                 raise Busy
@@ -82,7 +84,7 @@ class Workers:
         with self._lock:
             taken: list[_Job] = []
             for job in list(self._waiting):
-                if taken and (job.compute != taken[0].compute or len(taken) == self._limits.together):
+                if taken and not (self._fits(job, taken[0]) and len(taken) < self._limits.together):
                     continue
                 self._waiting.remove(job)
                 if job.future.set_running_or_notify_cancel():
@@ -91,6 +93,9 @@ class Workers:
                     self.inside -= 1  # its request ran out of time while it waited
             self._working -= not taken
             return taken
+
+    def _fits(self, job: _Job, first: _Job) -> bool:
+        return job.compute == first.compute and not (job.alone or first.alone)
 
     def _leave(self, number: int) -> None:
         with self._lock:

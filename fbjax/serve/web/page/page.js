@@ -7,6 +7,8 @@ let wanted = { text: "", image: null, like: "", filters: {} };
 let shown = 0;
 let request = null;
 let fields = {}; // counts of the first answer, without filters
+let answered = wanted; // what the products on the page were found for
+let reasons = null; // the request of the dialog
 
 const quoted = (value) => JSON.stringify(value);
 
@@ -44,10 +46,18 @@ async function search(more = false) {
     if (!response.ok) throw new Error(answer.error || `error ${response.status}`);
     show(answer, more, performance.now() - begin);
   } catch (error) {
-    if (error.name !== "AbortError") say(error instanceof TypeError ? "The server does not answer: try again." : error.message, true);
+    if (error.name === "AbortError") return;
+    if (!more) clear();
+    say(error instanceof TypeError ? "The server does not answer: try again." : error.message, true);
   } finally {
     if (mine === request) document.body.classList.remove("busy");
   }
+}
+
+function clear() {
+  $("products").replaceChildren();
+  shown = 0;
+  $("more").hidden = true;
 }
 
 function say(text, wrong = false) {
@@ -56,7 +66,8 @@ function say(text, wrong = false) {
 }
 
 function show(answer, more, milliseconds) {
-  if (!more) $("products").replaceChildren(), (shown = 0);
+  answered = { ...wanted };
+  if (!more) clear();
   for (const product of answer.products) $("products").append(card(product, answer.mode));
   shown += answer.products.length;
   $("more").hidden = !answer.more;
@@ -86,14 +97,15 @@ function card(product, mode) {
 }
 
 async function askReason(product) {
-  if (wanted.image && !wanted.text.trim()) {
+  const { signal } = reasons;
+  if (answered.image && !answered.text.trim()) {
     const form = new FormData();
     form.append("id", product.id);
-    form.append("image", wanted.image);
-    return fetch("explain", { method: "POST", body: form });
+    form.append("image", answered.image);
+    return fetch("explain", { method: "POST", body: form, signal });
   }
-  const asked = wanted.like ? { like: wanted.like } : { text: wanted.text };
-  return fetch(`explain?${new URLSearchParams({ id: product.id, ...asked })}`);
+  const asked = answered.like ? { like: answered.like } : { text: answered.text };
+  return fetch(`explain?${new URLSearchParams({ id: product.id, ...asked })}`, { signal });
 }
 
 async function showReason(product) {
@@ -101,12 +113,15 @@ async function showReason(product) {
   $("reason-status").textContent = "Explaining ..";
   $("reason-status").classList.remove("wrong");
   $("reason").showModal();
+  reasons?.abort();
+  reasons = new AbortController();
   try {
     const response = await askReason(product);
     const reason = await response.json();
     if (!response.ok) throw new Error(reason.error || `error ${response.status}`);
     drawReason(reason, product);
   } catch (error) {
+    if (error.name === "AbortError") return;
     $("reason-status").textContent = error instanceof TypeError ? "The server does not answer: try again." : error.message;
     $("reason-status").classList.add("wrong");
   }
@@ -114,7 +129,7 @@ async function showReason(product) {
 
 function drawReason(reason, product) {
   const digits = reason.scores_matches ? 2 : 3;
-  $("reason-image").src = reason.picture ? reason.picture.slice(1) : URL.createObjectURL(wanted.image);
+  $("reason-image").src = reason.picture ? reason.picture.slice(1) : $("asked").querySelector("img").src;
   const side = reason.patches.length;
   const values = reason.patches.flat();
   $("reason-cells").style.setProperty("--side", side);
@@ -122,7 +137,9 @@ function drawReason(reason, product) {
   const ofWords = reason.words.map(({ value }) => value);
   const words = reason.words.map(({ word, value }) => {
     const mark = coloured("mark", value, strongest(ofWords), digits);
-    mark.textContent = word;
+    const said = Object.assign(document.createElement("span"), { className: "hidden" });
+    said.textContent = ` (${value > 0 ? "+" : ""}${value.toFixed(digits)})`;
+    mark.append(word, said);
     return mark;
   });
   $("reason-words").replaceChildren(...words.flatMap((word) => [word, " "]));
@@ -157,7 +174,7 @@ function showFilters(counts) {
         search();
       });
       const count = Object.assign(document.createElement("span"), { className: "count" });
-      count.textContent = (chosen.size ? counts[field]?.[value] : values[value]) ?? "";
+      count.textContent = (where() ? counts[field]?.[value] : values[value]) ?? "";
       label.append(box, value, count);
       list.append(Object.assign(document.createElement("li"), {}));
       list.lastChild.append(label);
@@ -177,6 +194,7 @@ function showAsked(source, text) {
     $("image").value = "";
     $("asked").hidden = true;
     if (wanted.text.trim()) search();
+    else clear(), say("");
   });
   $("asked").replaceChildren(image, text, off);
   $("asked").hidden = false;
@@ -184,6 +202,7 @@ function showAsked(source, text) {
 
 function takePicture(file) {
   if (!file) return;
+  URL.revokeObjectURL($("asked").querySelector("img")?.src);
   wanted = { ...wanted, image: file, like: "", filters: {} };
   showAsked(URL.createObjectURL(file), "by this picture; words say what should be different");
   search();
@@ -204,9 +223,8 @@ $("form").addEventListener("submit", (event) => {
   search();
 });
 $("image").addEventListener("change", () => takePicture($("image").files[0]));
-$("choose").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" || event.key === " ") event.preventDefault(), $("image").click();
-});
+$("choose").addEventListener("click", () => $("image").click());
+$("reason").addEventListener("close", () => reasons?.abort());
 $("more").addEventListener("click", () => search(true));
 document.addEventListener("keydown", (event) => {
   if (event.key === "/" && document.activeElement !== $("text")) event.preventDefault(), $("text").focus();
