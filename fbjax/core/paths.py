@@ -57,6 +57,12 @@ def lock(path: Path) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if is_remote(path) else FileLock(path)
 
 
+def can_be_made(folder: Path) -> bool:
+    """Whether a local folder is there, or this user may make it."""
+    above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return folder.is_dir() or above.is_dir() and os.access(above, os.W_OK | os.X_OK)
+
+
 def remove_tree(folder: Path) -> None:
     """Removes a folder if it exists."""
     epath.Path(folder).rmtree(missing_ok=True)

@@ -17,6 +17,7 @@ from fbjax.config.load import config_to_json, difference, read_config, read_valu
 from fbjax.config.schema import Config
 from fbjax.core import paths
 from fbjax.core.checksums import SUMS, damage, write_sums
+from fbjax.core.console import say
 from fbjax.data.batches.split import Split
 from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.model import bert_weights
@@ -61,10 +62,13 @@ class Run:
 
     @classmethod
     def open(cls, workdir: str | Path, config: Config | None = None) -> "Run":
-        """The run that training left in `workdir`; with a `config` of the same run, built and computed as that says."""
+        """The run that training left in `workdir`; with a `config` of the same run, built and computed as that says.
+
+        Away from the machine that trained it, where its folder of prepared data cannot be, that is in the workdir.
+        """
         workdir = paths.as_path(workdir)
         check_files(workdir)
-        config = config or read_config(workdir / CONFIG)
+        config = config or _prepared_here(read_config(workdir / CONFIG), workdir)
         weights, vocabulary = workdir / PATCH_WEIGHTS, Vocabulary.load(workdir / VOCABULARY)
         ngrams = _read_arrays(workdir / NGRAMS)
         if not weights.is_file():
@@ -277,3 +281,12 @@ def other_data(workdir: str | Path, records: Split) -> list[str]:
         return ["products"] if noted["ids"] != ours["ids"] else [name for name in ours if noted[name] != ours[name]]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is damaged: copy it there again, or train in another workdir") from None
+
+
+def _prepared_here(config: Config, workdir: Path) -> Config:
+    folder = config.data.prepared
+    if paths.is_remote(folder) or paths.is_remote(workdir) or paths.can_be_made(Path(folder)):
+        return config
+    say(f"config.data.prepared {folder} cannot be made here: prepared data is in {workdir / 'prepared'}")
+    data = dataclasses.replace(config.data, prepared=str(workdir / "prepared"))
+    return dataclasses.replace(config, data=data)

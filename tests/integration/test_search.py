@@ -17,6 +17,7 @@ import pytest
 
 import fbjax
 from fbjax.cli.main import main
+from fbjax.core.checksums import SUMS
 from fbjax.evaluation.galleries.system import evaluate_index
 from fbjax.inference.query_scorer import match_triples
 from fbjax.serve.index import pictures as stored_pictures
@@ -499,3 +500,16 @@ def test_fields_and_reranker_stay_until_they_are_taken_away(run, table, tmp_path
     with Searcher(place) as searcher:
         assert not searcher.collection.fields.keys() & FIELDS.keys()
         assert not searcher.search(Query(text="red")).reranked
+
+
+def test_a_run_from_another_machine_is_indexed(run, table, tmp_path, capsys):
+    moved, file = tmp_path / "run", tmp_path / "file"
+    shutil.copytree(run, moved)
+    file.write_text("no folder can be below this")
+    config = json.loads((moved / "config.json").read_text())
+    config["data"]["prepared"] = str(file / "prepared")
+    (moved / "config.json").write_text(json.dumps(config))
+    (moved / SUMS).unlink()  # of the file as it was
+    assert index(moved, tmp_path / "index", data=table).products == 40
+    assert f"config.data.prepared {file / 'prepared'} cannot be made here" in capsys.readouterr().err
+    assert list((moved / "prepared").iterdir())
