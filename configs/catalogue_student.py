@@ -5,8 +5,8 @@
     fbjax train --config configs/catalogue_student.py --workdir runs/student
 
 It begins with the teacher's first layers, as the paper's application does (section 5), and learns the hidden states,
-attention and match logits of all six beside the teacher's own tasks. In full it is not measured; a
-trial of 60 steps: docs/lab/measurements.md.
+attention and match logits of all six beside the teacher's own tasks. On titles alone, with another teacher, two layers
+kept 98.7 % of the AUC: docs/lab/measurements.md.
 """
 
 from catalogue_fashionbert import get_config as fashionbert

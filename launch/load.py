@@ -21,11 +21,11 @@ import pyarrow.parquet
 CLIENTS, REPEATED = (1, 8, 32), 50
 
 
-def ask(host: str, queries: Iterator[str], end: float, found: list[tuple[int, float]]) -> None:
+def ask(host: str, queries: Iterator[str], more: dict, end: float, found: list[tuple[int, float]]) -> None:
     """Asks `queries` until the time `end`; adds (status, seconds) of each to `found`."""
     connection = http.client.HTTPConnection(host, timeout=60)
     while time.monotonic() < end:
-        path = "/search?" + urllib.parse.urlencode({"text": next(queries), "top": 24})
+        path = "/search?" + urllib.parse.urlencode({"text": next(queries), "top": 24} | more)
         begin = time.perf_counter()
         connection.request("GET", path)
         response = connection.getresponse()
@@ -47,7 +47,9 @@ def main() -> None:
     parser.add_argument("log")
     parser.add_argument("--seconds", type=float, default=10, help="of each row")
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
+    parser.add_argument("--no-rerank", action="store_true", help="without the index's re-ranker")
     flags = parser.parse_args()
+    more = {"rerank": "false"} if flags.no_rerank else {}
     queries = sorted(set(pyarrow.parquet.read_table(flags.log, columns=["query"])["query"].to_pylist()))
     np.random.default_rng(0).shuffle(queries)
     fresh = itertools.cycle(queries)
@@ -56,7 +58,8 @@ def main() -> None:
         found: list[tuple[int, float]] = []
         begin = time.monotonic()
         threads = [
-            threading.Thread(target=ask, args=(flags.host, each, begin + flags.seconds, found)) for _ in range(clients)
+            threading.Thread(target=ask, args=(flags.host, each, more, begin + flags.seconds, found))
+            for _ in range(clients)
         ]
         for thread in threads:
             thread.start()

@@ -21,6 +21,7 @@ from fbjax.cli.common import (
     whole_number,
 )
 from fbjax.core.console import answer, say
+from fbjax.core.paths import is_remote
 
 
 @verb(
@@ -221,4 +222,6 @@ def serve(index, workdir, reranker, host, port, waiting) -> None:
     from fbjax.serve.web.server import run
 
     with Searcher(index, os.environ.get(INDEX_TOKEN, ""), workdir, reranker) as searcher:
-        run(searcher, host, port, Limits(waiting=waiting), os.environ.get(SERVICE_KEY, ""), answer)
+        threads = 2 if is_remote(index) else 1  # a folder's Milvus computes in this process, in Python
+        limits = Limits(workers=threads, waiting=waiting)
+        run(searcher, host, port, limits, os.environ.get(SERVICE_KEY, ""), answer)
