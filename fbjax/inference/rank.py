@@ -104,7 +104,7 @@ def _nearest(
 ) -> np.ndarray:
     """The `number` of `rows` with the nearest vectors in the order of the table; all where none has to be left out."""
     run = model.run
-    if not (run.scores_pairs and run.has_embedder) or not 0 < number < len(rows):
+    if not (run.reranks and run.has_embedder) or not 0 < number < len(rows):
         return rows
     patches = run.feature_input if by_text else run.patches
     embedder = make_embedder(run, model.mesh, patches)

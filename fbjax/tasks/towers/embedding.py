@@ -8,6 +8,7 @@ the paper's application do.
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -21,7 +22,7 @@ from fbjax.model.towers.dual_encoder import DualEncoder
 from fbjax.tasks.base import Task
 from fbjax.tasks.towers import contrast
 
-START_SCALE = {"softmax": 1 / 0.07, "sigmoid": 10.0, "hinge": 1 / 0.07}  # of cosines
+START_SCALE = {"softmax": 1 / 0.07, "sigmoid": 10.0, "hinge": 1 / 0.07, "hardest": 1 / 0.07}  # of cosines
 MAX_SCALE = 100.0  # Radford et al. 2021
 START_SHARE = 0.5  # of the encoder's logits beside the linear branch's
 START_BIAS = -10.0  # Zhai et al. 2023: most pairs are mismatches
@@ -29,6 +30,7 @@ LOSSES: dict[str, Callable] = {
     "softmax": contrast.info_nce,
     "sigmoid": contrast.sigmoid_loss,
     "hinge": contrast.hinge_loss,
+    "hardest": partial(contrast.hinge_loss, hardest=True),
 }
 
 
@@ -70,10 +72,11 @@ class Embedding(Task):
         "[0, inf)",
     )
 
-    form: Literal["softmax", "sigmoid", "hinge"] = setting(
+    form: Literal["softmax", "sigmoid", "hinge", "hardest"] = setting(
         "softmax",
         "softmax: InfoNCE with a learned temperature (CLIP); sigmoid: a yes or no for each pair, with a learned "
-        "temperature and bias (SigLIP); hinge: the sum over negatives within a margin of .2 (VSE)",
+        "temperature and bias (SigLIP); hinge: the sum over negatives within a margin of .2 (VSE); hardest: the "
+        "hardest negative alone, in each direction (VSE++)",
     )
 
     owns = ("projection", "log_scale", "log_share", "logit_bias", "linear", "dual")
@@ -179,8 +182,8 @@ class Embedding(Task):
         return jnp.exp(model.log_scale - jax.lax.stop_gradient(above))  # at the limit it can still learn its way down
 
     def pair_logits(self, model, cosines: jax.Array) -> jax.Array:
-        """What the form's loss takes [B, B]: cosines, scaled but for the hinge, with a learned bias for the sigmoid."""
-        if self.form == "hinge":
+        """What the form's loss takes [B, B]: cosines, scaled but for a hinge, with a learned bias for the sigmoid."""
+        if self.form in ("hinge", "hardest"):
             return cosines
         scaled = self.logit_scale(model) * cosines
         return scaled + model.logit_bias if self.form == "sigmoid" else scaled
