@@ -27,6 +27,7 @@ class TokenScorer:
         self.mesh = mesh
         self.batch_size = batch_size(mesh, rows_per_batch, CPU_ROWS, ACCELERATOR_ROWS)
         self._num_pairs = PAIRS_A_ROW * self.batch_size
+        self._size = next(task for task in model.tasks if task.late_interaction).embedding_dim
 
         def apply(variables, *arrays, method):
             return model.apply({"params": variables["fashionbert"]}, *arrays, method=method)
@@ -54,37 +55,38 @@ class TokenScorer:
         self,
         variables: Any,
         ids: np.ndarray,
-        images: np.ndarray,
+        images: jax.Array | np.ndarray,
         pairs: np.ndarray,
         progress: Callable | None = None,
     ) -> np.ndarray:
         """Scores [N] of `pairs` [N, 2]: (row of ids [.., T], row of regions [I, P, E])."""
-        words, scores = self._embed_texts(variables, ids), np.empty(len(pairs), np.float32)
+        words, images = self._embed_texts(variables, ids), np.asarray(images)
+        scores = np.empty(len(pairs), np.float32)
         starts = range(0, len(pairs), self._num_pairs)
         for start in progress(starts, len(starts), "scoring") if progress else starts:
             part = slice(start, start + self._num_pairs)
             scores[part] = self._launch(variables, ids, words, images, pairs[part])[: len(scores[part])]
         return scores
 
-    def expected_seconds(self, variables: Any, ids: np.ndarray, images: np.ndarray, pairs: np.ndarray) -> float:
+    def expected_seconds(
+        self, variables: Any, ids: np.ndarray, images: jax.Array | np.ndarray, pairs: np.ndarray
+    ) -> float:
         """How long `score` will take, from one timed batch of pairs and one of texts (compiled first)."""
         some, texts = pairs[: self._num_pairs], ids[: self.batch_size]
-        self._launch(variables, ids, words := self._embed_texts(variables, texts), images, 0 * some)
+        self._launch(variables, ids, words := self._embed_texts(variables, texts), np.asarray(images[:1]), 0 * some)
         start = time.perf_counter()
         self._embed_texts(variables, texts)
         of_texts = (time.perf_counter() - start) * len(ids) / len(texts)
         start = time.perf_counter()
-        self._launch(variables, ids, words, images, 0 * some)
+        self._launch(variables, ids, words, np.asarray(images[:1]), 0 * some)
         return of_texts + (time.perf_counter() - start) * len(pairs) / len(some)
 
     def _embed_texts(self, variables: Any, ids: np.ndarray) -> np.ndarray:
         """Words [N, T, E] of framed piece ids [N, T]; 0 behind the padded length of a text's batch."""
-        lengths, words = (ids != PAD_ID).sum(axis=1), None
+        lengths, words = (ids != PAD_ID).sum(axis=1), np.zeros((*ids.shape, self._size), np.float32)
         for length, rows in mixed_batches(lengths, self.batch_size, BUCKET, ids.shape[1]):
             batch = put_batch(pad_rows(ids[rows, :length], self.batch_size), self.mesh)
-            found = np.asarray(self._words(variables, batch))[: len(rows)]
-            words = np.zeros((*ids.shape, found.shape[-1]), np.float32) if words is None else words
-            words[rows, :length] = found
+            words[rows, :length] = np.asarray(self._words(variables, batch))[: len(rows)]
         return words
 
     def _launch(self, variables, ids, words, images, pairs) -> np.ndarray:

@@ -9,6 +9,7 @@ text alone for a bidirectional GRU, [CLS] and [SEP] are words as well, and the l
 import dataclasses
 from typing import Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -87,7 +88,7 @@ class Scan(Task):
         return found
 
     def heads(self, model, spec):
-        found = {
+        found: dict[str, nn.Module] = {
             "scan_words": dense(model, self.embedding_dim, ("embed", None), name="scan_words"),
             "scan_regions": dense(model, self.embedding_dim, ("feature", None), name="scan_regions"),
         }
@@ -100,7 +101,7 @@ class Scan(Task):
         self.regions(model, jnp.zeros((1, model.spec.num_patches, model.spec.feature_size)))
 
     def words(self, model, text: jax.Array, text_mask: jax.Array, deterministic: bool = True) -> jax.Array:
-        """Embedded ``text [B, T, D], text_mask [B, T] -> [B, T, E]`` of length 1; at [PAD] it means nothing."""
+        """Embedded ``text [B, T, D], text_mask [B, T] -> [B, T, E]`` of length 1; those at [PAD] mean nothing."""
         hidden = model.encode(text, text_mask, text[:, :0], deterministic=deterministic)
         return unit(model.scan_words(hidden).astype(jnp.float32))
 
