@@ -73,6 +73,7 @@ class MaskedBatch:
     examples: Example  # leaves [B, ..]
     targets: dict[str, Any]  # task -> leaves [B, ..]
     weight: jax.Array  # [B]: 1 over the number of products in the global batch
+    step: jax.Array  # [B] int32: the step of training, for each product the same
 
 
 class PairView(NamedTuple):

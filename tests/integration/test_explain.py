@@ -1,5 +1,4 @@
-"""Explanations of scores against identities, NumPy and each other, for runs that score pairs, for late interaction and
-for towers."""
+"""Explanations of scores against identities, NumPy and each other, for runs that score pairs and for towers."""
 
 import dataclasses
 import itertools
@@ -19,7 +18,6 @@ from tests.support.untrained import randomised, tiny, write_untrained
 TOWERS = {"tasks": "itc", "tasks__itc__embedding_dim": 16, "patches__whole_image": True}
 RUNS = {
     "pairs": {"tasks": "tia"},
-    "scan": {"tasks": "scan", "tasks__scan__embedding_dim": 16, "patches__whole_image": True},
     "linear": TOWERS | {"tasks__itc__branches": "linear"},
     "both": TOWERS | {"tasks__itc__branches": "both", "tasks__itc__encoder_tokens": 8},
 }

@@ -7,6 +7,7 @@ import fbjax
 from fbjax.cli.main import main
 from fbjax.evaluation.evaluate import evaluate
 from fbjax.export.package import export
+from fbjax.inference.explain import explain
 from fbjax.inference.rank import rank
 from fbjax.inference.token_scorer import TokenScorer
 from fbjax.training.loop import train
@@ -16,7 +17,8 @@ from tests.unit.test_scan import score_by_loops
 
 FEW = ("train.num_steps=8", "train.save_every=4", "model.num_layers=1", "adaptive.method=fixed")
 SCAN = ("tasks=scan", "tasks.scan.embedding_dim=16", "tasks.scan.positions=true", "tasks.scan.pooling=logsumexp")
-VSEPP = ("tasks=itc", "tasks.itc.embedding_dim=16", "tasks.itc.form=hardest")
+SCAN += ("tasks.scan.hardest_from=4",)
+VSEPP = ("tasks=itc", "tasks.itc.embedding_dim=16", "tasks.itc.form=hardest", "tasks.itc.hardest_from=4")
 PRODUCTS = make_products(24, seed=1)
 TEXTS = [f"{product['title']} {product['caption']}" for product in PRODUCTS]
 IMAGES = [encode(product["image"], product["format"]) for product in PRODUCTS]
@@ -90,6 +92,17 @@ def test_one_run_may_find_by_vectors_and_re_rank_by_tokens(runs, tmp_path):
     vectors = (model.embed_text(TEXTS[:2]) * model.embed_image(IMAGES[:2])).sum(axis=1)
     assert np.abs(model.score(TEXTS[:2], IMAGES[:2]) - vectors).max() > 1e-3
     assert rank(tmp_path / "both", text=TEXTS[0], top=3, scored=4).num_scored == 4
+
+
+def test_a_hidden_word_of_scan_is_masked(runs):
+    model, text = fbjax.load(runs[0] / "scan", quiet=True), "red leather bag"
+    found = explain(model, text, IMAGES[0], "occlusion")
+    assert found.score == pytest.approx(model.score([text], [IMAGES[0]])[0], abs=1e-5)
+    (pieces, _), *_ = model.run.vocabulary.pieces([text])
+    masked = model.score([" ".join(["[MASK]"] * len(pieces))], [IMAGES[0]])[0]
+    assert found.without_words == pytest.approx(masked, abs=1e-5) and np.abs(found.patches).max() > 0
+    with pytest.raises(ValueError, match="this run compares tokens .scan.: use 'occlusion'"):
+        explain(model, text, IMAGES[0])
 
 
 def test_the_commands_take_scan_like_any_other_run(runs, tmp_path, capfd):

@@ -92,7 +92,7 @@ def loss_by_loops(scores, group, ids, hardest):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"attention_scale": 4.0, "direction": "image_to_text", "negatives": "all"},
+        {"attention_scale": 4.0, "direction": "image_to_text", "hardest_from": 1},
         {"pooling": "logsumexp", "positions": True},
     ],
     ids=["image to text, all", "text to image, hardest, positions"],
@@ -112,7 +112,7 @@ def test_the_loss_is_that_of_loops_over_the_whole_batch(settings):
     scores = np.array(
         [[score_by_loops(w[i != 0], r, *scales) for r in regions] for w, i in zip(words, ids, strict=True)]
     )
-    expected = loss_by_loops(scores, batch.group, ids, task.negatives == "hardest")
+    expected = loss_by_loops(scores, batch.group, ids, task.hardest_from == 0)
     assert float(losses_of(objective, params, batch)[0]) == pytest.approx(expected, rel=1e-4)
 
 
@@ -160,7 +160,7 @@ def test_padding_changes_no_loss_and_no_gradient_of_scan(direction):
 
 @pytest.mark.parametrize("direction", ["text_to_image", "image_to_text"])
 def test_eight_devices_and_micro_batches_change_no_step_of_scan(direction):
-    config = config_of(direction=direction, positions=True)
+    config = config_of(direction=direction, positions=True, hardest_from=1)
     in_parts = dataclasses.replace(config, train=dataclasses.replace(TRAIN, micro_batches=2))
     assert_same_step(stepped(config), stepped(in_parts, mesh=MeshConfig(8, 1, 1)))
 
@@ -188,8 +188,19 @@ def test_positions_are_those_of_loops_over_blocks():
             np.testing.assert_allclose(found[b, p], expected, rtol=1e-3, atol=1e-4)
 
 
+def test_all_negatives_count_until_the_hardest_count_alone():
+    """Two steps of one batch: the loss falls to that of the hardest negatives, of scores that hardly moved."""
+    _, _, (first, second) = stepped(config_of(hardest_from=1), steps=2)
+    _, _, (hardest, _) = stepped(config_of(), steps=2)
+    assert first["scan/loss"] > 3 * hardest["scan/loss"] and second["scan/loss"] < 2 * hardest["scan/loss"]
+
+
 def test_settings_that_do_not_go_together_are_told():
     with pytest.raises(ValueError, match="tasks scan and tia each score the run's pairs: take one of them"):
         load_config("catalogue_scan", ["tasks=scan,tia"])
+    with pytest.raises(
+        ValueError, match="tasks.itc.hardest_from 5 is for form 'hardest', not 'softmax' .leave it at 0"
+    ):
+        load_config("catalogue_towers", ["tasks.itc.hardest_from=5"])
     with pytest.raises(ValueError, match="tasks.scan.pooling 'mean'.*use 'logsumexp' or 'average'"):
         load_config("catalogue_scan", ["tasks.scan.pooling=mean"])

@@ -88,7 +88,7 @@ def partial_scores(
 
 
 def _token_scores(model: FashionBert, params: dict, pair: Pair, words: jax.Array, patches: jax.Array) -> jax.Array:
-    """Scores [B] by late interaction; of a patch its features are shown in part."""
+    """Scores [B] by late interaction, where a share of the features of each patch is shown."""
     apply = partial(model.apply, {"params": params})
     text = _embedded_text(model, params, pair.ids, pair.words, words)
     mask = jnp.broadcast_to(pair.ids != PAD_ID, text.shape[:2])

@@ -8,7 +8,6 @@ the paper's application do.
 import dataclasses
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -30,7 +29,6 @@ LOSSES: dict[str, Callable] = {
     "softmax": contrast.info_nce,
     "sigmoid": contrast.sigmoid_loss,
     "hinge": contrast.hinge_loss,
-    "hardest": partial(contrast.hinge_loss, hardest=True),
 }
 
 
@@ -79,6 +77,13 @@ class Embedding(Task):
         "hardest negative alone, in each direction (VSE++)",
     )
 
+    hardest_from: int = setting(
+        0,
+        "under form hardest: the step from which the hardest negative counts alone; before it all do, without which "
+        "the vectors may become equal from the start",
+        "[0, inf)",
+    )
+
     owns = ("projection", "log_scale", "log_share", "logit_bias", "linear", "dual")
     whole_batch = True
     embeds = True
@@ -111,6 +116,11 @@ class Embedding(Task):
             found.append(
                 f"tasks.{self.name}.branches 'dual' computes in float32, not in model.dtype {config.model.dtype!r} "
                 "(leave it at 'float32')"
+            )
+        if self.hardest_from and self.form != "hardest":
+            found.append(
+                f"tasks.{self.name}.hardest_from {self.hardest_from} is for form 'hardest', not {self.form!r} "
+                "(leave it at 0)"
             )
         return found
 
@@ -188,9 +198,13 @@ class Embedding(Task):
         scaled = self.logit_scale(model) * cosines
         return scaled + model.logit_bias if self.form == "sigmoid" else scaled
 
-    def contrasted(self, logits: jax.Array, negatives: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(loss, hits) [B] each of the `pair_logits` and negatives [B, B], by the form."""
-        return LOSSES[self.form](logits, negatives), contrast.hits(logits, negatives)
+    def contrasted(self, logits: jax.Array, negatives: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(loss, hits) [B] each of the `pair_logits` and negatives [B, B], by the form, at a `step` [B] of training."""
+        if self.form == "hardest":
+            losses = contrast.hardest_from(logits, negatives, step, self.hardest_from)
+        else:
+            losses = LOSSES[self.form](logits, negatives)
+        return losses, contrast.hits(logits, negatives)
 
 
 def _scalar(module: nn.Module, name: str, start: float) -> Any:

@@ -7,7 +7,6 @@ text alone for a bidirectional GRU, [CLS] and [SEP] are words as well, and the l
 """
 
 import dataclasses
-from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -46,10 +45,11 @@ class Scan(Task):
     pooling_scale: float = setting(
         6.0, "of logsumexp, lambda 2; the paper's: 6 from text to image, 5 from image to text (Flickr30K)", "(0, inf)"
     )
-    negatives: Literal["hardest", "all"] = setting(
-        "hardest",
-        "what the hinge counts: the hardest negative of the batch in each direction, or the sum over all of them, "
-        "which does not collapse at the start",
+    hardest_from: int = setting(
+        0,
+        "the step from which the hardest negative of the batch counts alone; before it all do, without which the "
+        "scores may become equal from the start",
+        "[0, inf)",
     )
     positions: bool = setting(
         False,
@@ -63,8 +63,8 @@ class Scan(Task):
     about = About(
         "Stacked cross attention (scan)",
         "which words and which image regions go together",
-        "A hinge between each own pair and the hardest of its negatives, in both directions. It starts near .4, twice "
-        "the margin; where it stays there, all scores have become equal.",
+        "A hinge between each own pair and its negatives, all of them before step hardest_from and the hardest from "
+        "then on, in both directions. Where it stays at .4, twice the margin, all scores have become equal.",
         guide=2 * contrast.MARGIN,
     )
 
@@ -120,5 +120,5 @@ class Scan(Task):
         mask = batch.batch.text_mask
         scores = head("token_scores", words[:, None], mask[:, None], regions[None])
         negatives = contrast.valid_negatives(batch.batch.group, batch.batch.ids)
-        losses = contrast.hinge_loss(scores, negatives, hardest=self.negatives == "hardest")
+        losses = contrast.hardest_from(scores, negatives, batch.step, self.hardest_from)
         return batch.weight @ losses, {"scan_accuracy": batch.weight @ contrast.hits(scores, negatives)}
