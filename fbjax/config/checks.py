@@ -137,11 +137,11 @@ def _model(config: Config) -> list[tuple]:
 
 def _training(config: Config) -> list[tuple]:
     adaptive, train, tasks = config.adaptive, config.train, config.tasks
-    pairing = [name for name, task in TASKS.items() if task.scores_pairs or task.embeds]
+    pairing = [name for name, task in TASKS.items() if _matches(task)]
     return [
         (not tasks, f"tasks is empty: name one or more of {', '.join(TASKS)}"),
         (
-            tasks and not any(task.scores_pairs or task.embeds for task in tasks.values()),
+            tasks and not any(map(_matches, tasks.values())),
             f"tasks {', '.join(tasks)} do not learn which text and image match: add {' or '.join(pairing)}",
         ),
         (
@@ -166,6 +166,11 @@ def _training(config: Config) -> list[tuple]:
             "adaptive.method 'fixed' needs a task whose weight is above 0",
         ),
     ]
+
+
+def _matches(task) -> bool:
+    """Whether a task, or its class, learns which text and image match."""
+    return task.scores_pairs or task.late_interaction or task.embeds
 
 
 def _lora(config: Config) -> list[tuple]:

@@ -10,6 +10,7 @@ from fbjax.data.log.events import described, framed_queries, join_log
 from fbjax.evaluation.galleries import log
 from fbjax.inference.pair_scorer import PairScorer
 from fbjax.inference.query_scorer import QueryScorer
+from fbjax.inference.token_scorer import TokenScorer
 from fbjax.runs.loaded import LoadedRun
 from fbjax.runs.run import Run
 
@@ -42,7 +43,9 @@ def figures_of_vectors(vectors, records: Split, asked: log.Asked, config: LogCon
     return log.log_figures(asked, queries, gallery)
 
 
-def figures_of_scores(loaded: LoadedRun, records: Split, asked: log.Asked, scorer: PairScorer) -> tuple[dict, dict]:
+def figures_of_scores(
+    loaded: LoadedRun, records: Split, asked: log.Asked, scorer: PairScorer | TokenScorer
+) -> tuple[dict, dict]:
     """`log.list_figures` of a run that scores pairs, for queries that are texts."""
     lists = log.draw_lists(asked, records.categories, records.groups)
     scores = QueryScorer(loaded.run, records, scorer, asked.texts, lists).scores(loaded.variables, progress)

@@ -64,9 +64,9 @@ def evaluate(
     loaded = LoadedRun.load(workdir, step)
     log_config = wanted_log(loaded.run.config, log) if "log" in protocols else None
     scores_matches = loaded.run.scores_pairs
-    if rerank and not scores_matches:
-        raise ValueError(f"--rerank {rerank} needs a run that learns alignment: its tasks have no tia")
-    by_scores = bool(log_config) and scores_matches and not (towers or log_config.has_pairs)  # of the log's queries
+    if rerank and not loaded.run.reranks:
+        raise ValueError(f"--rerank {rerank} needs a run that scores pairs: its tasks have neither tia nor scan")
+    by_scores = bool(log_config) and loaded.run.reranks and not (towers or log_config.has_pairs)  # of the log's queries
     by_vectors = set(protocols) & set(BY_VECTORS) - ({"log"} if by_scores else set())
     giver = _vector_run(loaded, towers, protocols) if by_vectors else None
     if giver and "mixed" in protocols:
@@ -89,8 +89,8 @@ def evaluate(
             num_queries,
             text_codes=records.text_codes(),
             size=RERANKED if rerank is None else rerank,
-            score=score if scores_matches else None,
-            scale=vectors.scale,
+            score=score if loaded.run.reranks else None,
+            scale=vectors.scale if scores_matches else 1.0,  # of cosines beside log-odds, or beside cosines of tokens
         )
         figures["full"] = vectors.about | found
         about = {"checkpoint_step": loaded.step, "ids_sha256": records.digests["ids"]}

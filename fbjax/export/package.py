@@ -40,7 +40,7 @@ def export(
     module = _module(form)
     check_fresh("--out", out)
     source = SourceModel.open(workdir, step, with_heads=FORMATS[form][1])
-    _check_queries(source)
+    _check_exportable(source)
     source_model = module.carried(source) if hasattr(module, "carried") else source
     real = real_inputs(source_model, data)
     with fresh_folder("--out", out) as folder:
@@ -54,9 +54,14 @@ def export(
     return content | {"proof": proof}
 
 
-def _check_queries(source: SourceModel) -> None:
-    """Raises ValueError where the encoder reads queries in a segment of their own, which no export has."""
+def _check_exportable(source: SourceModel) -> None:
+    """Raises ValueError where the encoder reads queries in a segment of their own, or pairs are scored by tokens: no
+    export has either."""
     config = source.run.config
+    if source.run.late_interaction:
+        raise ValueError(
+            "this run scores a pair by its tokens (task scan), which exports do not: use it from Python (fbjax.load)"
+        )
     if config.reads_queries and config.reads_encoder:
         raise ValueError(
             "this run's encoder reads queries in a segment of their own, which exports do not have: use it from Python "

@@ -24,7 +24,8 @@ from fbjax.data.text.wordpiece import PAD_ID
 from fbjax.inference.cache import Cache, CacheInfo, content_key
 from fbjax.inference.embedder import Embedder, make_embedder
 from fbjax.inference.known_words import unknown_words
-from fbjax.inference.pair_scorer import PairScorer, match_probability
+from fbjax.inference.pair_scorer import PairScorer, make_scorer, match_probability
+from fbjax.inference.token_scorer import TokenScorer
 from fbjax.runs.loaded import LoadedRun
 from fbjax.runs.stored_evaluation import read_calibration
 
@@ -97,17 +98,17 @@ class Model(LoadedRun, TextImageModel):
     def _embedder(self) -> Embedder:
         return make_embedder(self.run, self.mesh, self.run.patches, self._rows)
 
-    def _scorer(self, size: int | None) -> PairScorer:
+    def _scorer(self, size: int | None) -> PairScorer | TokenScorer | Embedder:
         """A scorer of batches of `size`, None for the largest."""
         if size not in self._scorers:
-            self._scorers[size] = PairScorer(self.run.model, self.run.patches, self.mesh, size)
+            self._scorers[size] = make_scorer(self.run, self.mesh, self.run.patches, size)
         return self._scorers[size]
 
     def _scores(self, texts: list[str], images: list) -> np.ndarray:
         if not texts:
             return np.empty(0, np.float32)
         (texts, text_places), (images, image_places) = distinct(texts), distinct(images)
-        if not self.run.scores_pairs:
+        if not self.run.reranks:
             of_texts, of_images = self._text_vectors(texts, self._embedder.embed_texts), self._image_vectors(images)
             return np.einsum("ne,ne->n", of_texts[text_places], of_images[image_places])
         ids, pairs = self._encode_texts(texts), np.stack([text_places, image_places], axis=1)
@@ -134,7 +135,7 @@ class Model(LoadedRun, TextImageModel):
     def _image_vectors(self, images: list) -> np.ndarray:
         return np.reshape(self._of_images(images, self._embedder), (len(images), self._embedder.size))
 
-    def _of_images(self, images: list, by: PairScorer | Embedder) -> np.ndarray:
+    def _of_images(self, images: list, by: PairScorer | TokenScorer | Embedder) -> np.ndarray:
         """What `by` makes of images, from the cache where it is there: [N, ..]."""
         maker = type(by).__name__.encode()  # a run may have both: vectors, and what is scored with a text
         keys = []

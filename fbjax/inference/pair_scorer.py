@@ -16,6 +16,7 @@ from scipy.special import expit
 from fbjax.core.batching import mixed_batches
 from fbjax.data.text.wordpiece import PAD_ID
 from fbjax.inference.embedder import Embedder, batch_size, embed_batches
+from fbjax.inference.token_scorer import TokenScorer
 from fbjax.model.fashionbert import FashionBert, match_score
 from fbjax.model.patch_features import PatchNetwork
 from fbjax.parallel.mesh import by_example, pad_rows, put_batch, replicated
@@ -51,12 +52,16 @@ def match_probability(scores: np.ndarray, temperature: float = 1.0, bias: float 
     return expit(np.asarray(scores, float) / temperature + bias)
 
 
-def make_scorer(run: "Run", mesh, patches: PatchNetwork | None = None) -> "PairScorer | Embedder":
-    """FashionBERT with its match head where the run scores pairs, else its embedder.
+def make_scorer(
+    run: "Run", mesh, patches: PatchNetwork | None = None, rows: int | None = None
+) -> "PairScorer | TokenScorer | Embedder":
+    """FashionBERT with its match head where the run scores pairs, a scorer of tokens where it learns late interaction,
+    else its embedder.
 
-    `patches`: the network that reads the inputs (default: `run.feature_input`).
+    `patches`: the network that reads the inputs (default: `run.feature_input`). `rows`: of a batch.
     """
-    return (PairScorer if run.scores_pairs else Embedder)(run.model, patches or run.feature_input, mesh)
+    kind = PairScorer if run.scores_pairs else TokenScorer if run.late_interaction else Embedder
+    return kind(run.model, patches or run.feature_input, mesh, rows)
 
 
 class PairScorer:

@@ -17,6 +17,7 @@ from fbjax.data.batches.split import Split
 from fbjax.data.log.events import framed_queries
 from fbjax.data.text.wordpiece import PAD_ID
 from fbjax.inference.pair_scorer import BUCKET, PairScorer
+from fbjax.inference.token_scorer import TokenScorer
 from fbjax.model.fashionbert import FashionBert, match_score
 from fbjax.parallel.mesh import by_example, pad_rows, put_batch, replicated
 from fbjax.runs.feature_cache import image_inputs, text_inputs
@@ -68,7 +69,9 @@ class TripleScorer:
 class QueryScorer:
     """Scores of Q queries, each with the products of its list, ``lists [Q, n]`` rows of `records`; -1: none."""
 
-    def __init__(self, run: Run, records: Split, scorer: PairScorer, queries: list[str], lists: np.ndarray):
+    def __init__(
+        self, run: Run, records: Split, scorer: PairScorer | TokenScorer, queries: list[str], lists: np.ndarray
+    ):
         self._run, self._records, self._scorer, self._lists = run, records, scorer, lists
         self._aligned = run.objective.aligns_queries
         num_tokens = run.config.log.query_tokens if self._aligned else run.config.model.text_tokens

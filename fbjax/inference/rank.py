@@ -22,7 +22,8 @@ SCORED = 200
 class Ranking:
     """The best products for a query, best first.
 
-    Scores are logit differences, > 0 where a match is likelier, or cosines, which have no threshold.
+    Scores are logit differences, > 0 where a match is likelier, or cosines, of vectors or over tokens, which have no
+    threshold.
     """
 
     query: str | bytes  # a text, or an encoded image
@@ -31,6 +32,7 @@ class Ranking:
     products: list[Product]
     scores: list[float]
     scores_matches: bool  # whether a score above 0 says "match"
+    by_tokens: bool = False  # whether tokens are compared, by late interaction
 
 
 def rank(
@@ -82,7 +84,8 @@ def rank(
     scores = scorer.score(model.variables, ids, images, pairs, progress)
     best = np.argsort(-scores, kind="stable")[:top]
     products = records.products(rows[best].tolist())
-    return Ranking(asked, len(candidates), len(rows), products, scores[best].tolist(), model.run.scores_pairs)
+    kind = model.run.scores_pairs, model.run.late_interaction
+    return Ranking(asked, len(candidates), len(rows), products, scores[best].tolist(), *kind)
 
 
 def format_table(ranking: Ranking, width: int) -> list[str]:
@@ -93,7 +96,8 @@ def format_table(ranking: Ranking, width: int) -> list[str]:
     for place, (product, score) in enumerate(zip(ranking.products, ranking.scores, strict=True), start=1):
         line = f"{place:>3}  {score:>6.2f}  {product.id:{ids}}  {product.category:{categories}}  {product.text}"
         lines.append(line if len(line) <= width else line[: width - 3] + " ..")
-    meaning = "; a score above 0: a match" if ranking.scores_matches else ", by cosine"
+    cosines = ", by the cosines of tokens" if ranking.by_tokens else ", by cosine"
+    meaning = "; a score above 0: a match" if ranking.scores_matches else cosines
     nearest = f"; the {ranking.num_scored:,} with the nearest vectors were scored"
     nearest = nearest if ranking.num_scored < ranking.num_candidates else ""
     return lines + [f"best {len(ranking.products)} of {ranking.num_candidates:,} products{meaning}{nearest}"]
@@ -104,7 +108,7 @@ def _nearest(
 ) -> np.ndarray:
     """The `number` of `rows` with the nearest vectors in the order of the table; all where none has to be left out."""
     run = model.run
-    if not (run.scores_pairs and run.has_embedder) or not 0 < number < len(rows):
+    if not (run.reranks and run.has_embedder) or not 0 < number < len(rows):
         return rows
     patches = run.feature_input if by_text else run.patches
     embedder = make_embedder(run, model.mesh, patches)

@@ -36,6 +36,7 @@ class Reading(NamedTuple):
 
     mean: jax.Array | None  # [B, D]: over the encoder's hidden states
     apart: jax.Array | None = None  # [B, E]: of the branch that reads text and image apart
+    tokens: jax.Array | None = None  # [B, T, E] or [B, P, E]: words of a text or regions of an image, of length 1
 
 
 class FashionBert(nn.Module):
@@ -64,7 +65,9 @@ class FashionBert(nn.Module):
         """Every head once, which initialises all parameters; hidden states ``[B, L, D]``, where a task needs any."""
         hidden = text = image = means = None
         if self.reads_encoder:
-            hidden, means = self.encode_pair(self.embed_text(ids), text_mask, self.embed_image(features))
+            text = self.embed_text(ids)
+            image = self.embed_image(features) if any(task.encodes_images for task in self.tasks) else text[:, :0]
+            hidden, means = self.encode_pair(text, text_mask, image)
             text, image = hidden[:, : ids.shape[1]], hidden[:, ids.shape[1] :]
         for task in self.tasks:
             task.initialise(self, text, image, means)
@@ -147,8 +150,18 @@ class FashionBert(nn.Module):
     ) -> Reading:
         """A text or query alone, ``ids [B, T]`` and its `bag`, an image alone, ``features [B, P, C]``, or a product of
         text and image."""
-        task = self._task(lambda task: task.embeds)
-        mean = None
+        found = Reading(None)
+        if any(task.embeds for task in self.tasks):
+            found = self._read_for_vectors(ids, bag, features, deterministic, is_query)
+        if not any(task.late_interaction for task in self.tasks) or (ids is not None and features is not None):
+            return found
+        if ids is None:
+            return found._replace(tokens=self.regions(features))
+        return found._replace(tokens=self.words(self.embed_text(ids, deterministic), ids != PAD_ID, deterministic))
+
+    def _read_for_vectors(self, ids, bag, features, deterministic: bool, is_query: bool) -> Reading:
+        """What `read` reads for the task that makes vectors."""
+        task, mean = self._task(lambda task: task.embeds), None
         if task.reads_encoder:
             ids = ids if ids is None or not task.encoder_tokens else ids[:, : task.encoder_tokens]
             text = None if ids is None else self.embed_text(ids, deterministic, is_query)
@@ -168,6 +181,18 @@ class FashionBert(nn.Module):
     def match_logits(self, cls: jax.Array, means: jax.Array | None = None) -> jax.Array:
         """``cls [B, D]`` and the `means` of `encode_pair` ``-> [B, 2]`` float32; index 1 means match."""
         return self._task(lambda task: task.scores_pairs).match_logits(self, cls, means)
+
+    def words(self, text: jax.Array, text_mask: jax.Array, deterministic: bool = True) -> jax.Array:
+        """Of a task of late interaction: ``text [B, T, D], text_mask [B, T] -> [B, T, E]`` of length 1."""
+        return self._task(lambda task: task.late_interaction).words(self, text, text_mask, deterministic)
+
+    def regions(self, features: jax.Array) -> jax.Array:
+        """Of a task of late interaction: ``features [B, P, C] -> [B, P, E]`` of length 1."""
+        return self._task(lambda task: task.late_interaction).regions(self, features)
+
+    def token_scores(self, words: jax.Array, word_mask: jax.Array, regions: jax.Array) -> jax.Array:
+        """``words [.., T, E], word_mask [.., T], regions [.., P, E] -> [..]``; the leading axes broadcast."""
+        return self._task(lambda task: task.late_interaction).token_scores(self, words, word_mask, regions)
 
     def vector(self, reading: Reading) -> jax.Array:
         """A `Reading` as vectors of length 1, [..., E] float32."""

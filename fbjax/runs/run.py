@@ -105,6 +105,16 @@ class Run:
         return any(task.scores_pairs for task in self.config.tasks.values())
 
     @property
+    def late_interaction(self) -> bool:
+        """Whether the run learns to score a text and an image by the tokens of both, each read alone."""
+        return any(task.late_interaction for task in self.config.tasks.values())
+
+    @property
+    def reranks(self) -> bool:
+        """Whether it scores a pair by more than two vectors, so that it may re-rank what these find."""
+        return self.scores_pairs or self.late_interaction
+
+    @property
     def has_embedder(self) -> bool:
         """Whether the run learns vectors of texts and of images."""
         return any(task.embeds for task in self.config.tasks.values())

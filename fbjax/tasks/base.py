@@ -73,6 +73,7 @@ class MaskedBatch:
     examples: Example  # leaves [B, ..]
     targets: dict[str, Any]  # task -> leaves [B, ..]
     weight: jax.Array  # [B]: 1 over the number of products in the global batch
+    step: jax.Array  # [B] int32: the step of training, for each product the same
 
 
 class PairView(NamedTuple):
@@ -126,10 +127,12 @@ class Task:
     asks_teacher: ClassVar[bool] = False  # whether it asks the teacher for scores of other pairs
     scores_pairs: ClassVar[bool] = False  # `match_logits` says whether a text and an image belong together
     whole_batch: ClassVar[bool] = False  # the loss compares products: it reads those of all micro-batches together
+    late_interaction: ClassVar[bool] = False  # `words`, `regions` and `token_scores` of these score a pair
     embeds: ClassVar[bool] = False  # `vector` of a `Reading` and `logit_scale` make vectors of texts and images
     augmentable: ClassVar[bool] = True  # targets stay true of a picture that is mirrored, cropped, brighter or darker
     predicts_at: ClassVar[str] = ""  # "text" or "image": `logits` predicts something at each of its positions
     reads_encoder: ClassVar[bool] = True  # whether the encoder's hidden states matter to it
+    encodes_images: ClassVar[bool] = True  # whether the encoder reads images for it
     reads_bags: ClassVar[bool] = False  # whether it reads n-grams of a text and patch features side by side
     reads_apart: ClassVar[str] = ""  # its head that reads text and image each on its own, beside or without the encoder
 

@@ -142,8 +142,8 @@ class Objective:
         drawn = jax.vmap(jax.random.categorical)(keys, logits)
         return batch._replace(negative=jnp.take(batch.image, drawn, axis=0))
 
-    def draw_masks(self, batch: Batch, key: jax.Array) -> MaskedBatch:
-        """Every task's targets, keyed by task and product: order, device count and other tasks do not matter.
+    def draw_masks(self, batch: Batch, key: jax.Array, step: jax.Array | int = 0) -> MaskedBatch:
+        """Every task's targets at a `step`, keyed by task and product: order, device count, other tasks do not matter.
 
         The pictures are augmented first, once for all passes, by keys of the product alone too.
         """
@@ -160,7 +160,8 @@ class Objective:
         # stacked on axis 1, so that a shard of B stays one
         examples, targets = jax.vmap(draw)(batch.index, batch.ids, batch.word_ids, jnp.stack(images, axis=1))
         targets = {task.name: task.count(targets[task.name]) for task in self.tasks}
-        return MaskedBatch(batch, examples, targets, jnp.full(len(batch.ids), 1.0 / len(batch.ids)))
+        weight, steps = jnp.full(len(batch.ids), 1.0 / len(batch.ids)), jnp.full(len(batch.ids), step, jnp.int32)
+        return MaskedBatch(batch, examples, targets, weight, steps)
 
     def augmented(self, batch: Batch, key: jax.Array) -> Batch:
         """`batch` with its pictures, a negative's too, as `augment` changes them; `key`: that of `draw_masks`."""

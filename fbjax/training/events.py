@@ -15,6 +15,7 @@ from fbjax.evaluation.galleries import log
 from fbjax.inference.embedder import Embedder
 from fbjax.inference.pair_scorer import PairScorer
 from fbjax.inference.query_scorer import QueryScorer
+from fbjax.inference.token_scorer import TokenScorer
 from fbjax.runs.feature_cache import image_inputs, text_inputs
 from fbjax.runs.run import Run
 from fbjax.training.validation import mean_reciprocal_rank
@@ -39,7 +40,9 @@ class RunEvents:
         """(rows of products, rows of partners or None) for a `Sampler`; () without a log."""
         return (self.train.rows, self.train.others) if self.train else ()
 
-    def sample(self, validation: Split, scorer: PairScorer | Embedder) -> "EventSample | ListSample | None":
+    def sample(
+        self, validation: Split, scorer: PairScorer | TokenScorer | Embedder
+    ) -> "EventSample | ListSample | None":
         """A sample of the validation events, where there are some."""
         events = self.joined and self.joined.splits["validation"].matching()
         if not events or len(np.unique(validation.groups[events.rows])) < 2:
@@ -105,7 +108,7 @@ class EventSample:
 class ListSample:
     """A fixed sample of validation events, each with one other product of its category: "auc" of their match scores."""
 
-    def __init__(self, run: Run, records: Split, events: Events, scorer: PairScorer):
+    def __init__(self, run: Run, records: Split, events: Events, scorer: PairScorer | TokenScorer):
         asked = log.ask(events, run.config.train.evaluate_products)
         self.size = len(asked)
         self._lists = log.draw_lists(asked, records.categories, records.groups, num_others=1)

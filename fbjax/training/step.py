@@ -39,7 +39,8 @@ def make_step(objective, optimizer: optax.GradientTransformation, config: Config
         batch = _with_images(batch, mesh)
         key_masks, key_dropout = step_keys(frozen["seed"], state.step)
         with jax.named_scope("masks"):
-            masked = objective.draw_masks(objective.with_mined(state.all_params, frozen, batch, key_masks), key_masks)
+            mined = objective.with_mined(state.all_params, frozen, batch, key_masks)
+            masked = objective.draw_masks(mined, key_masks, state.step)
 
         def losses_of(masked, key) -> Losses:
             return through(objective.losses_of(frozen, masked, key), lambda trained: merged(state.base, trained))

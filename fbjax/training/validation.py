@@ -9,6 +9,7 @@ from fbjax.data.batches.split import Split
 from fbjax.evaluation import metrics
 from fbjax.inference.embedder import Embedder
 from fbjax.inference.pair_scorer import PairScorer
+from fbjax.inference.token_scorer import TokenScorer
 from fbjax.runs.feature_cache import image_inputs, text_inputs
 from fbjax.runs.run import Run
 
@@ -20,7 +21,7 @@ class ValidationSample:
     found by its text, and the other way round; they are to find one product among many, which an AUC hardly shows.
     """
 
-    def __init__(self, run: Run, records: Split, scorer: PairScorer | Embedder, num_products: int):
+    def __init__(self, run: Run, records: Split, scorer: PairScorer | TokenScorer | Embedder, num_products: int):
         rng = np.random.default_rng(run.config.train.seed)
         rows = np.sort(rng.permutation(len(records))[:num_products])
         negatives = NegativeSampler(records.categories, records.groups)

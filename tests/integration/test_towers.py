@@ -69,7 +69,10 @@ def test_the_sigmoid_and_the_hinge_of_three_products_by_hand():
     np.testing.assert_allclose(hinge_loss(cosines, apart), [0.1 + 0.15, 0.0, 0.15], atol=1e-6)
 
 
-@pytest.mark.parametrize("form, start", [("sigmoid", (np.log(10), -10)), ("hinge", (np.log(1 / 0.07), None))])
+HINGED = (np.log(1 / 0.07), None)
+
+
+@pytest.mark.parametrize("form, start", [("sigmoid", (np.log(10), -10)), ("hinge", HINGED), ("hardest", HINGED)])
 def test_a_form_of_the_contrast_reads_its_own_parameters(form, start):
     """The task's loss on vectors of its own, from its start; the scale and the bias learn where they count."""
     tasks = make_tasks("itc", itc={"embedding_dim": 8, "form": form})
@@ -93,7 +96,8 @@ def test_a_form_of_the_contrast_reads_its_own_parameters(form, start):
         total = np.where(own | apart, np.log1p(np.exp(-signs * (10 * cosines - 10))), 0).sum()
     else:
         for each in (cosines, cosines.T):
-            total += np.where(apart, np.maximum(0, 0.2 - np.diagonal(cosines)[:, None] + each), 0).sum()
+            costs = np.where(apart, np.maximum(0, 0.2 - np.diagonal(cosines)[:, None] + each), 0)
+            total += (costs.max(axis=1) if form == "hardest" else costs).sum()
     assert float(value) == pytest.approx(total / B, rel=1e-4)
     learned = {name for name in ("log_scale", "logit_bias") if np.any(gradient["fashionbert"].get(name, 0))}
     assert learned == ({"log_scale", "logit_bias"} if form == "sigmoid" else set())

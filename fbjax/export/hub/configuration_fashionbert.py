@@ -7,7 +7,7 @@ class FashionBertConfig(BertConfig):
     """The content of config.json: BERT's settings and these.
 
     embedding_dim: size of a branch's vectors of texts, images and products; 0: the model makes no vectors.
-    contrast: what their contrast was: "softmax", "sigmoid" or "hinge".
+    contrast: what their contrast was: "softmax", "sigmoid", "hinge" or "hardest".
     match_reads: input of the match head: "cls", or "cls+cosine", which adds the cosine of the two modalities' means.
     cross_attention: "joint", one softmax over text and image, or "gated", a learned share of the other modality a head.
     branches: what makes a vector: "encoder", "linear" (n-grams and patch features side by side), or "both".

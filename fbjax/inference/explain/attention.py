@@ -24,9 +24,10 @@ def attention(model: Model, text: str, image) -> Explanation:
     """
     if not model.run.scores_pairs:
         names = ", ".join(model.run.config.tasks)
+        others = "'occlusion'" if model.run.late_interaction else "'gradient' or 'occlusion'"
         raise ValueError(
             f"method 'attention' needs an encoder that reads text and image together, and this run has towers (tasks "
-            f"{names}): use 'gradient' or 'occlusion'"
+            f"{names}): use {others}"
         )
     read = read_pair(model, text, image)
     found = jax.device_get(_trace(Teacher.of(model.run.model), model.variables["fashionbert"], *read.pair[::2]))

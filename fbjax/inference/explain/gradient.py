@@ -27,7 +27,13 @@ STEPS = 16  # of the integral, by Gauss-Legendre: in a trained run within .02 of
 
 
 def gradient(model: Model, text: str, image) -> Explanation:
-    """Value of a part: its share in the way from the score of nothing to the score of the pair."""
+    """Value of a part: its share in the way from the score of nothing to the score of the pair.
+
+    Raises ValueError where a run compares tokens: their similarities are cut off at 0 and then made of length 1, so
+    they jump on the way.
+    """
+    if model.run.late_interaction:
+        raise ValueError("method 'gradient' needs a smooth score, and this run compares tokens (scan): use 'occlusion'")
     read = read_pair(model, text, image)
     by_word, by_token, ends = jax.device_get(_integrated(model.run.model, model.variables, read.pair))
     whole, no_words, no_patches = map(float, ends)

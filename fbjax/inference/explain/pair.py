@@ -75,6 +75,8 @@ def partial_scores(
     Divided by its own it keeps its direction, and so its cosine, until nothing is left.
     """
     shares = jnp.concatenate([words, jnp.ones_like(words[:, :1])], axis=1)  # `NO_WORD` is the last: always shown
+    if any(task.late_interaction for task in model.tasks):
+        return _token_scores(model, variables["fashionbert"], pair, shares, patches)
     if not any(task.scores_pairs for task in model.tasks):
         texts = _text_vectors(model, variables, pair, shares, fixed_length)
         return (texts * _image_vectors(model, variables, pair, patches)).sum(axis=-1)
@@ -83,6 +85,15 @@ def partial_scores(
     image = _embedded_image(model, params, pair.features, patches)
     mask = jnp.broadcast_to(pair.ids != PAD_ID, text.shape[:2])
     return match_score(match_logits_of_embedded(model, params, text, mask, image))
+
+
+def _token_scores(model: FashionBert, params: dict, pair: Pair, words: jax.Array, patches: jax.Array) -> jax.Array:
+    """Scores [B] by late interaction, where a share of the features of each patch is shown."""
+    apply = partial(model.apply, {"params": params})
+    text = _embedded_text(model, params, pair.ids, pair.words, words)
+    mask = jnp.broadcast_to(pair.ids != PAD_ID, text.shape[:2])
+    regions = apply(patches[..., None] * pair.features, method="regions")
+    return apply(apply(text, mask, method="words"), mask, regions, method="token_scores")
 
 
 def _embedded_text(model: FashionBert, params: dict, ids: jax.Array, words: jax.Array, shares: jax.Array) -> jax.Array:

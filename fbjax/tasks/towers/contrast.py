@@ -49,6 +49,11 @@ def hinge_loss(cosines: jax.Array, negatives: jax.Array, hardest: bool = False) 
     return total
 
 
+def hardest_from(cosines: jax.Array, negatives: jax.Array, step: jax.Array, start: int) -> jax.Array:
+    """`hinge_loss` of all negatives before step `start`, of the hardest alone from then on. ``step [B]``."""
+    return jnp.where(step < start, hinge_loss(cosines, negatives), hinge_loss(cosines, negatives, hardest=True))
+
+
 def hits(logits: jax.Array, negatives: jax.Array) -> jax.Array:
     """In how many of both directions a product's own pair is above all its negatives, of 1; without any it is."""
     own, others = jnp.diagonal(logits), jnp.where(negatives, logits, -jnp.inf)

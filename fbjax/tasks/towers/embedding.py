@@ -21,7 +21,7 @@ from fbjax.model.towers.dual_encoder import DualEncoder
 from fbjax.tasks.base import Task
 from fbjax.tasks.towers import contrast
 
-START_SCALE = {"softmax": 1 / 0.07, "sigmoid": 10.0, "hinge": 1 / 0.07}  # of cosines
+START_SCALE = {"softmax": 1 / 0.07, "sigmoid": 10.0, "hinge": 1 / 0.07, "hardest": 1 / 0.07}  # of cosines
 MAX_SCALE = 100.0  # Radford et al. 2021
 START_SHARE = 0.5  # of the encoder's logits beside the linear branch's
 START_BIAS = -10.0  # Zhai et al. 2023: most pairs are mismatches
@@ -70,10 +70,18 @@ class Embedding(Task):
         "[0, inf)",
     )
 
-    form: Literal["softmax", "sigmoid", "hinge"] = setting(
+    form: Literal["softmax", "sigmoid", "hinge", "hardest"] = setting(
         "softmax",
         "softmax: InfoNCE with a learned temperature (CLIP); sigmoid: a yes or no for each pair, with a learned "
-        "temperature and bias (SigLIP); hinge: the sum over negatives within a margin of .2 (VSE)",
+        "temperature and bias (SigLIP); hinge: the sum over negatives within a margin of .2 (VSE); hardest: the "
+        "hardest negative alone, in each direction (VSE++)",
+    )
+
+    hardest_from: int = setting(
+        0,
+        "under form hardest: the step from which the hardest negative counts alone; before it all do, without which "
+        "the vectors may become equal from the start",
+        "[0, inf)",
     )
 
     owns = ("projection", "log_scale", "log_share", "logit_bias", "linear", "dual")
@@ -108,6 +116,11 @@ class Embedding(Task):
             found.append(
                 f"tasks.{self.name}.branches 'dual' computes in float32, not in model.dtype {config.model.dtype!r} "
                 "(leave it at 'float32')"
+            )
+        if self.hardest_from and self.form != "hardest":
+            found.append(
+                f"tasks.{self.name}.hardest_from {self.hardest_from} is for form 'hardest', not {self.form!r} "
+                "(leave it at 0)"
             )
         return found
 
@@ -179,15 +192,19 @@ class Embedding(Task):
         return jnp.exp(model.log_scale - jax.lax.stop_gradient(above))  # at the limit it can still learn its way down
 
     def pair_logits(self, model, cosines: jax.Array) -> jax.Array:
-        """What the form's loss takes [B, B]: cosines, scaled but for the hinge, with a learned bias for the sigmoid."""
-        if self.form == "hinge":
+        """What the form's loss takes [B, B]: cosines, scaled but for a hinge, with a learned bias for the sigmoid."""
+        if self.form in ("hinge", "hardest"):
             return cosines
         scaled = self.logit_scale(model) * cosines
         return scaled + model.logit_bias if self.form == "sigmoid" else scaled
 
-    def contrasted(self, logits: jax.Array, negatives: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(loss, hits) [B] each of the `pair_logits` and negatives [B, B], by the form."""
-        return LOSSES[self.form](logits, negatives), contrast.hits(logits, negatives)
+    def contrasted(self, logits: jax.Array, negatives: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(loss, hits) [B] each of the `pair_logits` and negatives [B, B], by the form, at a `step` [B] of training."""
+        if self.form == "hardest":
+            losses = contrast.hardest_from(logits, negatives, step, self.hardest_from)
+        else:
+            losses = LOSSES[self.form](logits, negatives)
+        return losses, contrast.hits(logits, negatives)
 
 
 def _scalar(module: nn.Module, name: str, start: float) -> Any:

@@ -68,5 +68,5 @@ class ImageTextContrast(Embedding):
         else:
             own = contrast.cosine_matrix(head("encoder_vector", views.text), head("encoder_vector", views.image))
             logits = own + contrast.cosine_matrix(towers[:, 0], towers[:, 1])
-        losses, hits = self.contrasted(logits, negatives)
+        losses, hits = self.contrasted(logits, negatives, batch.step)
         return batch.weight @ losses, {"itc_accuracy": batch.weight @ hits}

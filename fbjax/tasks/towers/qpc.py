@@ -31,5 +31,5 @@ class QueryProductContrast(Embedding):
     def loss(self, head, views, targets, batch):
         cosines = contrast.cosine_matrix(head("vector", views.query), head("vector", views.product))
         negatives = contrast.valid_negatives(batch.batch.group, batch.batch.query)
-        losses, hits = self.contrasted(head("pair_logits", cosines), negatives)
+        losses, hits = self.contrasted(head("pair_logits", cosines), negatives, batch.step)
         return batch.weight @ losses, {"qpc_accuracy": batch.weight @ hits}

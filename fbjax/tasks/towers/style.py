@@ -65,7 +65,7 @@ class SameStyle(Embedding):
         negatives = other_styles(own.group, other.group, own.ids, other.ids)
         total, metrics = jnp.zeros(len(own.group)), {}
         for unit, share in zip(UNITS, (1.0, self.image_share, self.text_share), strict=True):
-            losses, hits = self.contrasted(head("pair_logits", cosines[unit]), negatives)
+            losses, hits = self.contrasted(head("pair_logits", cosines[unit]), negatives, batch.step)
             total += share * losses
             metrics[f"style_{unit}_accuracy"] = batch.weight @ hits
         alone = UNITS[1:]
