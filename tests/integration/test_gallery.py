@@ -199,7 +199,7 @@ def test_a_run_is_re_ranked_with_the_towers_of_another_as_by_brute_force(runs, c
 
 def test_towers_alone_decide_nothing_and_are_not_re_ranked(runs):
     towers, _ = runs
-    with pytest.raises(ValueError, match="--rerank 4 needs a run that learns alignment"):
+    with pytest.raises(ValueError, match="--rerank 4 needs a run that scores pairs"):
         evaluate(towers, protocols=("full",), rerank=4)
     figures = evaluate(towers, protocols=("candidates", "matching", "draws", "legacy", "full"), num_queries=8)
     drawn, alone = figures["draws"], figures["text_to_image"]
