@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,9 @@ import fbjax
 from fbjax.cli.main import main
 from fbjax.core.checksums import SUMS
 from fbjax.evaluation.galleries.system import evaluate_index
+from fbjax.inference.catalogue.embed_catalogue import model_sha256
 from fbjax.inference.query_scorer import match_triples
+from fbjax.runs.loaded import LoadedRun
 from fbjax.serve.index import pictures as stored_pictures
 from fbjax.serve.index.collection import Hit, Stored
 from fbjax.serve.index.database import Database
@@ -513,3 +515,26 @@ def test_a_run_from_another_machine_is_indexed(run, table, tmp_path, capsys):
     assert index(moved, tmp_path / "index", data=table).products == 40
     assert f"config.data.prepared {file / 'prepared'} cannot be made here" in capsys.readouterr().err
     assert list((moved / "prepared").iterdir())
+
+
+def test_the_name_of_a_model_depends_on_what_its_vectors_depend_on(run):
+    loaded = LoadedRun.load(run)
+    digest = model_sha256(loaded)
+
+    def with_model(**changes):
+        config = replace(loaded.run.config, model=replace(loaded.run.config.model, **changes))
+        return model_sha256(replace(loaded, run=replace(loaded.run, config=config)))
+
+    @dataclass(frozen=True)
+    class Later(type(loaded.run.config.model)):
+        """The settings of the encoder in a later version, which has one more."""
+
+        another: int = 3
+
+    Later.__name__ = Later.__bases__[0].__name__
+    later = Later(**vars(loaded.run.config.model))
+    newer = replace(loaded.run, config=replace(loaded.run.config, model=later))
+    assert model_sha256(replace(loaded, run=newer)) == digest
+    newer = replace(loaded.run, config=replace(loaded.run.config, model=replace(later, another=4)))
+    assert model_sha256(replace(loaded, run=newer)) != digest
+    assert with_model(num_heads=1) != digest and with_model() == digest

@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -101,14 +102,23 @@ def splits_of(loaded: LoadedRun, data: str | Sequence[str] | None, split: str) -
 
 
 def model_sha256(loaded: LoadedRun) -> str:
-    """A hash of all that a product's vectors depend on but the product: weights, settings and vocabulary."""
+    """A hash of all that a product's vectors depend on but the product: weights, settings and vocabulary.
+
+    Settings count where they are not at their defaults: a later fbjax has more of them, and the same vectors.
+    """
     run, digest = loaded.run, hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(jax.device_get(loaded.variables)):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
         digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
-    config = [dataclasses.asdict(part) for part in (run.config.model, run.config.patches, *run.config.tasks.values())]
+    config = [_changed(part) for part in (run.config.model, run.config.patches, *run.config.tasks.values())]
     digest.update(repr((config, run.vocabulary.fingerprint)).encode())
     return digest.hexdigest()
+
+
+def _changed(settings: Any) -> tuple[str, dict]:
+    """The type of some settings, and those that are not at their defaults."""
+    defaults, values = dataclasses.asdict(type(settings)()), dataclasses.asdict(settings)
+    return type(settings).__name__, {name: value for name, value in values.items() if value != defaults[name]}
 
 
 def _manifest(loaded: LoadedRun, splits: list[Split], units: Sequence[str]) -> dict:
