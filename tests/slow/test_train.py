@@ -214,7 +214,8 @@ def contents_of(folder):
     """{file: its hash} of what a folder is for: no times, no logs. The bytes of records' files are not always the same;
     arrays show what they hold."""
     aside = ("report.json", "manifest.json", "SHA256SUMS", "tables.json", "dataset_info.json")
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in aside + ("image_files.jsonl",))
+    aside += ("image_files.jsonl", "manifest.json.crc32")
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in aside)
     files = (path for path in files if path.suffix not in (".lock", ".stablehlo") and "array_record" not in path.name)
     names = {path.relative_to(folder).as_posix(): path for path in files}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in names.items()}
