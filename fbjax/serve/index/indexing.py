@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fbjax import __version__
+from fbjax import __version__, load
 from fbjax.config.load import absolute
 from fbjax.core.console import duration
 from fbjax.core.paths import is_remote
@@ -149,7 +149,7 @@ def _manifest(location: str | Path, token: str) -> dict:
 def _load_reranker(workdir: str | Path) -> Model | None:
     if not workdir:
         return None
-    model = dataclasses.replace(Model.load(workdir), quiet=True)
+    model = load(workdir, quiet=True)
     if not model.run.scores_pairs:
         raise ValueError(f"--reranker {workdir} scores no pairs: name a run with the task tia or qta")
     return model

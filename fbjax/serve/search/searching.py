@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fbjax import load
 from fbjax.core.paths import is_remote
 from fbjax.inference.catalogue.embed_catalogue import model_sha256
 from fbjax.inference.embedder import BUCKET
@@ -289,7 +290,7 @@ def _add(searches: list[_Search], vectors: list[np.ndarray | ValueError]) -> Non
 def _load(workdir: str | Path, said: dict, what: str, flag: str) -> Model:
     """The model that an index says of. Raises FileNotFoundError or ValueError where it is not in `workdir`."""
     try:
-        model = dataclasses.replace(Model.load(workdir, said["checkpoint_step"]), quiet=True)
+        model = load(workdir, said["checkpoint_step"], quiet=True)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"the model of the {what}: {error}; give its folder by {flag}") from None
     if model_sha256(model) != said["model_sha256"]:

@@ -7,9 +7,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
 
-from fastapi import FastAPI, File, Form, Query, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
@@ -17,24 +16,16 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from fbjax import __version__
-from fbjax.serve.index.collection import ID_BYTES
-from fbjax.serve.index.where import MAX_LENGTH
 from fbjax.serve.search.changing import Products
-from fbjax.serve.search.explaining import Explainer, Why
-from fbjax.serve.search.query import MOST, MOST_CHARACTERS, Mode
-from fbjax.serve.search.query import Query as Wanted
 from fbjax.serve.search.searching import Searcher
-from fbjax.serve.web.answers import Answer, Explained, MatchAnswer, Problem, answer_of, explained_of
+from fbjax.serve.web.answers import Problem
 from fbjax.serve.web.limits import BodyLimit, Limits
 from fbjax.serve.web.metrics import Metrics
 from fbjax.serve.web.products import product_routes
+from fbjax.serve.web.queries import query_routes
 from fbjax.serve.web.workers import Busy, Workers
 
 PAGE = Path(__file__).with_name("page")
-COUNTED = 100  # products that are found for every answer, so that fields can be counted
-MOST_SHOWN = 100  # products of one answer
-MOST_SKIPPED = MOST - MOST_SHOWN - 1
-UNCOUNTED = ("group",)  # text fields without counts
 SECURITY = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -42,16 +33,7 @@ SECURITY = {
 }
 NO_DOCS: dict[str, None] = {"docs_url": None, "redoc_url": None}  # these load scripts from another host
 PROBLEMS = {code: {"model": Problem} for code in (400, 413, 429, 503)}
-Rerank = Annotated[bool, Query(description="whether the index's re-ranker, if any, orders the first 50")]
-Method = Literal["gradient", "occlusion", "attention"]
 log = logging.getLogger("fbjax.serve")
-
-Text = Annotated[str, Query(description="words", max_length=MOST_CHARACTERS, examples=["red cotton dress"])]
-Like = Annotated[str, Query(description="id of a product: others like it", max_length=ID_BYTES)]
-Identity = Annotated[str, Query(alias="id", description="id of the product", max_length=ID_BYTES)]
-Where = Annotated[str, Query(description="filter", max_length=MAX_LENGTH, examples=['category == "dress"'])]
-Top = Annotated[int, Query(description="number of products", ge=1, le=MOST_SHOWN)]
-Skip = Annotated[int, Query(description="products before these", ge=0, le=MOST_SKIPPED)]
 
 
 def make_app(searcher: Searcher, limits: Limits, key: str = "") -> FastAPI:
@@ -59,7 +41,7 @@ def make_app(searcher: Searcher, limits: Limits, key: str = "") -> FastAPI:
 
     With a `key` products can be changed by who sends it.
     """
-    workers, metrics, explainer = Workers(limits), Metrics(), Explainer(searcher)
+    workers, metrics = Workers(limits), Metrics()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -70,70 +52,7 @@ def make_app(searcher: Searcher, limits: Limits, key: str = "") -> FastAPI:
     app = FastAPI(**about, lifespan=lifespan, responses=PROBLEMS, **NO_DOCS)
     app.add_middleware(BodyLimit, most=limits.bytes)
 
-    async def answered(wanted: Wanted, top: int, skip: int) -> Answer:
-        done = await workers.run(searcher.search_all, wanted)
-        metrics.note(done.answer.seconds | {"wait": done.waited}, done.together)
-        kinds = searcher.collection.fields.items()
-        counted = [name for name, kind in kinds if kind == "text" and name not in UNCOUNTED]
-        answer = answer_of(done.answer, skip, top, counted)
-        return answer.model_copy(update={"more": answer.more and skip + top <= MOST_SKIPPED})
-
-    @app.get("/search")
-    async def search(
-        text: Text = "",
-        like: Like = "",
-        where: Where = "",
-        mode: Mode | None = None,
-        rerank: Rerank = True,
-        top: Top = 24,
-        skip: Skip = 0,
-    ) -> Answer:
-        """The best products for words, or like a product."""
-        depth = max(COUNTED, skip + top + 1)
-        wanted = Wanted(text=text, like=like, where=where, mode=mode, top=depth, rerank=rerank)
-        return await answered(wanted, top, skip)
-
-    @app.post("/search")
-    async def search_by_picture(
-        image: Annotated[bytes, File(description="a picture: JPEG, PNG, WebP, ..")],
-        text: Annotated[str, Form(description="words that say what differs", max_length=MOST_CHARACTERS)] = "",
-        where: Annotated[str, Form(description="filter", max_length=MAX_LENGTH)] = "",
-        top: Annotated[int, Form(ge=1, le=MOST_SHOWN)] = 24,
-        skip: Annotated[int, Form(ge=0, le=MOST_SKIPPED)] = 0,
-    ) -> Answer:
-        """The best products for a picture, and perhaps words: a picture, "but in blue"."""
-        depth = max(COUNTED, skip + top + 1)
-        return await answered(Wanted(text=text, image=image, where=where, top=depth), top, skip)
-
-    @app.post("/match")
-    async def match(
-        text: Annotated[str, Form(description="words", max_length=MOST_CHARACTERS)],
-        image: Annotated[bytes, File(description="a picture: JPEG, PNG, WebP, ..")],
-    ) -> MatchAnswer:
-        """Whether a text and a picture belong together."""
-        done = await workers.run(searcher.matcher.match_all, (text, image))
-        metrics.note({"match": done.seconds, "wait": done.waited}, done.together)
-        return MatchAnswer(score=done.answer.score, probability=done.answer.probability)
-
-    async def explained(why: Why) -> Explained:
-        done = await workers.run(explainer.explain_all, why, alone=True)
-        metrics.note({"explain": done.seconds, "wait": done.waited}, done.together)
-        return explained_of(done.answer)
-
-    @app.get("/explain")
-    async def explain(identity: Identity, text: Text = "", like: Like = "", method: Method = "gradient") -> Explained:
-        """What words and patches contribute to the match of a text, or another product's text, with a product."""
-        return await explained(Why(identity, text, None, like, method))
-
-    @app.post("/explain")
-    async def explain_picture(
-        image: Annotated[bytes, File(description="the picture that was searched by")],
-        identity: Annotated[str, Form(alias="id", description="id of the product", max_length=ID_BYTES)],
-        method: Annotated[Method, Form()] = "gradient",
-    ) -> Explained:
-        """What a product's words and the patches of a picture contribute to their match."""
-        return await explained(Why(identity, image=image, method=method))
-
+    app.include_router(query_routes(searcher, workers, metrics))
     app.include_router(product_routes(Products(searcher), workers, key))
 
     @app.get("/pictures/{name}", responses={404: {"model": Problem}}, response_class=Response)
