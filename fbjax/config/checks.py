@@ -9,8 +9,8 @@ def contradictions(config: Config) -> list[str]:
     """What is out of range or contradicts what, each with its values and the remedy. Each task checks itself."""
     if found := out_of_range(config):  # what follows computes with these values
         return found
-    rules = [*_data(config), *_log(config), *_patches(config), *_model(config), *_training(config), *_lora(config)]
-    found = [message for broken, message in rules if broken]
+    sections = (_data, _log, _patches, _model, _rivals, _training, _lora)
+    found = [message for rules in sections for broken, message in rules(config) if broken]
     return found + [problem for task in config.tasks.values() for problem in task.check(config)]
 
 
@@ -131,6 +131,42 @@ def _model(config: Config) -> list[tuple]:
         (
             model.attention == "cudnn" and model.cross_attention == "gated",
             "model.attention 'cudnn' takes no cross_attention 'gated' (use attention 'xla')",
+        ),
+    ]
+
+
+def _rivals(config: Config) -> list[tuple]:
+    """Of the architectures other than FashionBERT's."""
+    model, train = config.model, config.train
+    named, is_vilbert = f"model.architecture {model.architecture!r}", model.architecture == "vilbert"
+    default = type(model)().co_attention_blocks
+    return [
+        (
+            model.architecture != "fashionbert" and not config.patches.whole_image,
+            f"{named} reads the token of the whole image: set patches.whole_image to true",
+        ),
+        (
+            is_vilbert and model.co_attention_blocks > model.num_layers,
+            f"model.co_attention_blocks {model.co_attention_blocks} is above model.num_layers {model.num_layers}: each "
+            "block is followed by a layer of the text (lower it)",
+        ),
+        (
+            not is_vilbert and model.co_attention_blocks != default,
+            f"model.co_attention_blocks {model.co_attention_blocks} is for model.architecture 'vilbert', not "
+            f"{model.architecture!r} (use {default})",
+        ),
+        (
+            is_vilbert and model.cross_attention == "gated",
+            f"{named} takes no cross_attention 'gated', which is for one stream (use 'joint')",
+        ),
+        (
+            is_vilbert and train.layer_decay < 1,
+            f"{named} takes no train.layer_decay {train.layer_decay}, which counts the layers of one stream (use 1)",
+        ),
+        (
+            is_vilbert and config.lora.layers and not train.start_from,
+            f"{named} with lora.layers: a pretrained BERT has no image stream and no co-attention to adapt (name a "
+            "trained run in train.start_from)",
         ),
     ]
 

@@ -115,6 +115,17 @@ class ModelConfig:
     text_bucket: int = setting(
         16, "texts are padded to the next multiple, the step compiled for each; text_tokens: always to T", "[1, inf)"
     )
+    architecture: Literal["fashionbert", "vilbert", "vlbert"] = setting(
+        "fashionbert",
+        "fashionbert: one stream over text and patches (the paper); vilbert: two streams that attend to each other; "
+        "vlbert: one stream whose words all carry the whole image's feature; see the guide on rivals",
+    )
+    co_attention_blocks: int = setting(
+        6,
+        "vilbert: blocks of co-attention, each before a layer of either stream; the first num_layers less these read "
+        "the text alone",
+        "[1, inf)",
+    )
     cross_attention: Literal["joint", "gated"] = setting(
         "joint",
         "how text and image attend to each other: in one softmax (joint, the paper), or by a share that each head "

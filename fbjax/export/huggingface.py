@@ -14,7 +14,7 @@ import flax.traverse_util
 import numpy as np
 
 from fbjax.config.load import config_to_json
-from fbjax.config.schema import PatchConfig
+from fbjax.config.schema import Config, PatchConfig
 from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.export import card
 from fbjax.export.source_model import SourceModel
@@ -38,6 +38,7 @@ def carried(source_model: SourceModel) -> SourceModel:
         raise ValueError(
             "--format hf: a dual encoder (branches 'dual') has no PyTorch code here (use --format stablehlo or onnx)"
         )
+    _check_twin(source_model.run.config)
     if source_model.run.patches.twin:
         return source_model
     functions = {
@@ -46,6 +47,15 @@ def carried(source_model: SourceModel) -> SourceModel:
         if all(given.name != "images" for given in function.inputs)
     }
     return dataclasses.replace(source_model, functions=functions, params=source_model.params | {"patches": {}})
+
+
+def _check_twin(config: Config) -> None:
+    """Raises ValueError where the model has no PyTorch code."""
+    heads = [name for name, task in config.tasks.items() if task.scores_pairs and task.reads_firsts]
+    found = [f"model.architecture {config.model.architecture!r}"] * (config.model.architecture != "fashionbert")
+    if found := found + [f"tasks.{name}.head 'product'" for name in heads]:
+        named = " and ".join(found)
+        raise ValueError(f"--format hf: {named} has no PyTorch code here (use --format stablehlo or onnx)")
 
 
 def write(source_model: SourceModel, folder: Path) -> None:

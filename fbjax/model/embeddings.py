@@ -27,8 +27,15 @@ class TextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(self.config.hidden_dropout)
 
     def __call__(self, ids: jax.Array, deterministic: bool, is_query: bool = False) -> jax.Array:
+        return self.finished(self.summed(ids, is_query), deterministic)
+
+    def summed(self, ids: jax.Array, is_query: bool = False) -> jax.Array:
+        """``ids [B, T] -> [B, T, D]``: word + position + segment."""
         segment = self.segment[QUERY_SEGMENT if is_query else TEXT_SEGMENT]
-        x = self.word[ids] + self.position[: ids.shape[1]] + segment
+        return self.word[ids] + self.position[: ids.shape[1]] + segment
+
+    def finished(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        """LayerNorm and dropout of sums ``[B, L, D]``."""
         return self.dropout(self.norm(x), deterministic)
 
     def decode(self, x: jax.Array) -> jax.Array:

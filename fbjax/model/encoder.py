@@ -88,11 +88,12 @@ class LayerNorm(nn.Module):
     """
 
     dtype: str
+    start: float = 1.0  # the scale's
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         boxed = lambda initializer: nn.with_logical_partitioning(initializer, ("norm",))  # noqa: E731
-        scale = self.param("scale", boxed(nn.initializers.ones), x.shape[-1:])
+        scale = self.param("scale", boxed(nn.initializers.constant(self.start)), x.shape[-1:])
         bias = self.param("bias", boxed(zeros), x.shape[-1:])
         return _scaled_norm(x.astype(jnp.float32), scale, bias, jnp.dtype(self.dtype))
 
@@ -254,7 +255,8 @@ flash.defvjp(
 class Layer(nn.Module):
     """Attention and MLP, each followed by a residual and a LayerNorm.
 
-    With `positions` [B, R] only those rows are computed past the keys and values: [B, R, D] comes out.
+    With `positions` [B, R] only those rows are computed past the keys and values: [B, R, D] comes out. With `others`
+    [B, K, D] keys and values are those of another stream, where `mask` [B, K].
     """
 
     config: ModelConfig
@@ -267,13 +269,15 @@ class Layer(nn.Module):
         positions: jax.Array | None,
         deterministic: bool,
         kinds: jax.Array | None,
+        others: jax.Array | None = None,
     ) -> jax.Array:
         drop = nn.Dropout(self.config.hidden_dropout)
         rows = x if positions is None else jnp.take_along_axis(x, positions[..., None], axis=1)
         crosses = None
         if kinds is not None:
             crosses = (kinds[None] if positions is None else kinds[positions])[..., None] != kinds
-        attended = Attention(self.config, name="attention")(rows, x, mask, deterministic, crosses)
+        keys = x if others is None else others
+        attended = Attention(self.config, name="attention")(rows, keys, mask, deterministic, crosses)
         rows = LayerNorm(self.config.dtype, name="attention_norm")(rows + drop(attended, deterministic))
         with jax.named_scope("feed_forward"):
             hidden = gelu(dense(self.config, self.config.mlp_dim, ("embed", "mlp"), name="mlp_in")(rows))
@@ -306,7 +310,7 @@ class Encoder(nn.Module):
         kinds: jax.Array | None = None,
     ) -> jax.Array:
         kinds = kinds if self.config.cross_attention == "gated" else None
-        layer, x = _rematerialised(self.config.remat), by_example(x)
+        layer, x = rematerialised(self.config.remat), by_example(x)
         self.sow("intermediates", "hidden", x)
         for i in range(self.config.num_layers):
             last = i == self.config.num_layers - 1
@@ -315,7 +319,7 @@ class Encoder(nn.Module):
         return x
 
 
-def _rematerialised(what: str) -> type[nn.Module]:
+def rematerialised(what: str) -> type[nn.Module]:
     """`Layer`, of which the backward pass keeps everything, its products of weights ("dots"), or its input alone."""
     if what == "none":
         return Layer

@@ -12,11 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from fbjax.config.schema import ModelConfig
+from fbjax.core.registry import Registry
 from fbjax.data.text.wordpiece import PAD_ID
 from fbjax.model.embeddings import ImageEmbeddings, TextEmbeddings
 from fbjax.model.encoder import Encoder
 from fbjax.model.ngrams import Bag
 from fbjax.model.patch_features import PatchNetwork
+
+MODELS = Registry("model.architecture", "fbjax.model.rivals")  # name -> `FashionBert`, or what extends it
 
 
 class InputSpec(NamedTuple):
@@ -39,6 +42,7 @@ class Reading(NamedTuple):
     tokens: jax.Array | None = None  # [B, T, E] or [B, P, E]: words of a text or regions of an image, of length 1
 
 
+@MODELS.register("fashionbert")
 class FashionBert(nn.Module):
     """The single-stream model. `tasks` give it heads: see `fbjax.tasks.base.Task.heads`.
 
@@ -55,11 +59,21 @@ class FashionBert(nn.Module):
 
     def setup(self):
         self.text_embeddings = TextEmbeddings(self.spec.vocabulary_size, self.spec.text_tokens, self.config)
-        self.image_embeddings = ImageEmbeddings(self.spec.num_patches, self.config)
-        self.encoder = Encoder(self.config)
+        self.image_embeddings = self.make_image_embeddings()
+        self.encoder = self.make_encoder()
         for task in self.tasks:
             for name, head in task.heads(self.config, self.spec).items():
                 setattr(self, name, head if isinstance(head, nn.Module) else head(self))
+
+    @nn.nowrap
+    def make_image_embeddings(self) -> nn.Module:
+        """What `embed_image` runs."""
+        return ImageEmbeddings(self.spec.num_patches, self.config)
+
+    @nn.nowrap
+    def make_encoder(self) -> nn.Module:
+        """What `encode` runs."""
+        return Encoder(self.config)
 
     def __call__(self, ids: jax.Array, text_mask: jax.Array, features: jax.Array) -> jax.Array:
         """Every head once, which initialises all parameters; hidden states ``[B, L, D]``, where a task needs any."""
@@ -116,14 +130,18 @@ class FashionBert(nn.Module):
         positions: jax.Array | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """`encode`, and the means over text and over image, ``[B, 2, D]``, where a task reads them.
+        """`encode`, and the means over text and over image, ``[B, 2, D]``, or the first state of each in their place,
+        as a task reads them.
 
         Else None: of the last layer only `positions` are computed then.
         """
-        if not any(task.reads_means for task in self.tasks):
+        if not any(task.reads_means or task.reads_firsts for task in self.tasks):
             return self.encode(text, text_mask, image, positions, deterministic), None
         hidden, t = self.encode(text, text_mask, image, deterministic=deterministic), text.shape[1]
-        means = jnp.stack([_mean(hidden[:, :t], text_mask), hidden[:, t:].mean(axis=1)], axis=1)
+        if any(task.reads_firsts for task in self.tasks):
+            means = jnp.stack([hidden[:, 0], hidden[:, t:][:, 0]], axis=1)
+        else:
+            means = jnp.stack([_mean(hidden[:, :t], text_mask), hidden[:, t:].mean(axis=1)], axis=1)
         return hidden if positions is None else jnp.take_along_axis(hidden, positions[..., None], axis=1), means
 
     def encode_alone(
@@ -216,7 +234,8 @@ def build_model(
 ) -> FashionBert:
     """The model of these settings for texts of these pieces and n-grams, and images of these patches."""
     sizes = (vocabulary_size, mask_id, config.text_tokens, patches.num_patches, patches.feature_size)
-    return FashionBert(InputSpec(*sizes, int(patches.whole_image), num_ngrams), config, tuple(tasks))
+    spec = InputSpec(*sizes, int(patches.whole_image), num_ngrams)
+    return MODELS[config.architecture](spec, config, tuple(tasks))
 
 
 def _whole_mask(text_mask: jax.Array, image: jax.Array) -> jax.Array:

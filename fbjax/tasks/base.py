@@ -81,7 +81,7 @@ class PairView(NamedTuple):
 
     cls: jax.Array  # [B, n, D]
     hidden: jax.Array  # [B, n, R, D]
-    means: jax.Array | None  # [B, n, 2, D]: over text and over image, where a task reads them
+    means: jax.Array | None  # [B, n, 2, D]: over text and over image, where a task reads them, or their first states
     features: jax.Array  # [B, n, P, C], without a gradient: patch features before anything was hidden
     student: Any = None  # `fbjax.tasks.teacher.Trace` of the model, leaves [B, n, ..], where a task reads traces
     teacher: Any = None  # the same of the teacher
@@ -146,6 +146,11 @@ class Task:
     @property
     def reads_means(self) -> bool:
         """Whether the loss reads the means over text and over image of a pair."""
+        return False
+
+    @property
+    def reads_firsts(self) -> bool:
+        """Whether it reads, in place of the means, the first state of a pair's text and the first of its image."""
         return False
 
     def check(self, config: Config) -> list[str]:

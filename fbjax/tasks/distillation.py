@@ -14,6 +14,7 @@ from fbjax.config.settings import setting
 from fbjax.tasks.base import IMAGE, NEGATIVE_PAIR, PAIR, TEXT, About, Task, register_task
 from fbjax.tasks.towers.contrast import cosine_matrix, valid_negatives
 
+ONE_STREAM = "reads the layers of one stream, and model.architecture 'vilbert' has two (use another)"
 TEACHER = "the workdir of a trained cross-encoder, of the same vocabulary and image tokens; its best checkpoint teaches"
 
 
@@ -69,6 +70,8 @@ class Distillation(Taught):
                 f"tasks.distillation.attention {self.attention:g} reads attention weights, which model.attention "
                 f"{config.model.attention!r} never forms (use 'xla', or set tasks.distillation.attention to 0)"
             )
+        if config.model.architecture == "vilbert":
+            found.append(f"tasks.distillation {ONE_STREAM}")
         if self.logits and not any(task.scores_pairs for task in config.tasks.values()):
             found.append(
                 f"tasks.distillation.logits {self.logits:g} reads match logits, which no task here has: add tia (or "
@@ -77,6 +80,8 @@ class Distillation(Taught):
         return found
 
     def check_teacher(self, student, teacher):
+        if teacher.architecture == "vilbert":
+            return [ONE_STREAM]
         found = []
         if self.hidden and teacher.width != student.width:
             found.append(f"has width {teacher.width}, this run {student.width} (or set tasks.distillation.hidden to 0)")

@@ -6,6 +6,7 @@ A run has one such task: it owns BERT's pooler and the head on it.
 import dataclasses
 from typing import Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -19,15 +20,21 @@ from fbjax.tasks.base import Task
 class Matching(Task):
     """A pooler and two logits, of which index 1 means match."""
 
-    head: Literal["cls", "cls+cosine"] = setting(
-        "cls", "what decides: [CLS] (the paper), or [CLS] and the scaled cosine of the means over text and over image"
+    head: Literal["cls", "cls+cosine", "product"] = setting(
+        "cls",
+        "what decides: [CLS] (the paper); [CLS] and the scaled cosine of the means over text and over image; or the "
+        "product of [CLS] and the token of the whole image, each pooled (product, ViLBERT)",
     )
-    owns = ("pooler", "tia")
+    owns = ("pooler", "text_pooler", "image_pooler", "tia")
     scores_pairs = True
 
     @property
     def reads_means(self):
         return self.head == "cls+cosine"
+
+    @property
+    def reads_firsts(self):
+        return self.head == "product"
 
     def check(self, config):
         others = [name for name, task in config.tasks.items() if task.scores_pairs and name != self.name]
@@ -38,14 +45,19 @@ class Matching(Task):
                 f"tasks.{self.name}.head 'cls+cosine' compares vectors, which no task here makes: add itc, by its "
                 "encoder alone (or use 'cls')"
             ]
+        if self.reads_firsts and not config.patches.whole_image:
+            return [
+                f"tasks.{self.name}.head 'product' reads the token of the whole image: set patches.whole_image to true "
+                "(or use 'cls')"
+            ]
         return []
 
     def heads(self, model, spec):
         # a random head would hide what the cosine says: it starts at 0
         initializer = zeros if self.reads_means else None
         full = dataclasses.replace(model, dtype="float32")
-        return {
-            "pooler": dense(model, model.width, ("embed", None), name="pooler"),
+        poolers = ("text_pooler", "image_pooler") if self.reads_firsts else ("pooler",)
+        return {name: dense(model, model.width, ("embed", None), name=name) for name in poolers} | {
             "tia": dense(full, 2, ("embed", None), name="tia", initializer=initializer),
         }
 
@@ -61,7 +73,13 @@ class Matching(Task):
 
         With the `means` [B, 2, D] their scaled cosine speaks for a match too. Departs from the paper: an encoder that
         makes like vectors of text and image where they match need not learn to say so at [CLS].
+
+        The head 'product' reads the first states in place of the means: ``relu(W text) * relu(V image)``, as in ViLBERT
+        (Lu et al. 2019, arXiv 1908.02265). Departs from it: no dropout before the two logits.
         """
+        if self.reads_firsts:
+            text, image = nn.relu(model.text_pooler(means[:, 0])), nn.relu(model.image_pooler(means[:, 1]))
+            return model.tia((text * image).astype(jnp.float32))
         logits = model.tia(self.pooled(model, cls))
         if not self.reads_means:
             return logits

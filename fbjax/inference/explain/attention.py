@@ -20,8 +20,13 @@ from fbjax.tasks.teacher import Teacher, Trace
 def attention(model: Model, text: str, image) -> Explanation:
     """Value of a part: how much of it reaches [CLS], whose last state is scored; and of each patch, each word.
 
-    Raises ValueError where no encoder reads text and image together to score them.
+    Raises ValueError where no encoder reads text and image together, in one stream, to score them.
     """
+    if model.run.config.model.architecture == "vilbert":
+        raise ValueError(
+            "method 'attention' follows the layers of one stream, and this run has two (model.architecture 'vilbert'): "
+            "use 'gradient' or 'occlusion'"
+        )
     if not model.run.scores_pairs:
         names = ", ".join(model.run.config.tasks)
         others = "'occlusion'" if model.run.late_interaction else "'gradient' or 'occlusion'"

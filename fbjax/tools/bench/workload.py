@@ -55,9 +55,10 @@ class Workload:
         return self._with(model=replace(self.config.model, **settings))
 
     def as_in_the_paper(self) -> "Workload":
-        """The same with the paper's three tasks, one softmax over text and image, and no embedder."""
+        """The same with the paper's model and three tasks, one softmax over text and image, and no embedder."""
         tasks = {name: TASKS[name]() for name in PAPER_TASKS}
-        return self._with(model=replace(self.config.model, cross_attention="joint"), tasks=tasks)
+        model = replace(self.config.model, architecture="fashionbert", cross_attention="joint")
+        return self._with(model=model, tasks=tasks)
 
     def with_cached_features(self) -> "Workload":
         return self._with(patches=replace(self.config.patches, mode="cached", augment=Augment()))
