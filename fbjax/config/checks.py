@@ -163,11 +163,6 @@ def _rivals(config: Config) -> list[tuple]:
             is_vilbert and train.layer_decay < 1,
             f"{named} takes no train.layer_decay {train.layer_decay}, which counts the layers of one stream (use 1)",
         ),
-        (
-            is_vilbert and config.lora.layers and not train.start_from,
-            f"{named} with lora.layers: a pretrained BERT has no image stream and no co-attention to adapt (name a "
-            "trained run in train.start_from)",
-        ),
     ]
 
 

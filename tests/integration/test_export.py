@@ -66,6 +66,7 @@ def copied(exported, tmp_path):
 
 
 QUICK = ("catalogue_stacked", "my_fashionbert")
+REFUSED = ("catalogue_triples", "catalogue_scan", "catalogue_vilbert", "catalogue_vlbert")
 
 
 @pytest.mark.parametrize(
@@ -73,8 +74,8 @@ QUICK = ("catalogue_stacked", "my_fashionbert")
     [
         pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK))
         for name in packaged_configs()
-        # large patch networks, an encoder that reads queries, and scores of tokens, which are refused
-        if not name.startswith("fashiongen") and name not in ("catalogue_triples", "catalogue_scan")
+        # large patch networks, and what is refused: an encoder that reads queries, scores of tokens, other architectures
+        if not name.startswith("fashiongen") and name not in REFUSED
     ],
 )
 def test_every_config_is_exported_to_pytorch(name, folder):

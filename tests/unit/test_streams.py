@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fbjax.config.checks import contradictions
-from fbjax.config.schema import Config, LoraConfig, ModelConfig, PatchConfig, TrainConfig
+from fbjax.config.schema import Config, ModelConfig, PatchConfig, TrainConfig
 from fbjax.model import bert_weights
 from fbjax.model.encoder import Encoder
 from fbjax.model.fashionbert import build_model
@@ -270,13 +270,12 @@ def test_text_layers_of_two_streams_are_a_pretrained_berts(tmp_path):
     assert fresh == {f"{name}_{i}" for name in ("image_layer", "text_over_image", "image_over_text") for i in range(2)}
 
 
-def config_of(model=VILBERT, whole_image=True, train=None, lora=None, **tasks):
+def config_of(model=VILBERT, whole_image=True, train=None, **tasks):
     return Config(
         patches=PatchConfig(whole_image=whole_image),
         model=dataclasses.replace(model, vocabulary="train:100"),
         tasks=make_tasks(**tasks),
         train=train or TrainConfig(),
-        lora=lora or LoraConfig(),
     )
 
 
@@ -289,10 +288,6 @@ def config_of(model=VILBERT, whole_image=True, train=None, lora=None, **tasks):
         (config_of(dataclasses.replace(VLBERT, co_attention_blocks=2)), "is for model.architecture 'vilbert', not 'vl"),
         (config_of(dataclasses.replace(VILBERT, cross_attention="gated")), "takes no cross_attention 'gated'"),
         (config_of(train=TrainConfig(layer_decay=0.9)), "takes no train.layer_decay 0.9"),
-        (
-            config_of(dataclasses.replace(VILBERT, pretrained="minilm"), lora=LoraConfig(layers=("query",))),
-            "has no image stream and no co-attention to adapt",
-        ),
         (config_of(distillation={"teacher": "runs/teacher"}), "model.architecture 'vilbert' has two"),
         (
             config_of(ModelConfig(num_layers=1), whole_image=False, tia={"head": "product"}),
