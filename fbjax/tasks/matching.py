@@ -77,7 +77,7 @@ class Matching(Task):
         The head 'product' reads the first states in place of the means: ``relu(W text) * relu(V image)``, as in ViLBERT
         (Lu et al. 2019, arXiv 1908.02265). Departs from it: no dropout before the two logits.
         """
-        if self.reads_firsts:
+        if self.reads_firsts and means is not None:
             text, image = nn.relu(model.text_pooler(means[:, 0])), nn.relu(model.image_pooler(means[:, 1]))
             return model.tia((text * image).astype(jnp.float32))
         logits = model.tia(self.pooled(model, cls))

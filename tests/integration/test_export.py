@@ -74,7 +74,7 @@ REFUSED = ("catalogue_triples", "catalogue_scan", "catalogue_vilbert", "catalogu
     [
         pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK))
         for name in packaged_configs()
-        # large patch networks, and what is refused: an encoder that reads queries, scores of tokens, other architectures
+        # large patch networks, and what is refused: an encoder that reads queries, scores of tokens, other models
         if not name.startswith("fashiongen") and name not in REFUSED
     ],
 )
