@@ -38,6 +38,11 @@ def carried(source_model: SourceModel) -> SourceModel:
         raise ValueError(
             "--format hf: a dual encoder (branches 'dual') has no PyTorch code here (use --format stablehlo or onnx)"
         )
+    if source_model.run.config.attributes:
+        raise ValueError(
+            "--format hf: the head of tasks.attributes has no PyTorch code here (use --format stablehlo or onnx, which "
+            "hold vectors and scores)"
+        )
     if source_model.run.patches.twin:
         return source_model
     functions = {

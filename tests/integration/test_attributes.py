@@ -12,6 +12,7 @@ import fbjax
 from fbjax.cli.main import main
 from fbjax.data.batches.classes import Classes
 from fbjax.evaluation.recognition.attributes import attribute_figures, predictions_of
+from fbjax.export.package import export
 from fbjax.inference.attributes import attribute_probabilities
 from fbjax.runs.loaded import LoadedRun
 from fbjax.runs.run import Run
@@ -110,5 +111,7 @@ def test_bad_requests_are_refused_in_words(runs, tmp_path, capsys):
         train(tiny_config(runs, *FEW, "tasks.attributes.columns=colour"), tmp_path / "lacking")
     with pytest.raises(ValueError, match="column 'id' has 0 values with at least 10 of the 48"):
         train(tiny_config(runs, *FEW, "tasks.attributes.columns=id"), tmp_path / "ids")
+    with pytest.raises(ValueError, match="--format hf: the head of tasks.attributes"):
+        export(runs / "pair", "hf", tmp_path / "hf", say=print)
     assert Run.open(runs / "pair").classes.names == ("category", "make")
     assert fbjax.load(runs / "pair").run.scores_pairs

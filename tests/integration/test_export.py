@@ -73,8 +73,8 @@ QUICK = ("catalogue_stacked", "my_fashionbert")
     [
         pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK))
         for name in packaged_configs()
-        # large patch networks, and an encoder that reads queries, which is refused
-        if not name.startswith("fashiongen") and name != "catalogue_triples"
+        # large patch networks; an encoder that reads queries, and a head on attributes, which are refused
+        if not name.startswith("fashiongen") and name not in ("catalogue_triples", "catalogue_attributes")
     ],
 )
 def test_every_config_is_exported_to_pytorch(name, folder):
