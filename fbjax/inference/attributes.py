@@ -38,7 +38,7 @@ def attribute_probabilities(loaded: LoadedRun, records: Split, rows: np.ndarray)
     ids = text_inputs(run, records, rows)
     batches = mixed_batches((ids != PAD_ID).sum(axis=1), size, BUCKET, ids.shape[1])
     inputs = image_inputs(run, records, rows[np.concatenate([members for _, members in batches])], size)
-    found = [np.empty((len(rows), number), np.float32) for number in run.classes.sizes]
+    found = [np.empty((len(rows), number), np.float32) for number in model.spec.num_classes]
     for (length, members), images in zip(progress(batches, len(batches), "attributes"), inputs, strict=True):
         batch = put_batch((pad_rows(ids[members, :length], size), pad_rows(images, size)), mesh)
         for of_column, values in zip(found, predict(variables, *batch), strict=True):
