@@ -140,7 +140,7 @@ DATA = flag("--data", "product table or glob (default: the run's validation spli
 SPLITS = ["train", "validation"]
 CANDIDATES = flag("--candidates", "file of candidate lists, JSONL (default: lists drawn from the data)")
 PROTOCOLS = "protocols with commas between: candidates, matching, draws, legacy, full, queries, mixed, marqo, log, "
-PROTOCOLS += "system"
+PROTOCOLS += "attributes, system"
 PROTOCOL = flag("--protocol", PROTOCOLS, dest="protocols", type=names, default="candidates,matching", metavar="NAME,..")
 MOST_QUERIES = "maximum number of queries in each direction"
 RELEVANT_FORM = (

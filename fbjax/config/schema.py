@@ -298,6 +298,12 @@ class Config:
         return next((task.teacher for task in self.tasks.values() if task.teacher), "")
 
     @property
+    def attributes(self) -> tuple[str, ...]:
+        """The columns of the product table whose values a task predicts; the category's where it names none."""
+        task = next((task for task in self.tasks.values() if task.predicts_attributes), None)
+        return () if task is None else task.columns or (self.data.columns.category,)
+
+    @property
     def towers(self) -> str:
         """The workdir of towers that a task builds on, or ""."""
         return next((task.towers for task in self.tasks.values() if task.towers), "")

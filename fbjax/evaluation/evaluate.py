@@ -17,6 +17,8 @@ from fbjax.evaluation.galleries import marqo, mixed, queries
 from fbjax.evaluation.galleries.gallery import choose_queries, full_figures
 from fbjax.evaluation.galleries.hubness import bank_rows, hub_penalties
 from fbjax.evaluation.protocols import OVER_LISTS, list_figures, read_request
+from fbjax.evaluation.recognition.attributes import attribute_figures, predictions_of
+from fbjax.inference.attributes import attribute_probabilities
 from fbjax.inference.catalogue.embed_catalogue import embed_records
 from fbjax.inference.embedder import make_embedder
 from fbjax.inference.model import Model
@@ -25,7 +27,8 @@ from fbjax.monitoring.telemetry import log_event
 from fbjax.runs.feature_cache import image_inputs, text_inputs
 from fbjax.runs.halves import check_table, trained_half
 from fbjax.runs.loaded import LoadedRun
-from fbjax.runs.stored_evaluation import write_evaluation, write_gallery, write_log
+from fbjax.runs.splits import attributes_of
+from fbjax.runs.stored_evaluation import write_attributes, write_evaluation, write_gallery, write_log
 
 RERANKED = 20  # of the nearest, if the run scores pairs
 BY_VECTORS = ("full", "queries", "mixed", "marqo", "log")  # protocols that rank a gallery by vectors
@@ -63,6 +66,8 @@ def evaluate(
     _check_flags(protocols, data, towers, rerank, correct_hubs, log)
     loaded = LoadedRun.load(workdir, step)
     log_config = wanted_log(loaded.run.config, log) if "log" in protocols else None
+    if "attributes" in protocols and loaded.run.classes is None:
+        raise ValueError("protocol attributes needs a run that predicts some: its tasks have no attributes")
     scores_matches = loaded.run.scores_pairs
     if rerank and not loaded.run.reranks:
         raise ValueError(f"--rerank {rerank} needs a run that scores pairs: its tasks have neither tia nor scan")
@@ -109,6 +114,8 @@ def evaluate(
             found, ranks = figures_of_vectors(vectors, validation, asked, log_config)
         figures["log"] = found
         write_log(workdir, {"checkpoint_step": loaded.step, "figures": found, "ranks": ranks})
+    if "attributes" in protocols:
+        figures["attributes"] = _attribute_figures(loaded, records, data, num_queries)
     for name in {"queries", "mixed", "marqo", "log"} & set(protocols) if towers else ():
         figures[name] |= vectors.about
     if score.num_pairs:
@@ -192,6 +199,19 @@ def _marqo_figures(
         figures = marqo.task_figures(vectors.of_strings(asked.texts), gallery, asked)
         found[task] = figures | {"num_queries": len(asked.texts), "skipped": asked.skipped}
     return {"tasks": found, "gallery": len(ids), "queries": file.path if file else marqo.DRAWN}
+
+
+def _attribute_figures(loaded: LoadedRun, records: Split, data, num_products: int | None) -> dict:
+    """Of a seeded choice of `num_products` of the `records`, or all; each prediction is kept in the workdir."""
+    classes, rows = loaded.run.classes, choose_queries(len(records), num_products)
+    cells = attributes_of(loaded.run.config, records, "validation", classes.names, data)[rows]
+    probabilities = attribute_probabilities(loaded, records, rows)
+    task = next(task for task in loaded.run.model.tasks if task.predicts_attributes)
+    figures = {"columns": attribute_figures(classes, cells, probabilities), "reads": task.reads}
+    about = {"checkpoint_step": loaded.step, "records_sha256": records.digest, "data": _absolute(data)}
+    predictions = predictions_of(classes, records.ids[rows], cells, probabilities)
+    write_attributes(loaded.workdir, about | {"figures": figures, "predictions": predictions})
+    return figures
 
 
 def _mixed_figures(

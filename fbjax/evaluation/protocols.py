@@ -11,6 +11,7 @@
 * ``mixed``: new products among trained ones, see `fbjax.evaluation.galleries.mixed`.
 * ``marqo``: the benchmark of Marqo-FashionSigLIP, see `fbjax.evaluation.galleries.marqo`.
 * ``log``: the validation events of a log, see `fbjax.evaluation.galleries.log`.
+* ``attributes``: columns of the product table, see `fbjax.evaluation.recognition.attributes`.
 * ``system``: text queries asked of a search index, see `fbjax.evaluation.galleries.system`.
 
 docs/reference/protocols.md says when to use which. `score` maps pairs [N, 2] of rows (text, image) of the records to
@@ -28,18 +29,20 @@ from fbjax.evaluation import metrics
 from fbjax.evaluation.candidates import DIRECTIONS, CandidateList, any_category_negatives, draw_lists, read_lists
 from fbjax.evaluation.galleries import gallery, log, marqo, mixed, queries, system
 from fbjax.evaluation.matching.calibration import calibration, print_calibration
+from fbjax.evaluation.recognition import attributes
 from fbjax.evaluation.released import legacy
 
 Score = Callable[[np.ndarray], np.ndarray]
 Lists = tuple[list[CandidateList], str]  # and their SHA-256
 OVER_LISTS = ("candidates", "matching")
-PROTOCOLS = (*OVER_LISTS, "draws", "legacy", "full", "queries", "mixed", "marqo", "log")
-WITHOUT_LISTS = {"draws", "full", "queries", "mixed", "marqo", "log"}
+PROTOCOLS = (*OVER_LISTS, "draws", "legacy", "full", "queries", "mixed", "marqo", "log", "attributes")
+WITHOUT_LISTS = {"draws", "full", "queries", "mixed", "marqo", "log", "attributes"}
 NUM_OTHERS, DRAWN_QUERIES = 100, 1000  # of lists drawn here, as in the paper
 DRAW_SEEDS = (0, 1, 2, 3, 4)
 LEGACY_SEED = 0  # of the order of the rows in batches
 TOP = 5
 BY_GALLERY = {"full": gallery, "queries": queries, "mixed": mixed, "marqo": marqo, "log": log, "system": system}
+PRINTED = BY_GALLERY | {"attributes": attributes}
 
 
 def read_request(protocols: tuple[str, ...], candidates: str | None, num_queries: int | None) -> Lists | None:
@@ -216,9 +219,9 @@ def print_figures(figures: dict, say: Callable[[str], None]) -> None:
         say(legacy.WARNING)
         for direction, rates in figures["legacy"].items():
             legacy.print_figures(rates, direction.replace("_", " "), say)
-    for name, by_vectors in BY_GALLERY.items():
+    for name, protocol in PRINTED.items():
         if name in figures:
-            by_vectors.print_figures(figures[name], say)
+            protocol.print_figures(figures[name], say)
     size = figures.get("candidates_per_list", NUM_OTHERS + 1)
     if size < NUM_OTHERS + 1:
         say(f"NOTE: {size:.0f} candidates a list on average, not {NUM_OTHERS + 1}: Rank@1 by chance is {1 / size:.0%}")

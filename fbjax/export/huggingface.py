@@ -51,9 +51,11 @@ def carried(source_model: SourceModel) -> SourceModel:
 
 def _check_twin(config: Config) -> None:
     """Raises ValueError where the model has no PyTorch code."""
-    heads = [name for name, task in config.tasks.items() if task.scores_pairs and task.reads_firsts]
     found = [f"model.architecture {config.model.architecture!r}"] * (config.model.architecture != "fashionbert")
-    if found := found + [f"tasks.{name}.head 'product'" for name in heads]:
+    tasks = config.tasks.items()
+    found += [f"tasks.{name}.head 'product'" for name, task in tasks if task.scores_pairs and task.reads_firsts]
+    found += [f"the head of tasks.{name}" for name, task in tasks if task.predicts_attributes]
+    if found:
         named = " and ".join(found)
         raise ValueError(f"--format hf: {named} has no PyTorch code here (use --format stablehlo or onnx)")
 

@@ -32,6 +32,7 @@ class InputSpec(NamedTuple):
     feature_size: int  # C
     first_patch: int = 0  # 1 where a token of the whole image comes before the patches
     num_ngrams: int = 0  # M, rows of the linear branch's table
+    num_classes: tuple[int, ...] = ()  # of each attribute that a task predicts
 
 
 class Reading(NamedTuple):
@@ -171,6 +172,8 @@ class FashionBert(nn.Module):
         found = Reading(None)
         if any(task.embeds for task in self.tasks):
             found = self._read_for_vectors(ids, bag, features, deterministic, is_query)
+        elif any(task.reads_alone for task in self.tasks):
+            found = Reading(self.mean_alone(ids, features, deterministic, is_query))
         if not any(task.late_interaction for task in self.tasks) or (ids is not None and features is not None):
             return found
         if ids is None:
@@ -180,17 +183,27 @@ class FashionBert(nn.Module):
     def _read_for_vectors(self, ids, bag, features, deterministic: bool, is_query: bool) -> Reading:
         """What `read` reads for the task that makes vectors."""
         task, mean = self._task(lambda task: task.embeds), None
-        if task.reads_encoder:
-            ids = ids if ids is None or not task.encoder_tokens else ids[:, : task.encoder_tokens]
-            text = None if ids is None else self.embed_text(ids, deterministic, is_query)
-            image = None if features is None else self.embed_image(features, deterministic)
-            mean = self.encode_alone(text, None if ids is None else ids != PAD_ID, image, deterministic)
+        if task.reads_encoder or any(task.reads_alone for task in self.tasks):
+            mean = self.mean_alone(ids, features, deterministic, is_query)
         if not task.reads_apart:
             return Reading(mean)
         branch, text = getattr(self, task.reads_apart), bag if task.reads_bags else ids
         parts = [] if text is None else [branch.text(text)]
         parts += [] if features is None else [branch.image(features, deterministic)]
         return Reading(mean, branch.product(*parts) if len(parts) > 1 else parts[0])
+
+    def mean_alone(
+        self, ids: jax.Array | None, features: jax.Array | None, deterministic: bool = True, is_query: bool = False
+    ) -> jax.Array:
+        """`encode_alone` of ``ids [B, T]`` and ``features [B, P, C]``, of which one may be None.
+
+        Where a task makes vectors, the encoder reads no more of a text than that says.
+        """
+        limit = next((task.encoder_tokens for task in self.tasks if task.embeds), 0)
+        ids = ids if ids is None or not limit else ids[:, :limit]
+        text = None if ids is None else self.embed_text(ids, deterministic, is_query)
+        image = None if features is None else self.embed_image(features, deterministic)
+        return self.encode_alone(text, None if ids is None else ids != PAD_ID, image, deterministic)
 
     def run_head(self, name: str, function: str, *arrays: jax.Array):
         """``task.function(model, *arrays)`` of the task `name`."""
@@ -231,10 +244,12 @@ def build_model(
     vocabulary_size: int,
     mask_id: int,
     num_ngrams: int = 0,
+    num_classes: tuple[int, ...] = (),
 ) -> FashionBert:
-    """The model of these settings for texts of these pieces and n-grams, and images of these patches."""
+    """The model of these settings for texts of these pieces and n-grams, images of these patches, and attributes of
+    these many classes."""
     sizes = (vocabulary_size, mask_id, config.text_tokens, patches.num_patches, patches.feature_size)
-    spec = InputSpec(*sizes, int(patches.whole_image), num_ngrams)
+    spec = InputSpec(*sizes, int(patches.whole_image), num_ngrams, num_classes)
     return MODELS[config.architecture](spec, config, tuple(tasks))
 
 

@@ -18,6 +18,7 @@ from fbjax.config.schema import Config
 from fbjax.core import paths
 from fbjax.core.checksums import SUMS, damage, write_sums
 from fbjax.core.console import say
+from fbjax.data.batches.classes import Classes
 from fbjax.data.batches.split import Split
 from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.model import bert_weights
@@ -27,14 +28,20 @@ from fbjax.model.patch_features import PatchNetwork, build_patch_network, given_
 from fbjax.model.weights.files import write_npz
 from fbjax.parallel.distributed import barrier, is_first
 from fbjax.runs.checkpoints import check_not_all_set_aside
-from fbjax.runs.splits import open_splits
+from fbjax.runs.splits import attributes_of, open_splits
 from fbjax.runs.state import make_optimizer
 from fbjax.runs.vocabulary import make_vocabulary
 from fbjax.tasks.objective import Objective
 from fbjax.tasks.teacher import Teacher
 
 CONFIG, VOCABULARY, PATCH_WEIGHTS, NGRAMS = "config.json", "tokenizer.json", "patches.npz", "ngrams.npz"
-FILES = (VOCABULARY, PATCH_WEIGHTS, NGRAMS)  # of which checksums are kept; a config may be edited, for moved tables
+CLASSES = "classes.json"
+FILES = (
+    VOCABULARY,
+    PATCH_WEIGHTS,
+    NGRAMS,
+    CLASSES,
+)  # of which checksums are kept; a config may be edited, for moved tables
 DATA = "data.json"
 
 TEXTS_AT_ONCE = 4096
@@ -42,23 +49,33 @@ TEXTS_AT_ONCE = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The parts that a config describes, built. `ngrams`: of its texts; {} where no task reads any, or not yet."""
+    """The parts that a config describes, built.
+
+    `ngrams`: of its texts; {} where no task reads any, or not yet. `classes`: of the attributes that a task predicts;
+    None where none does, or not yet.
+    """
 
     config: Config
     vocabulary: Vocabulary
     patches: PatchNetwork
     model: FashionBert
     ngrams: Ngrams
+    classes: Classes | None = None
     teacher: Teacher | None = None  # of the train step, which `fbjax.runs.loaded.load_teacher` adds
 
     @classmethod
     def build(
-        cls, config: Config, vocabulary: Vocabulary, patch_weights: Path | None, ngrams: Ngrams | None = None
+        cls,
+        config: Config,
+        vocabulary: Vocabulary,
+        patch_weights: Path | None,
+        ngrams: Ngrams | None = None,
+        classes: Classes | None = None,
     ) -> "Run":
         patches = given_features(config.data) or build_patch_network(config.patches, patch_weights)
         tasks, ngrams = config.tasks.values(), ngrams or {}
-        model = build_model(config.model, tasks, patches, vocabulary.size, vocabulary.mask_id, num_rows(ngrams))
-        return cls(config, vocabulary, patches, model, ngrams)
+        sizes = vocabulary.size, vocabulary.mask_id, num_rows(ngrams), classes.sizes if classes else ()
+        return cls(config, vocabulary, patches, build_model(config.model, tasks, patches, *sizes), ngrams, classes)
 
     @classmethod
     def open(cls, workdir: str | Path, config: Config | None = None) -> "Run":
@@ -70,11 +87,11 @@ class Run:
         check_files(workdir)
         config = config or _prepared_here(read_config(workdir / CONFIG), workdir)
         weights, vocabulary = workdir / PATCH_WEIGHTS, Vocabulary.load(workdir / VOCABULARY)
-        ngrams = _read_arrays(workdir / NGRAMS)
+        kept = _read_arrays(workdir / NGRAMS), _read_classes(workdir / CLASSES)
         if not weights.is_file():
-            return cls.build(config, vocabulary, None, ngrams)
+            return cls.build(config, vocabulary, None, *kept)
         with paths.local_copy(weights) as file:
-            return cls.build(config, vocabulary, file, ngrams)
+            return cls.build(config, vocabulary, file, *kept)
 
     @classmethod
     def open_alike(cls, workdir: str | Path, run: "Run") -> "Run":
@@ -149,7 +166,7 @@ def create_or_resume(config: Config, workdir: str | Path, say: Callable[[str], N
             say(f"the run is trained on, to step {config.train.num_steps}")
             barrier("config compared")
             if is_first():
-                _write_config(config, workdir / CONFIG)
+                _write_text(config_to_json(config), workdir / CONFIG)
         elif differences:
             raise ValueError(
                 f"{workdir} holds a run with another config:\n  " + "\n  ".join(differences) + "\n"
@@ -192,6 +209,33 @@ def with_ngrams(run: Run, records: Split, rows: np.ndarray, workdir: str | Path)
     return dataclasses.replace(Run.open(workdir, run.config), teacher=run.teacher)
 
 
+def with_classes(run: Run, records: Split, rows: np.ndarray, workdir: str | Path) -> tuple[Run, np.ndarray | None]:
+    """`run` with the classes of the attributes that a task predicts, kept in the workdir, and the codes of all
+    `records`, int32 [N, A]; (`run`, None) where none does.
+
+    Classes are counted over the training products, `rows`. Raises ValueError where a column is missing, or has nothing
+    to tell apart.
+    """
+    task = next((task for task in run.config.tasks.values() if task.predicts_attributes), None)
+    if task is None:
+        return run, None
+    names, path = run.config.attributes, paths.as_path(workdir) / CLASSES
+    cells = attributes_of(run.config, records, "train", names)
+    if run.classes is None:
+        if is_first() and not path.is_file():
+            found = Classes.of_cells(names, cells[rows], task.fewest_products)
+            _write(path.parent, {CLASSES: partial(_write_text, found.to_json())})
+        barrier("attributes counted")
+        run = dataclasses.replace(Run.open(workdir, run.config), teacher=run.teacher)
+    for line in run.classes.described():
+        say(line)
+    return run, run.classes.codes(cells)
+
+
+def _read_classes(path: Path) -> Classes | None:
+    return Classes.from_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz, {} where there is none."""
     if not path.is_file():
@@ -207,9 +251,9 @@ def _write_arrays(arrays: dict[str, np.ndarray], path: Path) -> None:
         file.write_bytes(content.getvalue())
 
 
-def _write_config(config: Config, path: Path) -> None:
+def _write_text(text: str, path: Path) -> None:
     with paths.atomic_write(path) as file:
-        file.write_text(config_to_json(config))
+        file.write_text(text, encoding="utf-8")
 
 
 def _write_patches(params: dict, path: Path) -> None:
@@ -220,15 +264,17 @@ def _write_patches(params: dict, path: Path) -> None:
 def write_run(run: Run, workdir: Path) -> None:
     """What `Run.open` opens: vocabulary, n-grams, patch weights and config."""
     workdir.mkdir(parents=True, exist_ok=True)
-    for name in (DATA, NGRAMS):
+    for name in (DATA, NGRAMS, CLASSES):
         (workdir / name).unlink(missing_ok=True)  # of a run that never saved
     writers: dict[str, Callable[[Path], None]] = {VOCABULARY: run.vocabulary.save}
     if run.ngrams:
         writers[NGRAMS] = partial(_write_arrays, run.ngrams)
+    if run.classes:
+        writers[CLASSES] = partial(_write_text, run.classes.to_json())
     if run.patches.params:
         writers[PATCH_WEIGHTS] = partial(_write_patches, run.patches.params["network"])
     _write(workdir, writers)
-    _write_config(run.config, workdir / CONFIG)  # last: a workdir with a config has the rest
+    _write_text(config_to_json(run.config), workdir / CONFIG)  # last: a workdir with a config has the rest
 
 
 def _write(workdir: Path, writers: dict[str, Callable[[Path], None]]) -> None:

@@ -219,6 +219,7 @@ def batch_shapes(config, patches, text_tokens: int, tower_size: int = TOWER_SIZE
         label=number if config.reads_labels else None,
         negative=image if config.needs_negative else None,
         towers=towers,
+        attributes=jax.ShapeDtypeStruct((b, len(config.attributes)), jnp.int32) if config.attributes else None,
         query=query,
         partner=product if config.reads_partners else None,
     )

@@ -1,7 +1,8 @@
 """What the last evaluations have left in a workdir: figures, and the rank or ranking of each query.
 
-``evaluation.json`` is of lists, ``gallery.json`` of a whole gallery, ``log.json`` of a log's queries. Read by reports
-and comparisons, which answer at once: it imports neither models nor data.
+``evaluation.json`` is of lists, ``gallery.json`` of a whole gallery, ``log.json`` of a log's queries,
+``attributes.json`` of attributes. Read by reports and comparisons, which answer at once: it imports neither models
+nor data.
 """
 
 import json
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from fbjax.core.paths import as_path, atomic_write
 
-EVALUATION, GALLERY, LOG = "evaluation.json", "gallery.json", "log.json"
+EVALUATION, GALLERY, LOG, ATTRIBUTES = "evaluation.json", "gallery.json", "log.json", "attributes.json"
 
 
 def read_evaluation(workdir: str | Path) -> dict | None:
@@ -52,6 +53,16 @@ def read_log(workdir: str | Path) -> dict | None:
 
 def write_log(workdir: str | Path, content: dict) -> None:
     _write(workdir, LOG, content)
+
+
+def read_attributes(workdir: str | Path) -> dict | None:
+    """The last evaluation of a run's attributes, or None: {"checkpoint_step", "records_sha256", "data", "figures",
+    "predictions": those of `fbjax.evaluation.recognition.attributes.predictions_of`}."""
+    return _read(workdir, ATTRIBUTES)
+
+
+def write_attributes(workdir: str | Path, content: dict) -> None:
+    _write(workdir, ATTRIBUTES, content)
 
 
 def _read(workdir: str | Path, name: str) -> dict | None:

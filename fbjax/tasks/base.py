@@ -121,6 +121,7 @@ class Task:
     reads_partners: ClassVar[bool] = False  # whether it has to hold another product of the same style for each
     needs_negative: ClassVar[bool] = False  # whether the batch has to hold another product's image
     mines_negatives: ClassVar[bool] = False  # whether that image is picked on the device, from the batch's own
+    predicts_attributes: ClassVar[bool] = False  # whether it has to hold the classes of `columns` of the product table
     towers: ClassVar[str] = ""  # a workdir whose vectors of each product the batch has to hold
     teacher: ClassVar[str] = ""  # a workdir whose model teaches this one
     reads_traces: ClassVar[bool] = False  # whether it reads what model and teacher compute on their way
@@ -132,6 +133,7 @@ class Task:
     augmentable: ClassVar[bool] = True  # targets stay true of a picture that is mirrored, cropped, brighter or darker
     predicts_at: ClassVar[str] = ""  # "text" or "image": `logits` predicts something at each of its positions
     reads_encoder: ClassVar[bool] = True  # whether the encoder's hidden states matter to it
+    reads_alone: ClassVar[bool] = False  # whether it reads the encoder's mean over a text or an image alone
     encodes_images: ClassVar[bool] = True  # whether the encoder reads images for it
     reads_bags: ClassVar[bool] = False  # whether it reads n-grams of a text and patch features side by side
     reads_apart: ClassVar[str] = ""  # its head that reads text and image each on its own, beside or without the encoder

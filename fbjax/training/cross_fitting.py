@@ -4,7 +4,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fbjax.core.console import say
-from fbjax.data.batches.batch import Batch
 from fbjax.data.batches.split import Split
 from fbjax.inference.catalogue.embed_catalogue import embed_records
 from fbjax.inference.embedder import make_embedder
@@ -47,8 +46,3 @@ def tower_vectors(towers: LoadedRun | None, records: Split, rows: np.ndarray) ->
     vectors[rows] = np.stack([embedder.scale(towers.variables) * texts, images], axis=1)
     say(f"built on the towers of {towers.workdir}, step {towers.step}: vectors of {len(rows):,} products")
     return vectors
-
-
-def with_towers(batch: Batch, vectors: np.ndarray | None) -> Batch:
-    """A `batch` of the host with the vectors of its products."""
-    return batch if vectors is None else batch._replace(towers=vectors[batch.index])

@@ -33,7 +33,7 @@ from fbjax.runs.feature_cache import describe, features_of
 from fbjax.runs.loaded import load_teacher
 from fbjax.runs.state import TrainState, abstract_state, batch_shapes, init_state
 from fbjax.runs.vocabulary import unknown_of
-from fbjax.training.cross_fitting import check_towers, tower_vectors, with_towers
+from fbjax.training.cross_fitting import check_towers, tower_vectors
 from fbjax.training.device_images import put_images, with_rows
 from fbjax.training.events import open_events
 from fbjax.training.memory import available_memory, check_memory, out_of_memory_named
@@ -70,6 +70,7 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
     check_products(sampler, validation, config)
     products = np.unique(sampler.rows)
     run = workdirs.with_ngrams(run, records, products, workdir)
+    run, labels = workdirs.with_classes(run, records, products, workdir)
     objective, optimizer = run.objective, run.optimizer
     with telemetry.spent("patch features"):
         features = features_of(run, records)
@@ -150,7 +151,8 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
             if last:
                 break
             with log.waiting():
-                batch = put_batch(with_towers(next(batches), vectors), mesh, share)._replace(pictures=images)
+                batch = next(batches).with_rows_of(towers=vectors, attributes=labels)
+                batch = put_batch(batch, mesh, share)._replace(pictures=images)
             state, metrics = train_step(state, constants, batch)
             log.add(step + 1, metrics, batch.ids.shape[1])
     log.summary()

@@ -85,10 +85,18 @@ def initial_params(params: dict, run: Run, records: Split, rows: np.ndarray, mes
             say(f"initialised, as BERT lacks them: {', '.join(imported.initialised)}")
     for name in config.train.starts:
         start = LoadedRun.newest(name, run, mesh)
-        params = _taken_over(params, start.params, f"{name}, step {start.step}")
+        given = start.params if start.run.classes == run.classes else without_classes(start)
+        params = _taken_over(params, given, f"{name}, step {start.step}")
         if config.reads_queries and SEGMENTS in start.params["fashionbert"] and not start.run.config.reads_queries:
             params = _with_query_segment(params)
     return params
+
+
+def without_classes(start: LoadedRun) -> dict:
+    """The parameters of a run without the head on its attributes, whose classes are not this run's."""
+    owned = {name for task in start.run.config.tasks.values() if task.predicts_attributes for name in task.owns}
+    model = {name: part for name, part in start.params["fashionbert"].items() if name not in owned}
+    return start.params | {"fashionbert": model}
 
 
 def _with_query_segment(params: dict) -> dict:

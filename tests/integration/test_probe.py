@@ -10,7 +10,8 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 import fbjax
 from fbjax.cli.main import main
-from fbjax.evaluation.baselines.probe import classification, fit, label_figures, pooled_pairs, probe
+from fbjax.evaluation.baselines.probe import fit, label_figures, pooled_pairs, probe
+from fbjax.evaluation.recognition.classification import classification
 from tests.support.runs import train_towers_and_matcher
 
 

@@ -2,7 +2,8 @@
 
 Beside it lie tokenizer.json, skipped.jsonl, and a folder for each split. A split is memory-mapped .npy files: images
 (pictures.npy, uint8 [N, S, S, 3], or features.npy, float16 [N, P, C]), and for the texts pieces.npy and word_ids.npy
-(flat, cut at offsets.npy) and text.npy (UTF-8, cut at text_offsets.npy). index.npz holds the arrays of `Split`.
+(flat, cut at offsets.npy) and text.npy (UTF-8, cut at text_offsets.npy). index.npz holds the arrays of `Split`,
+attributes.npz the columns that a task predicts.
 """
 
 import contextlib
@@ -33,6 +34,7 @@ def describe(config: Config, splits: dict[str, Split], vocabulary: Vocabulary) -
         "settings": settings_of(config),
         "vocabulary": {"setting": config.model.vocabulary, "pieces": vocabulary.size, "sha256": vocabulary.fingerprint},
         "tables": tables_of(config),
+        "attributes": list(config.attributes),
         "report": splits["train"].report(),
     }
 

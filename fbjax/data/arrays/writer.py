@@ -8,7 +8,7 @@ import numpy as np
 from fbjax.config.schema import Config
 from fbjax.core.atomic_folder import check_fresh, fresh_folder
 from fbjax.core.paths import is_remote, reserve
-from fbjax.data.arrays import manifest
+from fbjax.data.arrays import attributes, manifest
 from fbjax.data.batches.split import SKIPPED, Split
 from fbjax.data.text.wordpiece import Vocabulary
 
@@ -47,6 +47,7 @@ def write_arrays(
             for start, batch in progress(batches, -(-len(split) // IMAGES_AT_ONCE), f"images of {name}, in batches"):
                 images[name][start : start + len(batch)] = batch
             images[name].flush()
+        attributes.write(config, splits, partial)
         vocabulary.save(partial / manifest.TOKENIZER)
         (partial / SKIPPED).write_bytes((splits["train"].home / SKIPPED).read_bytes())
         manifest.write(partial, content)
@@ -56,6 +57,8 @@ def write_arrays(
 def _check_same(folder: str | Path, there: dict, content: dict) -> None:
     """Raises ValueError with what of two manifests differs."""
     theirs, ours = (c["settings"] | {name: c[name] for name in ("vocabulary", "splits")} for c in (there, content))
+    if not {*content["attributes"]} <= {*there.get("attributes", ())}:
+        theirs, ours = (c | {"attributes": x.get("attributes", [])} for c, x in ((theirs, there), (ours, content)))
     names = [name for name in ours if theirs.get(name) != ours[name]]
     differing = [f"{name}: {theirs.get(name)!r} there, {ours[name]!r} now" for name in names]
     if differing:

@@ -16,10 +16,15 @@ class Batch(NamedTuple):
     negative: Array | None  # the image of another product; None where no task reads negative pairs
     pictures: Array | None = None  # [N, ..]: the images of all products, on the devices
     towers: Array | None = None  # [B, 2, E]: text and image by towers that have not seen them; their product is a logit
+    attributes: Any = None  # [B, A] int32: the class of each of A columns of the product table; -1: none
     query: Any = None  # [B, Q] int32: [CLS] w1 .. wn [SEP] [PAD] .. of a query that led to the product
     negative_query: Any = None  # [B, Q]: another product's; all [PAD] where that one leads to this product as well
     label: Any = None  # [B] int32: 1 where query and product match
     partner: Any = None  # a `Batch` of other products, one for each of these
+
+    def with_rows_of(self, **arrays: Array | None) -> "Batch":
+        """The batch with these fields, of each array [N, ..] the rows of its products; None stays None."""
+        return self._replace(**{name: None if of is None else of[self.index] for name, of in arrays.items()})
 
     def looked_up(self) -> "Batch":
         """The batch with images in place of their rows."""

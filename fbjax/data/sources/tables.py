@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +177,12 @@ def read_labels(files: list[Path], data: DataConfig, names: tuple[str, ...]) -> 
             if isinstance(described, Product):
                 labels.setdefault(described.id, tuple(clean_name(row.get(name)) for name in names))
     return labels
+
+
+def read_cells(files: Sequence[Path], data: DataConfig, names: Sequence[str], ids: np.ndarray) -> np.ndarray:
+    """`read_labels` of the products `ids` [N]: str [N, A], "" also of products that no file has."""
+    cells, lacking = read_labels(list(files), data, tuple(names)), ("",) * len(names)
+    return np.array([cells.get(str(identity), lacking) for identity in ids], str).reshape(len(ids), len(names))
 
 
 def row_id(file: Path, number: int) -> str:

@@ -25,6 +25,7 @@ from fbjax.data.sources.tables import read_labels
 from fbjax.data.text.wordpiece import PAD_ID
 from fbjax.evaluation import metrics
 from fbjax.evaluation.baselines.features import text_features
+from fbjax.evaluation.recognition.classification import classification
 from fbjax.inference.catalogue.embed_catalogue import embed_records
 from fbjax.inference.embedder import make_embedder
 from fbjax.inference.pair_scorer import BUCKET, PairScorer
@@ -129,41 +130,6 @@ def fit(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, other: np.
         right = [(fitted(c, ~held_out).predict(features[held_out]) == labels[held_out]).mean() for c in strengths]
         best = STRENGTHS[int(np.argmax(right))]
     return fitted(best, slice(None)).predict(other), best
-
-
-def classification(truth: np.ndarray, told: np.ndarray) -> dict:
-    """Accuracy, balanced accuracy (mean recall of the true labels) and macro F1 with bootstrap intervals over products.
-
-    ``truth, told [M]``: codes of true and predicted labels. Macro F1 is over all labels of either. The intervals of the
-    last two resample within each true label, so a label of a single product adds nothing to their width.
-    """
-    figures = {}
-    for name, statistic in (("accuracy", _accuracy), ("balanced_accuracy", _balanced), ("macro_f1", _macro_f1)):
-        figures[name] = float(statistic(truth, told))
-        strata = None if statistic is _accuracy else truth
-        figures[f"{name}.ci"] = list(metrics.interval(statistic, truth, told, strata=strata))
-    return figures
-
-
-def _accuracy(truth: np.ndarray, told: np.ndarray) -> float:
-    return (truth == told).mean()
-
-
-def _balanced(truth: np.ndarray, told: np.ndarray) -> float:
-    right, true, _ = _counts(truth, told)
-    return (right[true > 0] / true[true > 0]).mean()
-
-
-def _macro_f1(truth: np.ndarray, told: np.ndarray) -> float:
-    right, true, said = _counts(truth, told)
-    either = true + said
-    return (2 * right[either > 0] / either[either > 0]).mean()
-
-
-def _counts(truth: np.ndarray, told: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Per label the numbers of correct predictions, of true labels, and of predictions."""
-    size = max(truth.max(), told.max()) + 1
-    return tuple(np.bincount(labels, minlength=size) for labels in (truth[truth == told], truth, told))
 
 
 def product_vectors(loaded: LoadedRun, records: Split, rows: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ MASK_ID = 103
 SHORTEST = 8  # text pieces
 TEACHER_LAYERS = 12
 NUM_NGRAMS = 80_000  # of the real catalogue of docs/lab/winning.md
+NUM_CLASSES = 40  # of each attribute
 SCORED_TEXTS, SCORED_IMAGES = 16, 32  # each text with each image
 
 
@@ -73,7 +74,8 @@ def make_workload(config: Config, network: PatchNetwork, devices: Sequence[jax.D
     size = vocabulary_size(config)
     tasks = tuple(config.tasks.values())
     ngrams = random_ngrams(size, NUM_NGRAMS) if any(task.reads_bags for task in tasks) else {}
-    model = build_model(config.model, tasks, network, size, min(MASK_ID, size - 1), num_rows(ngrams))
+    counts = num_rows(ngrams), (NUM_CLASSES,) * len(config.attributes)
+    model = build_model(config.model, tasks, network, size, min(MASK_ID, size - 1), *counts)
     objective, mesh = Objective(model, patches, tasks, config.patches.augment), make_mesh(config.mesh, devices)
     optimizer = make_optimizer(config.train, config.groups, config.model.num_layers)
     objective = replace(objective, teacher=_stand_in(model, objective))
@@ -207,6 +209,8 @@ def synthetic_batch(workload: Workload, length: int) -> Batch:
     negative = images[1] if config.needs_negative else None
     towers = rng.normal(size=(b, 2, TOWER_SIZE)).astype(np.float32) if config.towers else None
     batch = Batch(number, number, ids, word_ids, images[0], negative, towers=towers)
+    if config.attributes:
+        batch = batch._replace(attributes=rng.integers(-1, NUM_CLASSES, (b, len(config.attributes)), np.int32))
     if config.reads_queries:
         query, label = _queries(rng, config), number % 2 if config.reads_labels else None
         batch = batch._replace(query=query, negative_query=query[::-1] if config.draws_queries else None, label=label)
