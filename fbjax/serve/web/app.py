@@ -43,7 +43,7 @@ SECURITY = {
 NO_DOCS: dict[str, None] = {"docs_url": None, "redoc_url": None}  # these load scripts from another host
 PROBLEMS = {code: {"model": Problem} for code in (400, 413, 429, 503)}
 Rerank = Annotated[bool, Query(description="whether the index's re-ranker, if any, orders the first 50")]
-Method = Literal["gradient", "occlusion", "attention"]
+Method = Literal["gradient", "occlusion", "attention", "alignment"]
 log = logging.getLogger("fbjax.serve")
 
 Text = Annotated[str, Query(description="words", max_length=MOST_CHARACTERS, examples=["red cotton dress"])]
