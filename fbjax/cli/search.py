@@ -56,8 +56,8 @@ def rank(html, **request) -> None:
 
 METHOD = (
     "gradient: integrated gradients, which add up to the score; occlusion: each part hidden in turn; attention: which "
-    "patches each word attends to, of a run that scores pairs; alignment: which patches each word goes to, of a run with "
-    "the task tpa"
+    "patches each word attends to, of a run that scores pairs; alignment: which patches each word goes to, of a "
+    "run with tpa"
 )
 
 

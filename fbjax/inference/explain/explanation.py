@@ -25,9 +25,7 @@ class Explanation:
     whole_image: float | None = None  # value of the token of the whole image, where there is one
     without_words: float | None = None  # score with every word masked
     without_patches: float | None = None  # score with every patch zeroed
-    word_patches: np.ndarray | None = (
-        None  # [words, side, side] share of each word's attention, or of its mass, that goes to each patch
-    )
+    word_patches: np.ndarray | None = None  # [words, side, side] share of each word's attention or mass to a patch
 
     @classmethod
     def of(cls, method: str, read: Read, score: float, by_word: np.ndarray, by_token: np.ndarray, **more) -> Self:

@@ -73,9 +73,7 @@ class Explained(BaseModel):
     words: list[ValuedWord] = Field(description="> 0: speaks for the match")
     patches: list[list[float]] = Field(description="rows of a square grid, from the top left")
     whole_image: float | None = Field(description="of the token of the whole picture, where there is one")
-    word_patches: list[list[list[float]]] | None = Field(
-        description="by attention and alignment: of each word to each patch"
-    )
+    word_patches: list[list[list[float]]] | None = Field(description="by attention and alignment: of words to patches")
     in_text: list[str] = Field(description="words of the query that the product's text has too")
 
 
