@@ -32,7 +32,7 @@ def alignment(model: Model, text: str, image) -> Explanation:
     mass = shares.sum(axis=1, keepdims=True)
     by_token = agreement.sum(axis=0) / np.maximum(shares.sum(axis=0), 1e-12)
     grids = {"word_patches": read.grid(shares / mass)}
-    found = Explanation.of("alignment", read, score, (agreement / mass).sum(axis=1), by_token, **grids)
+    found = Explanation.of("alignment", read, float(score), (agreement / mass).sum(axis=1), by_token, **grids)
     return dataclasses.replace(found, whole_image=None)
 
 
