@@ -56,7 +56,8 @@ def rank(html, **request) -> None:
 
 METHOD = (
     "gradient: integrated gradients, which add up to the score; occlusion: each part hidden in turn; attention: which "
-    "patches each word attends to, of a run that scores pairs"
+    "patches each word attends to, of a run that scores pairs; alignment: which patches each word goes to, of a "
+    "run with tpa"
 )
 
 
@@ -67,7 +68,7 @@ METHOD = (
     flag("--image", "image file (default: that of the product --id)"),
     flag("--id", "product that stands in for text, image or both (default: none; give text and image)"),
     DATA,
-    flag("--method", METHOD, choices=["gradient", "occlusion", "attention"], default="gradient"),
+    flag("--method", METHOD, choices=["gradient", "occlusion", "attention", "alignment"], default="gradient"),
     STEP,
     JSON,
     out_file("--html", "HTML file for the picture and text in colours (default: none)"),

@@ -8,10 +8,12 @@ import numpy as np
 from fbjax.data.sources.images import encode_array, encoded
 from fbjax.inference.explain import Explanation
 from fbjax.inference.model import Model
+from fbjax.report.aligned import aligned
 from fbjax.report.page import picture, write_page
 
 FAINT = 0.08  # share of the strongest value, below which a word or patch has no colour
 WEAK_LOGIT, WEAK_COSINE = 0.1, 0.02  # if all values are smaller, their colours are pale
+TITLES = {"attention": "What attends to what", "alignment": "Which word goes to which patch"}
 HEIGHT, ALONE_HEIGHT = 280, 560  # pixels of a picture among others, and alone on its page
 
 
@@ -30,7 +32,7 @@ def write_explanation(text: str, image: bytes, explanation: Explanation, out: st
     return write_page(
         out,
         "explanation.html",
-        title="Why this score" if explanation.method != "attention" else "What attends to what",
+        title=TITLES.get(explanation.method, "Why this score"),
         method=explanation.method,
         without_words=explanation.without_words,
         without_patches=explanation.without_patches,
@@ -45,9 +47,10 @@ def write_explanation(text: str, image: bytes, explanation: Explanation, out: st
 def explained(what: str, text: str, image: bytes, explanation: Explanation, height: int = HEIGHT) -> dict:
     """An explanation as the template shows it: the picture's cells and the text's words with their values."""
     patches, values = np.asarray(explanation.patches, float), [value for _, value in explanation.words]
-    least = 0.0 if explanation.method == "attention" else weak(explanation.scores_matches)
+    least = 0.0 if explanation.word_patches is not None else weak(explanation.scores_matches)
     maps = explanation.word_patches
-    return {
+    more = aligned(explanation) if explanation.method == "alignment" else {}
+    return more | {
         "what": what,
         "picture": picture(image, height),
         "score": explanation.score,

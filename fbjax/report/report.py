@@ -60,12 +60,16 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
     products = examples.look_up(records, shown)
 
     say("explaining some of the scores")
-    explanations = []
+    explanations, alignments = [], []
+    aligns = any(task.aligns_words for task in run.model.tasks)
     explainable = examples.pairs_to_explain(chosen) if can_explain(run) else []
     for what, text, image in explainable:
         text, image = products[text].text, products[image].image
         explanation = explain(model, text, image, "occlusion")
         explanations.append(explained(what, text, as_read(model, image), explanation))
+        if aligns:
+            alignment = explain(model, text, image, "alignment")
+            alignments.append(explained(what, text, as_read(model, image), alignment))
 
     return write_page(
         out or workdir / "report.html",
@@ -87,6 +91,7 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
             for direction, kinds in chosen.items()
         },
         explanations=explanations,
+        alignments=alignments,
         augmented=augmented(run, splits["train"]),
         weak=weak(run.scores_pairs),
         seen_together=run.config.patches.geometry == "feature_map",

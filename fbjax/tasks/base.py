@@ -129,6 +129,7 @@ class Task:
     scores_pairs: ClassVar[bool] = False  # `match_logits` says whether a text and an image belong together
     whole_batch: ClassVar[bool] = False  # the loss compares products: it reads those of all micro-batches together
     late_interaction: ClassVar[bool] = False  # `words`, `regions` and `token_scores` of these score a pair
+    aligns_words: ClassVar[bool] = False  # `alignment` says how much of each word of a pair goes to each patch
     embeds: ClassVar[bool] = False  # `vector` of a `Reading` and `logit_scale` make vectors of texts and images
     augmentable: ClassVar[bool] = True  # targets stay true of a picture that is mirrored, cropped, brighter or darker
     predicts_at: ClassVar[str] = ""  # "text" or "image": `logits` predicts something at each of its positions

@@ -12,12 +12,13 @@ import fbjax
 from fbjax.inference.explain import METHODS, explain
 from fbjax.inference.explain.attention import rollout
 from fbjax.inference.explain.request import explain_request
+from fbjax.report.explained import write_explanation
 from tests.support.tables import encode, make_products
 from tests.support.untrained import randomised, tiny, write_untrained
 
 TOWERS = {"tasks": "itc", "tasks__itc__embedding_dim": 16, "patches__whole_image": True}
 RUNS = {
-    "pairs": {"tasks": "tia"},
+    "pairs": {"tasks": "tia,tpa"},
     "linear": TOWERS | {"tasks__itc__branches": "linear"},
     "both": TOWERS | {"tasks__itc__branches": "both", "tasks__itc__encoder_tokens": 8},
 }
@@ -141,8 +142,30 @@ def test_words_attend_to_patches(models):
         explain(models["both"], TEXT, IMAGE, "attention")
 
 
+def test_words_go_to_patches(models, tmp_path):
+    """Against the task's own transport over the hidden states of `Model`'s parts; and on the page."""
+    model = models["pairs"]
+    found = explain(model, TEXT, IMAGE, "alignment")
+    words, patches = values(found)
+    assert found.word_patches.shape == (len(words), 4, 4) and found.whole_image is None
+    close(found.word_patches.sum(axis=(1, 2)), 1)
+    close(found.score, model.score([TEXT], [IMAGE])[0])
+    (ids, names), *_ = model.run.vocabulary.pieces([TEXT])
+    pieces = np.bincount(names)[: len(words)]
+    weights = pieces / pieces.sum()
+    close(weights @ found.word_patches.reshape(len(words), -1), 1 / 16, 1e-3)
+    close(weights @ words, patches.mean(), 1e-3)  # both are the mean cosine over the plan
+    page = write_explanation(TEXT, IMAGE, found, tmp_path / "page.html").read_text()
+    assert page.count('class="goes') == len(words) and page.count('class="patch"') == len(
+        {int(one.argmax()) for one in found.word_patches}
+    )
+    with pytest.raises(ValueError, match="needs a task that aligns words with patches, and this run has itc"):
+        explain(models["both"], TEXT, IMAGE, "alignment")
+
+
 def test_padding_changes_no_explanation(model, monkeypatch):
-    text, methods = "red leather bag", [m for m in METHODS if m != "attention" or model.run.scores_pairs]
+    text, of_pairs = "red leather bag", {"attention", "alignment"}
+    methods = [m for m in METHODS if m not in of_pairs or model.run.scores_pairs]
     short = [explain(model, text, IMAGE, method) for method in methods]
     monkeypatch.setattr("fbjax.inference.explain.pair.BUCKET", 24)
     for method, expected in zip(methods, short, strict=True):
@@ -160,7 +183,9 @@ def test_words_that_are_cut_off_or_unknown(model):
         assert unknown.words[0][1] == 0 and unknown.words[1][1] != 0
     with pytest.raises(ValueError, match="text '  ' has no words"):
         explain(model, "  ", IMAGE)
-    with pytest.raises(ValueError, match="method 'saliency' is unknown .use gradient, occlusion, attention."):
+    with pytest.raises(
+        ValueError, match="method 'saliency' is unknown .use gradient, occlusion, attention, alignment."
+    ):
         model.explain(TEXT, IMAGE, method="saliency")
 
 

@@ -1,5 +1,6 @@
 """Why a text matches an image, or does not: what each word and each patch of the image contributes to their score."""
 
+from fbjax.inference.explain.alignment import alignment
 from fbjax.inference.explain.attention import attention
 from fbjax.inference.explain.explanation import Explanation as Explanation
 from fbjax.inference.explain.gradient import gradient
@@ -7,7 +8,7 @@ from fbjax.inference.explain.occlusion import occlusion
 from fbjax.inference.model import Model
 from fbjax.runs.run import Run
 
-METHODS = {"gradient": gradient, "occlusion": occlusion, "attention": attention}
+METHODS = {"gradient": gradient, "occlusion": occlusion, "attention": attention, "alignment": alignment}
 
 
 def explain(model: Model, text: str, image, method: str = "gradient") -> Explanation:
@@ -15,7 +16,8 @@ def explain(model: Model, text: str, image, method: str = "gradient") -> Explana
 
     `gradient`: integrated gradients, which add up to the score's difference from that of nothing, in a time that does
     not grow with the number of parts. `occlusion`: the drop of the score without each part, one at a time. `attention`:
-    attention rollout, of runs that score pairs. Raises ValueError where the text has no words, where the image cannot
+    attention rollout, of runs that score pairs. `alignment`: which word goes to which patch, of runs that learn it.
+    Raises ValueError where the text has no words, where the image cannot
     be read, and where the run does not support the method. A dual encoder supports none.
     """
     if method not in METHODS:

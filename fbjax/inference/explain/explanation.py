@@ -14,6 +14,7 @@ class Explanation:
 
     Values of `gradient` and `occlusion` have the score's unit, logits or cosine: > 0 speaks for the match, < 0 against
     it. Those of `attention` are shares of what [CLS] attends to, from 0 to 1; they speak neither for nor against.
+    Those of `alignment` are mean cosines of a word with the patches that it goes to, and of a patch with its words.
     """
 
     method: str
@@ -24,7 +25,7 @@ class Explanation:
     whole_image: float | None = None  # value of the token of the whole image, where there is one
     without_words: float | None = None  # score with every word masked
     without_patches: float | None = None  # score with every patch zeroed
-    word_patches: np.ndarray | None = None  # [words, side, side] share of each word's attention to each patch
+    word_patches: np.ndarray | None = None  # [words, side, side] share of each word's attention or mass to a patch
 
     @classmethod
     def of(cls, method: str, read: Read, score: float, by_word: np.ndarray, by_token: np.ndarray, **more) -> Self:

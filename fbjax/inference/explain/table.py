@@ -22,7 +22,8 @@ def _words(explanation: Explanation) -> list[str]:
     width = max((len(word) for word, _ in explanation.words), default=0)
     strongest = max((abs(value) for _, value in explanation.words), default=0.0) or 1.0
     attended = explanation.word_patches
-    lines = ["words" + (", and the patch that each attends to most (row, column)" if attended is not None else "")]
+    verb = "goes to" if explanation.method == "alignment" else "attends to"
+    lines = ["words" + (f", and the patch that each {verb} most (row, column)" if attended is not None else "")]
     for number, (word, value) in enumerate(explanation.words):
         bar = ("+" if value > 0 else "-") * round(BAR * abs(value) / strongest)
         line = f"  {word:{width}}  {value:+.3f}  {bar:{BAR}}"

@@ -62,10 +62,10 @@ class ValuedWord(BaseModel):
 class Explained(BaseModel):
     """What the words of a text and the patches of a picture contribute to their match.
 
-    By attention: shares of what [CLS] attends to.
+    By attention: shares of what [CLS] attends to. By alignment: cosines with what a part goes to.
     """
 
-    method: Literal["gradient", "occlusion", "attention"]
+    method: Literal["gradient", "occlusion", "attention", "alignment"]
     text: str = Field(description="the query's, or the product's where the query is a picture")
     picture: str = Field(description="path of the picture on this server, '' for the given one")
     score: float = Field(description="of the text with the picture: > 0 is a match, or a cosine")
@@ -73,7 +73,7 @@ class Explained(BaseModel):
     words: list[ValuedWord] = Field(description="> 0: speaks for the match")
     patches: list[list[float]] = Field(description="rows of a square grid, from the top left")
     whole_image: float | None = Field(description="of the token of the whole picture, where there is one")
-    word_patches: list[list[list[float]]] | None = Field(description="by attention: of each word to each patch")
+    word_patches: list[list[list[float]]] | None = Field(description="by attention and alignment: of words to patches")
     in_text: list[str] = Field(description="words of the query that the product's text has too")
 
 

@@ -26,7 +26,7 @@ Where = Annotated[str, Query(description="filter", max_length=MAX_LENGTH, exampl
 Top = Annotated[int, Query(description="number of products", ge=1, le=MOST_SHOWN)]
 Skip = Annotated[int, Query(description="products before these", ge=0, le=MOST_SKIPPED)]
 Rerank = Annotated[bool, Query(description="whether the index's re-ranker, if any, orders the first 50")]
-Method = Literal["gradient", "occlusion", "attention"]
+Method = Literal["gradient", "occlusion", "attention", "alignment"]
 
 
 def query_routes(searcher: Searcher, workers: Workers, metrics: Metrics) -> APIRouter:
