@@ -32,6 +32,7 @@ class InputSpec(NamedTuple):
     feature_size: int  # C
     first_patch: int = 0  # 1 where a token of the whole image comes before the patches
     num_ngrams: int = 0  # M, rows of the linear branch's table
+    scales: tuple[int, ...] = ()  # cells a side of each scale of the image, coarse first; (): one grid
 
 
 class Reading(NamedTuple):
@@ -234,7 +235,7 @@ def build_model(
 ) -> FashionBert:
     """The model of these settings for texts of these pieces and n-grams, and images of these patches."""
     sizes = (vocabulary_size, mask_id, config.text_tokens, patches.num_patches, patches.feature_size)
-    spec = InputSpec(*sizes, int(patches.whole_image), num_ngrams)
+    spec = InputSpec(*sizes, int(patches.whole_image), num_ngrams, patches.scales)
     return MODELS[config.architecture](spec, config, tuple(tasks))
 
 
