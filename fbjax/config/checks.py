@@ -115,9 +115,17 @@ def _patches(config: Config) -> list[tuple]:
 
 def _scales(config: Config) -> list[tuple]:
     patches, named = config.patches, f"patches.scales {config.patches.scales}"
+    if patches.variants and not {1, 4} <= {*patches.scales}:
+        return [(True, f"{named} lacks scale 1 or 4, of which patches.variants are (add it, or set variants to false)")]
     if not patches.scales:
         return []
+    apart = [name for name, task in config.tasks.items() if task.reads_apart or task.late_interaction]
     return [
+        (
+            patches.variants and apart,
+            f"patches.variants is for tasks that the encoder reads images for, and {', '.join(apart)} reads their "
+            "features itself (set it to false)",
+        ),
         (
             patches.scales != tuple(sorted({*patches.scales})) or patches.scales[0] < 1,
             f"{named} must rise from 1 or more, each once, as in (1, 2, 3, 4, 5)",

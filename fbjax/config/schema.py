@@ -78,6 +78,10 @@ class PatchConfig:
         "feature_map: the image is cut into s x s cells for each of these s, rising, in place of patches of "
         "patch_size; (1, 2, 3, 4, 5): Kaleido-BERT's 55",
     )
+    variants: bool = setting(
+        False,
+        "features of the turned and of the grey image beside those of scales 1 and 4, for tasks rotation and grey",
+    )
     whole_image: bool = setting(
         False, "a token of the whole image before the patches: the mean of its feature map, or a ViT's class token"
     )

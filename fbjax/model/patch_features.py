@@ -24,13 +24,12 @@ import numpy as np
 from fbjax.config.data import DataConfig
 from fbjax.core import resampling
 from fbjax.model.backbones.registry import BACKBONES, Backbone, load_network, shapes_of
-from fbjax.model.grids.cells import average_cells, num_cells, pyramid
+from fbjax.model.grids.cells import NUM_VARIANTS, Output, average_cells, map_and_whole, num_cells, pyramid, variants
 from fbjax.model.weights.files import FORMATS
 
 SIDE_BY_SIDE = "+"  # between the names of several networks
 NETWORK = "patches/network/"  # before the names of a network's parameters
 PIXELS_AT_ONCE = 2**22  # of enlarged patches; a network needs some 200 bytes a pixel
-Output = jax.Array | tuple[jax.Array, jax.Array]  # feature map, or (feature map, features of the whole image)
 Network = Callable[[jax.Array, jax.Array | None], Output]  # (images, PRNG key or None) -> ..
 
 
@@ -50,6 +49,7 @@ def extract(network: Network, config, images: jax.Array, key: jax.Array | None =
         feature_map, whole = map_and_whole(network(images, key))
     if config.scales:
         patches = pyramid(feature_map, config.scales)
+        patches = jnp.concatenate([patches, variants(network, images, key)], axis=1) if config.variants else patches
     elif config.geometry == "feature_map":
         patches = average_cells(feature_map, side).reshape(images.shape[0], side * side, -1)
     else:
@@ -57,11 +57,6 @@ def extract(network: Network, config, images: jax.Array, key: jax.Array | None =
     if not config.whole_image:
         return patches
     return jnp.concatenate([whole[:, None], patches], axis=1)
-
-
-def map_and_whole(output: Output) -> tuple[jax.Array, jax.Array]:
-    """A network's feature map [N, h, w, C] and its features of the whole image [N, C], by default the map's mean."""
-    return output if isinstance(output, tuple) else (output, output.mean(axis=(1, 2)))
 
 
 def per_patch_features(
@@ -96,7 +91,7 @@ class PatchNetwork:
     whole image, which comes first under `whole_image`. `fingerprint` identifies network, weights and geometry: networks
     with the same one give the same features. `twin`: as in `Backbone`. `fixed`: names of the parameters, or of the
     modules that hold them, that stay as they are where the network trains, "patches/network/conv1". `scales`: those of
-    the config.
+    the config. With `num_variants` as many rows of `variants` follow the P of each image.
     """
 
     apply: Callable[..., jax.Array]
@@ -108,6 +103,11 @@ class PatchNetwork:
     twin: dict | None = None
     fixed: tuple[str, ...] = ()
     scales: tuple[int, ...] = ()
+    num_variants: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_patches + self.num_variants
 
     def precomputed(self) -> "PatchNetwork":
         """The network for cached features: ``apply`` is the identity and there are no parameters."""
@@ -142,7 +142,7 @@ def _loaded(config, weights_path: str | Path | None = None) -> tuple[nn.Module, 
         network, weights = backbone.build({}, cell), {}
     geometry = (config.network, config.geometry, config.image_size, config.patch_size, config.patch_input_size)
     geometry += ("whole image",) * config.whole_image + (config.fit,) * (config.fit != "squash") + tuple(config.levels)
-    geometry += ("scales", *config.scales) if config.scales else ()
+    geometry += (("scales", *config.scales) if config.scales else ()) + ("variants",) * config.variants
     digest = hashlib.sha256(repr(geometry).encode())
     for name in sorted(weights):
         digest.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())
@@ -275,6 +275,7 @@ def _patch_network(config, network: nn.Module, arrays: dict[str, Any], digest: s
         twin=backbone.twin(network) | ({"levels": list(levels)} if levels else {}) if backbone.twin else None,
         fixed=tuple(f"{NETWORK}{name}" for name in fixed),
         scales=config.scales,
+        num_variants=NUM_VARIANTS * config.variants,
     )
 
 

@@ -1,20 +1,27 @@
 """Kaleido-BERT: patches of several scales, and embeddings that know where they lie, against sums by hand."""
 
 import dataclasses
+import itertools
 from functools import partial
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy
 
 from fbjax.config.checks import contradictions
-from fbjax.config.schema import Config
+from fbjax.config.schema import TASKS, Config
+from fbjax.model.fashionbert import InputSpec
 from fbjax.model.grids.cells import pyramid
 from fbjax.model.patch_features import build_patch_network
 from fbjax.model.rivals.kaleido import coordinates
-from tests.support.objectives import CONFIG, MODEL, PATCHES, make_batch, make_objective, make_state
+from fbjax.tasks import masking
+from fbjax.tasks.base import Example, PairView, Views
+from fbjax.tasks.pictures.scales import Targets
+from tests.support.objectives import CONFIG, MODEL, PATCHES, make_batch, make_objective, make_state, make_tasks
 
 SCALES = (1, 2, 3)
 P = 14
@@ -101,8 +108,7 @@ def check(patches=PYRAMID, model=KALEIDO, **sections):
     ],
 )
 def test_scales_that_do_not_fit_are_refused(settings, message):
-    ours = dataclasses.replace(CONFIG.train), dataclasses.replace(PYRAMID, **settings)
-    (found,) = [line for line in check(ours[1]) if "scales" in line]
+    (found,) = [line for line in check(dataclasses.replace(PYRAMID, **settings)) if "scales" in line]
     assert message in found
 
 
@@ -111,3 +117,115 @@ def test_scales_go_with_their_architecture_and_fit_the_map():
     assert any("'fashionbert' with patches.scales (1, 2, 3)" in line for line in check(model=MODEL))
     with pytest.raises(ValueError, match="4 cells a side in its map of 16 pixels, too few for scale 5"):
         build_patch_network(dataclasses.replace(PYRAMID, scales=(1, 5)))
+
+
+PICTURES = ("rotation", "jigsaw", "camouflage", "grey", "blank")
+FINE = dataclasses.replace(
+    PATCHES,
+    geometry="feature_map",
+    image_size=20,
+    patch_size=4,
+    patch_input_size=4,
+    scales=(1, 2, 3, 4, 5),
+    variants=True,
+)
+SPEC = InputSpec(60, 4, 16, 55, 7, scales=(1, 2, 3, 4, 5), num_variants=19)
+FIRST = {1: 0, 2: 1, 3: 5, 4: 14, 5: 30}  # place of each scale's first cell
+
+
+def corrupted(name, seed=0):
+    """(source [2, 55], hidden [2, 55], targets) of a task on an example of two images."""
+    source = jnp.broadcast_to(jnp.arange(55), (2, 55))
+    example = Example(jnp.zeros(16, int), jnp.zeros(16, int), jnp.zeros((2, 1)), jnp.zeros((2, 55), bool), source)
+    example, targets = TASKS[name]().corrupt(jax.random.key(seed), example, SPEC)
+    return np.array(example.source), np.array(example.hidden), targets
+
+
+def test_a_row_comes_from_the_own_image_or_from_the_other():
+    features = np.arange(12.0).reshape(1, 2, 3, 2)  # rows [0, 1], [2, 3], [4, 5] and [6, 7], [8, 9], [10, 11]
+    found = masking.rearranged(jnp.asarray(features), jnp.array([[[2, 3, 1], [0, 5, 1]]]))
+    np.testing.assert_array_equal(found[0], [[[4, 5], [6, 7], [2, 3]], [[6, 7], [4, 5], [8, 9]]])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_each_task_shows_and_asks(seed):
+    for name in PICTURES:
+        source, hidden, targets = corrupted(name, seed)
+        places, scale, answers = np.array(targets.places), TASKS[name]().scale, np.array(targets.answers)
+        first, expected, expected_hidden = FIRST[scale], np.tile(np.arange(55), (2, 1)), np.zeros((2, 55), bool)
+        for image in range(2):
+            if name in ("rotation", "jigsaw", "camouflage"):
+                assert places[image].tolist() == list(range(first, first + scale**2))
+            if name == "rotation" and answers[image]:
+                expected[image, 0] = 55 + answers[image] - 1
+            elif name == "jigsaw":
+                expected[image, 1:5] = 1 + np.array(list(itertools.permutations(range(4)))[answers[image]])
+            elif name == "camouflage":
+                expected[image, 5 + answers[image]] = 55 + 19 + 5 + answers[image]
+            elif name == "grey":
+                assert len({*places[image]}) == 2 and all(14 <= place < 30 for place in places[image])
+                expected[image, places[image]] = 55 + 3 + places[image] - 14
+            elif name == "blank":
+                assert len({*places[image]}) == 3 and all(30 <= place < 55 for place in places[image])
+                expected_hidden[image, places[image]] = True
+        np.testing.assert_array_equal(source, expected)
+        np.testing.assert_array_equal(hidden, expected_hidden)
+
+
+def test_losses_are_cross_entropy_of_the_angle_and_divergence_of_hidden_features():
+    weight = jnp.array([0.25, 0.75])
+    batch = SimpleNamespace(weight=weight)
+    logits = RNG.normal(size=(2, 4)).astype(np.float32)
+    targets = Targets(jnp.zeros((2, 2, 1), int), jnp.array([[1, 0], [3, 0]]))
+    views = Views(pairs=PairView(None, jnp.zeros((2, 1, 1, 5)), None, None))
+    found, metrics = TASKS["rotation"]().loss(lambda *_: jnp.asarray(logits), views, targets, batch)
+    losses = [scipy.special.logsumexp(logits[i]) - logits[i, answer] for i, answer in enumerate((1, 3))]
+    np.testing.assert_allclose(found, 0.25 * losses[0] + 0.75 * losses[1], rtol=1e-5)
+    assert metrics["rotation_accuracy"] == weight @ (logits.argmax(1) == [1, 3])
+
+    features, guess = RNG.normal(size=(2, 1, 55, 7)), RNG.normal(size=(2, 3, 7))
+    places = np.array([[[30, 41, 54], [0, 0, 0]], [[33, 34, 35], [0, 0, 0]]])
+    views = Views(pairs=PairView(None, jnp.zeros((2, 1, 3, 5)), None, jnp.asarray(features)))
+    found, _ = TASKS["blank"]().loss(lambda *_: jnp.asarray(guess), views, Targets(jnp.asarray(places)), batch)
+    p, q = scipy.special.softmax(features[[[0], [1]], 0, places[:, 0]], -1), scipy.special.softmax(guess, -1)
+    np.testing.assert_allclose(found, [0.25, 0.75] @ (p * np.log(p / q)).sum(-1).mean(-1), rtol=1e-4)
+
+
+def test_variants_are_the_turned_and_the_grey_picture():
+    images = RNG.integers(0, 255, (2, 20, 20, 3), dtype=np.uint8)
+    network, plain = build_patch_network(FINE), build_patch_network(dataclasses.replace(FINE, variants=False))
+    features = np.array(network.apply(network.params, images))
+    assert features.shape[1] == network.num_rows == 55 + 19 and network.num_patches == 55
+    np.testing.assert_array_equal(features[:, :55], plain.apply(plain.params, images))
+    for k in (1, 2, 3):
+        turned = plain.apply(plain.params, np.rot90(images, k, axes=(1, 2)).copy())
+        np.testing.assert_allclose(features[:, 54 + k], turned[:, 0], rtol=1e-4, atol=1e-5)
+    flat = np.broadcast_to((images @ [0.299, 0.587, 0.114]).round()[..., None], images.shape).astype(np.uint8)
+    grey = plain.apply(plain.params, flat)[:, 14:30]
+    np.testing.assert_allclose(features[:, 58:], grey, atol=0.02)
+
+
+def test_all_tasks_train_together_and_each_reaches_its_head():
+    tasks = make_tasks("mlm", "tia", *PICTURES)
+    objective = make_objective(KALEIDO, tasks, FINE)
+    images = RNG.integers(0, 255, (2, 16, 20, 20, 3), dtype=np.uint8)
+    batch = make_batch()._replace(image=images[0], negative=images[1])
+    config = dataclasses.replace(CONFIG, model=KALEIDO, patches=FINE, tasks=tasks)
+    state, frozen = make_state(objective, config), {"patches": objective.patches.params}
+
+    def losses(params):
+        found = objective.losses(params, frozen, batch, jax.random.key(0))[0]
+        return found.sum(), found
+
+    gradients, found = jax.jit(jax.grad(losses, has_aux=True))(state.params)
+    assert found.shape == (7,) and np.isfinite(found).all()
+    for name in PICTURES:
+        assert np.abs(nn.unbox(gradients)["fashionbert"][name]["kernel"]).max() > 0
+
+
+def test_tasks_name_the_scale_and_the_variants_that_they_miss():
+    patches = dataclasses.replace(FINE, scales=(1, 2, 4), variants=False)
+    found = check(patches, tasks=make_tasks("tia", *PICTURES))
+    for name, scale in (("camouflage", 3), ("blank", 5)):
+        assert f"task {name} reads scale {scale}, which is not in patches.scales (1, 2, 4) (add it)" in found
+    assert sum("set patches.variants to true" in line for line in found) == 2
