@@ -128,3 +128,12 @@ def steps(c: ConfigDict, num: int, products: int, rate: float, warmup: int, save
 
 def adam(c: ConfigDict, beta1: float = 0.9, beta2: float = 0.98, weight_decay: float = 0.01) -> None:
     c.train.beta1, c.train.beta2, c.train.weight_decay = beta1, beta2, weight_decay
+
+
+def kaleido(c: ConfigDict, weight: float) -> None:
+    """Kaleido-BERT's five scales and seven tasks, those of pictures with this weight."""
+    c.model.architecture = "kaleido"
+    c.patches.scales, c.patches.variants = (1, 2, 3, 4, 5), True
+    pictures = ("rotation", "jigsaw", "camouflage", "grey", "blank")
+    c.tasks = {name: {"weight": weight} for name in pictures} | {"mlm": {"on_negatives": False}, "tia": {"head": "cls"}}
+    c.adaptive.method = "fixed"

@@ -9,7 +9,7 @@ def contradictions(config: Config) -> list[str]:
     """What is out of range or contradicts what, each with its values and the remedy. Each task checks itself."""
     if found := out_of_range(config):  # what follows computes with these values
         return found
-    sections = (_data, _log, _patches, _model, _rivals, _training, _lora)
+    sections = (_data, _log, _patches, _scales, _model, _rivals, _training, _lora)
     found = [message for rules in sections for broken, message in rules(config) if broken]
     return found + [problem for task in config.tasks.values() for problem in task.check(config)]
 
@@ -113,6 +113,36 @@ def _patches(config: Config) -> list[tuple]:
     ]
 
 
+def _scales(config: Config) -> list[tuple]:
+    patches, named = config.patches, f"patches.scales {config.patches.scales}"
+    if patches.variants and not {1, 4} <= {*patches.scales}:
+        return [(True, f"{named} lacks scale 1 or 4, of which patches.variants are (add it, or set variants to false)")]
+    if not patches.scales:
+        return []
+    apart = [name for name, task in config.tasks.items() if task.reads_apart or task.late_interaction]
+    return [
+        (
+            patches.variants and apart,
+            f"patches.variants is for tasks that the encoder reads images for, and {', '.join(apart)} reads their "
+            "features itself (set it to false)",
+        ),
+        (
+            patches.scales != tuple(sorted({*patches.scales})) or patches.scales[0] < 1,
+            f"{named} must rise from 1 or more, each once, as in (1, 2, 3, 4, 5)",
+        ),
+        (
+            patches.geometry != "feature_map",
+            f"{named} averages cells of one map: set patches.geometry to 'feature_map', not {patches.geometry!r}",
+        ),
+        (patches.whole_image, f"{named} takes no patches.whole_image: scale 1 is the whole image (leave it off)"),
+        (
+            config.data.feature_size,
+            f"{named} is of images, and data.feature_size {config.data.feature_size} says that "
+            "the source gives features (set it to 0)",
+        ),
+    ]
+
+
 def _model(config: Config) -> list[tuple]:
     model = config.model
     return [
@@ -142,7 +172,12 @@ def _rivals(config: Config) -> list[tuple]:
     default = type(model)().co_attention_blocks
     return [
         (
-            model.architecture != "fashionbert" and not config.patches.whole_image,
+            (model.architecture == "kaleido") != bool(config.patches.scales),
+            f"{named} with patches.scales {config.patches.scales}: 'kaleido' reads patches of several scales, and no "
+            "other does (set both, or leave both)",
+        ),
+        (
+            model.architecture in ("vilbert", "vlbert") and not config.patches.whole_image,
             f"{named} reads the token of the whole image: set patches.whole_image to true",
         ),
         (

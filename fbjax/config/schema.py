@@ -73,6 +73,15 @@ class PatchConfig:
         "blocks of the network whose maps, averaged to the cells of its last, stand beside it: colours and textures; "
         "of several networks, blocks are counted through",
     )
+    scales: tuple[int, ...] = setting(
+        (),
+        "feature_map: the image is cut into s x s cells for each of these s, rising, in place of patches of "
+        "patch_size; (1, 2, 3, 4, 5): Kaleido-BERT's 55",
+    )
+    variants: bool = setting(
+        False,
+        "features of the turned and of the grey image beside those of scales 1 and 4, for tasks rotation and grey",
+    )
     whole_image: bool = setting(
         False, "a token of the whole image before the patches: the mean of its feature map, or a ViT's class token"
     )
@@ -115,10 +124,11 @@ class ModelConfig:
     text_bucket: int = setting(
         16, "texts are padded to the next multiple, the step compiled for each; text_tokens: always to T", "[1, inf)"
     )
-    architecture: Literal["fashionbert", "vilbert", "vlbert"] = setting(
+    architecture: Literal["fashionbert", "vilbert", "vlbert", "kaleido"] = setting(
         "fashionbert",
         "fashionbert: one stream over text and patches (the paper); vilbert: two streams that attend to each other; "
-        "vlbert: one stream whose words all carry the whole image's feature; see the guide on rivals",
+        "vlbert: one stream whose words all carry the whole image's feature; "
+        "kaleido: one stream over patches of several scales that know their place; see the guide on rivals",
     )
     co_attention_blocks: int = setting(
         6,

@@ -64,7 +64,7 @@ def functions(run: Run, with_heads: bool = False) -> dict[str, Function]:
     def extract(params, images):
         apply = partial(patches.apply, params.get("patches", {}))
         if config.patches.geometry == "feature_map":
-            return (apply(images),)
+            return (apply(images)[:, : patches.num_patches],) if patches.num_variants else (apply(images),)
         return (
             jax.lax.map(lambda image: apply(image[None])[0], images),
         )  # enlarged patches of a batch need much memory

@@ -33,6 +33,12 @@ class InputSpec(NamedTuple):
     first_patch: int = 0  # 1 where a token of the whole image comes before the patches
     num_ngrams: int = 0  # M, rows of the linear branch's table
     num_classes: tuple[int, ...] = ()  # of each attribute that a task predicts
+    scales: tuple[int, ...] = ()  # cells a side of each scale of the image, coarse first; (): one grid
+    num_variants: int = 0  # rows of features beside those of the patches, for tasks that show them
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_patches + self.num_variants
 
 
 class Reading(NamedTuple):
@@ -106,7 +112,8 @@ class FashionBert(nn.Module):
         return self.text_embeddings(ids, deterministic, is_query)
 
     def embed_image(self, features: jax.Array, deterministic: bool = True) -> jax.Array:
-        """``features [B, P, C] -> [B, P, D]``."""
+        """``features [B, P, C] -> [B, P, D]``; rows of variants that follow the P are left out."""
+        features = features[:, : self.spec.num_patches] if self.spec.num_variants else features
         return self.image_embeddings(features, deterministic)
 
     def encode(
@@ -249,7 +256,8 @@ def build_model(
     """The model of these settings for texts of these pieces and n-grams, images of these patches, and attributes of
     these many classes."""
     sizes = (vocabulary_size, mask_id, config.text_tokens, patches.num_patches, patches.feature_size)
-    spec = InputSpec(*sizes, int(patches.whole_image), num_ngrams, num_classes)
+    rows = patches.scales, patches.num_variants
+    spec = InputSpec(*sizes, int(patches.whole_image), num_ngrams, num_classes, *rows)
     return MODELS[config.architecture](spec, config, tuple(tasks))
 
 

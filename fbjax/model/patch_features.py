@@ -24,12 +24,12 @@ import numpy as np
 from fbjax.config.data import DataConfig
 from fbjax.core import resampling
 from fbjax.model.backbones.registry import BACKBONES, Backbone, load_network, shapes_of
+from fbjax.model.grids.cells import NUM_VARIANTS, Output, average_cells, map_and_whole, num_cells, pyramid, variants
 from fbjax.model.weights.files import FORMATS
 
 SIDE_BY_SIDE = "+"  # between the names of several networks
 NETWORK = "patches/network/"  # before the names of a network's parameters
 PIXELS_AT_ONCE = 2**22  # of enlarged patches; a network needs some 200 bytes a pixel
-Output = jax.Array | tuple[jax.Array, jax.Array]  # feature map, or (feature map, features of the whole image)
 Network = Callable[[jax.Array, jax.Array | None], Output]  # (images, PRNG key or None) -> ..
 
 
@@ -41,23 +41,22 @@ def extract(network: Network, config, images: jax.Array, key: jax.Array | None =
     Departs from the paper: a cell also depends on its surroundings.
     `whole_image`: the network's features of the whole image, or else the mean of its feature map, come first. Departs
     from the paper: one more token.
+    `scales`: the cells of each scale of the feature map, coarse first, in place of those patches (Kaleido-BERT).
     """
     images = images.astype(jnp.float32)
     side = images.shape[1] // config.patch_size
     if _reads_image(config):
         feature_map, whole = map_and_whole(network(images, key))
-    if config.geometry == "feature_map":
+    if config.scales:
+        patches = pyramid(feature_map, config.scales)
+        patches = jnp.concatenate([patches, variants(network, images, key)], axis=1) if config.variants else patches
+    elif config.geometry == "feature_map":
         patches = average_cells(feature_map, side).reshape(images.shape[0], side * side, -1)
     else:
         patches = per_patch_features(network, images, config.patch_size, config.patch_input_size, key)
     if not config.whole_image:
         return patches
     return jnp.concatenate([whole[:, None], patches], axis=1)
-
-
-def map_and_whole(output: Output) -> tuple[jax.Array, jax.Array]:
-    """A network's feature map [N, h, w, C] and its features of the whole image [N, C], by default the map's mean."""
-    return output if isinstance(output, tuple) else (output, output.mean(axis=(1, 2)))
 
 
 def per_patch_features(
@@ -83,16 +82,6 @@ def per_patch_features(
     return found.swapaxes(0, 1).reshape(b, side * side, -1)
 
 
-def average_cells(feature_map: jax.Array, side: int) -> jax.Array:
-    """``[B, h, w, C] -> [B, side, side, C]``: each patch is the mean of the cells that it touches."""
-    for axis in (1, 2):
-        size = feature_map.shape[axis]
-        bounds = [(i * size // side, -(-(i + 1) * size // side)) for i in range(side)]
-        parts = [jax.lax.slice_in_dim(feature_map, *bound, axis=axis).mean(axis=axis) for bound in bounds]
-        feature_map = jnp.stack(parts, axis=axis)
-    return feature_map
-
-
 @dataclasses.dataclass(frozen=True)
 class PatchNetwork:
     """A patch network ready for use: ``apply(params, images [B, S, S, 3] uint8, *, train=False, key=None)`` gives
@@ -101,7 +90,8 @@ class PatchNetwork:
     The backbone's dropout and augmentation use `train` and the PRNG `key`. `num_patches` includes the token of the
     whole image, which comes first under `whole_image`. `fingerprint` identifies network, weights and geometry: networks
     with the same one give the same features. `twin`: as in `Backbone`. `fixed`: names of the parameters, or of the
-    modules that hold them, that stay as they are where the network trains, "patches/network/conv1".
+    modules that hold them, that stay as they are where the network trains, "patches/network/conv1". `scales`: those of
+    the config. With `num_variants` as many rows of `variants` follow the P of each image.
     """
 
     apply: Callable[..., jax.Array]
@@ -112,6 +102,12 @@ class PatchNetwork:
     fingerprint: str
     twin: dict | None = None
     fixed: tuple[str, ...] = ()
+    scales: tuple[int, ...] = ()
+    num_variants: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_patches + self.num_variants
 
     def precomputed(self) -> "PatchNetwork":
         """The network for cached features: ``apply`` is the identity and there are no parameters."""
@@ -146,6 +142,7 @@ def _loaded(config, weights_path: str | Path | None = None) -> tuple[nn.Module, 
         network, weights = backbone.build({}, cell), {}
     geometry = (config.network, config.geometry, config.image_size, config.patch_size, config.patch_input_size)
     geometry += ("whole image",) * config.whole_image + (config.fit,) * (config.fit != "squash") + tuple(config.levels)
+    geometry += (("scales", *config.scales) if config.scales else ()) + ("variants",) * config.variants
     digest = hashlib.sha256(repr(geometry).encode())
     for name in sorted(weights):
         digest.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())
@@ -257,7 +254,12 @@ def _patch_network(config, network: nn.Module, arrays: dict[str, Any], digest: s
     feature_map, _ = jax.eval_shape(lambda *given: map_and_whole(run(*given)), tree, seen)
     _, cells, _, feature_size = feature_map.shape
     side = config.image_size // config.patch_size
-    if config.geometry == "feature_map" and side > cells:
+    if config.scales and max(config.scales) > cells:
+        raise ValueError(
+            f"patches.scales {config.scales}: {config.network} has {cells} cells a side in its map of {size} pixels, "
+            f"too few for scale {max(config.scales)} (raise patches.image_size, or leave the scale out)"
+        )
+    if config.geometry == "feature_map" and not config.scales and side > cells:
         coarser = min(size // n for n in _divisors(size) if n <= cells)
         raise ValueError(
             f"patch_size {config.patch_size} is too small for geometry 'feature_map' with {config.network}: {side} "
@@ -266,12 +268,14 @@ def _patch_network(config, network: nn.Module, arrays: dict[str, Any], digest: s
     return PatchNetwork(
         apply=apply,
         params={"network": tree} if arrays else {},
-        num_patches=side**2 + config.whole_image,
+        num_patches=num_cells(config.scales) or side**2 + config.whole_image,
         feature_size=feature_size,
         whole_image=config.whole_image,
         fingerprint=f"{config.network}-{config.geometry}-{config.image_size}-{digest[:12]}",
         twin=backbone.twin(network) | ({"levels": list(levels)} if levels else {}) if backbone.twin else None,
         fixed=tuple(f"{NETWORK}{name}" for name in fixed),
+        scales=config.scales,
+        num_variants=NUM_VARIANTS * config.variants,
     )
 
 

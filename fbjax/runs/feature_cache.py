@@ -44,7 +44,7 @@ def cached_features(
         raise ValueError(f"patch features are memory-mapped: config.data.prepared {folder} must be a local folder")
     folder = Path(folder)
     path = _path(records, network, folder, fit)
-    shape = (len(records), network.num_patches, network.feature_size)
+    shape = (len(records), network.num_rows, network.feature_size)
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):  # two runs may want it at once: the second finds it made

@@ -207,7 +207,7 @@ def batch_shapes(config, patches, text_tokens: int, tower_size: int = TOWER_SIZE
     b, size = config.train.batch_size, config.patches.image_size
     text = jax.ShapeDtypeStruct((b, text_tokens), jnp.int32)
     if config.patches.mode == "cached":
-        image = jax.ShapeDtypeStruct((b, patches.num_patches, patches.feature_size), jnp.float16)
+        image = jax.ShapeDtypeStruct((b, patches.num_rows, patches.feature_size), jnp.float16)
     else:
         image = jax.ShapeDtypeStruct((b, size, size, 3), jnp.uint8)
     number = jax.ShapeDtypeStruct((b,), jnp.int32)

@@ -63,6 +63,7 @@ class Example(NamedTuple):
     word_ids: jax.Array  # [T] int32: which word a piece belongs to; -1 on [CLS], [SEP], [PAD]
     images: jax.Array  # [n, ..]: its image and, where a task needs one, a negative's; pixels or cached features
     hidden: jax.Array  # [n, P] bool: image tokens whose features become 0
+    source: Any = None  # [n, P] int32: the row shown at each place, of its image's rows and then the other image's
 
 
 @flax.struct.dataclass
@@ -126,6 +127,7 @@ class Task:
     teacher: ClassVar[str] = ""  # a workdir whose model teaches this one
     reads_traces: ClassVar[bool] = False  # whether it reads what model and teacher compute on their way
     asks_teacher: ClassVar[bool] = False  # whether it asks the teacher for scores of other pairs
+    rearranges: ClassVar[bool] = False  # whether it changes `Example.source`, which is None in runs without such a task
     scores_pairs: ClassVar[bool] = False  # `match_logits` says whether a text and an image belong together
     whole_batch: ClassVar[bool] = False  # the loss compares products: it reads those of all micro-batches together
     late_interaction: ClassVar[bool] = False  # `words`, `regions` and `token_scores` of these score a pair

@@ -77,3 +77,9 @@ def mask_text(
 def choose_patches(key: jax.Array, num_patches: int, rate: float) -> jax.Array:
     """Distinct patches to hide, [num_masked_patches] in rising order."""
     return jnp.sort(jax.random.permutation(key, num_patches)[: num_masked_patches(num_patches, rate)])
+
+
+def rearranged(features: jax.Array, source: jax.Array) -> jax.Array:
+    """``features [B, n, rows, C], source [B, n, P] -> [B, n, P, C]``, n at most 2: see `Example.source`."""
+    rows = jnp.concatenate([features, features[:, ::-1]], axis=2)
+    return jnp.take_along_axis(rows, source[..., None], axis=2)

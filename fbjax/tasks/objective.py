@@ -34,6 +34,7 @@ from fbjax.tasks.base import (
     Views,
     task_key,
 )
+from fbjax.tasks.masking import rearranged
 from fbjax.tasks.teacher import TRACED, trace
 from fbjax.tasks.towers import contrast
 
@@ -83,8 +84,8 @@ class Objective:
         return tuple(task.name for task in self.tasks)
 
     def random_share(self, step: int) -> float:
-        """Share of negatives from any category at `step`, as the task says that needs them."""
-        return next((task.random_share(step) for task in self.tasks if task.needs_negative), 0.0)
+        """Share of negatives from any category at `step`, the most that a task asks for which needs them."""
+        return max((task.random_share(step) for task in self.tasks if task.needs_negative), default=0.0)
 
     @property
     def pair_passes(self) -> tuple[tuple[str, ...], ...]:
@@ -151,7 +152,9 @@ class Objective:
         images = [batch.image] if batch.negative is None else [batch.image, batch.negative]
 
         def draw(index, ids, word_ids, images):
-            example, targets = Example(ids, word_ids, images, jnp.zeros((len(images), spec.num_patches), bool)), {}
+            shape, targets = (len(images), spec.num_patches), {}
+            source = jnp.broadcast_to(jnp.arange(spec.num_patches), shape) if self._rearranges else None
+            example = Example(ids, word_ids, images, jnp.zeros(shape, bool), source)
             for task in self.tasks:
                 own = jax.random.fold_in(task_key(key, task.name), index)
                 example, targets[task.name] = task.corrupt(own, example, spec)
@@ -215,11 +218,17 @@ class Objective:
         """(hidden [B, n, 1 + R, D] at [CLS] and what tasks read, means, features, traces) of text with each image."""
         params, trains = {**frozen, **params}, "patches" in params
         keys = jax.random.split(task_key(key, "+".join(views)), 4)
-        images, hide = masked.examples.images[:, _kinds(views)], masked.examples.hidden[:, _kinds(views)]
-        b, n = images.shape[:2]
+        read = slice(None) if self._rearranges else _kinds(views)
+        images, hide = masked.examples.images[:, read], masked.examples.hidden[:, _kinds(views)]
+        b, n = hide.shape[:2]
         apply = partial(self.model.apply, {"params": params["fashionbert"]}, deterministic=False)
         features = self._features(params, images.reshape(-1, *images.shape[2:]), trains, keys[3])
-        shown = jnp.where(hide.reshape(b * n, -1, 1), 0.0, features)
+        shown = features
+        if self._rearranges:
+            features = features.reshape(*images.shape[:2], *features.shape[1:])
+            shown = rearranged(features, masked.examples.source)[:, _kinds(views)].reshape(b * n, *hide.shape[2:], -1)
+            features = features[:, _kinds(views)].reshape(b * n, *features.shape[2:])
+        shown = jnp.where(hide.reshape(b * n, -1, 1), 0.0, shown[:, : hide.shape[2]])
         positions = [jnp.zeros((b, n, 1), jnp.int32), *self._slots(views, masked).values()]
         positions = jnp.concatenate(positions, axis=2).reshape(b * n, -1)
         text, text_mask = self._embedded_text(apply, masked, views, keys[0])
@@ -293,6 +302,10 @@ class Objective:
             found["match"] = partial(self._match, frozen, masked.batch)
         with jax.named_scope("heads"):
             return task.loss(head, Views(**found), masked.targets[task.name], masked)
+
+    @property
+    def _rearranges(self) -> bool:
+        return any(task.rearranges for task in self.tasks)
 
     @property
     def _reads_traces(self) -> bool:

@@ -10,10 +10,19 @@ from fbjax.config.schema import TASKS, Config
 from fbjax.model.backbones.registry import BACKBONES
 from fbjax.model.patch_features import abstract_patch_network, build_patch_network
 from fbjax.runs.state import abstract_state, init_state
+from fbjax.tasks.pictures.scales import PictureTask
 from fbjax.tools.bench.workload import make_workload, synthetic_batch
 from fbjax.training.step import make_step, with_seed
 from tests.support.untrained import tiny
 
+SCALES = {  # what the tasks of Kaleido-BERT read
+    "model__architecture": "kaleido",
+    "patches__geometry": "feature_map",
+    "patches__scales": (1, 2, 3, 4, 5),
+    "patches__variants": True,
+    "patches__image_size": 40,
+    "patches__patch_size": 8,
+}
 BESIDE = {"distillation": ("tia",), "tower_distillation": ("itc",)}  # tasks whose heads another one reads
 
 
@@ -23,7 +32,10 @@ def of_config(name: str, folder: Path) -> Config:
 
 def of_task(name: str, folder: Path) -> Config:
     """A config of the one task `name` with its defaults, on pixels; and of the task that it reads, if there is one."""
-    config = tiny("my_fashionbert", folder, model__num_layers=1, patches__network="pixels", patches__mode="frozen")
+    several = SCALES if issubclass(TASKS[name], PictureTask) else {}
+    config = tiny(
+        "my_fashionbert", folder, model__num_layers=1, patches__network="pixels", patches__mode="frozen", **several
+    )
     return dataclasses.replace(config, tasks={name: TASKS[name]() for name in (name, *BESIDE.get(name, ()))})
 
 

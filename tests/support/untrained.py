@@ -52,6 +52,8 @@ def tiny(name: str, folder: Path, **changes) -> Config:
     sizes = PIXELS if config.patches.network == "pixels" else NETWORK
     weights = folder / f"{config.patches.network.replace('+', '_')}.npz"  # + stands between several files
     sizes = sizes | {"patches.weights": weights}
+    if config.patches.scales:
+        sizes |= {"patches.image_size": 160}  # five cells a side
     sizes |= {f"tasks.{name}.embedding_dim": 16 for name, task in config.tasks.items() if task.embeds}
     sizes |= {key.replace("__", "."): value for key, value in changes.items()}
     if sizes.get("patches.network", config.patches.network) != config.patches.network:  # which blocks it has is unknown

@@ -26,7 +26,7 @@ torch.set_num_threads(1)  # on a busy machine its threads wait for each other, f
 V, T, P, C = 99, 16, 3, 5
 PIECES = [*SPECIAL, *(f"piece{row}" for row in range(len(SPECIAL), V))]
 TINY = {"num_layers": 3, "width": 48, "num_heads": 4, "mlp_dim": 96, "text_tokens": T}
-PATCHES = SimpleNamespace(num_patches=P, feature_size=C, whole_image=False)
+PATCHES = SimpleNamespace(num_patches=P, feature_size=C, whole_image=False, scales=(), num_variants=0)
 PAPER = make_tasks().values()
 IMAGE_SIDE = {
     "image_embeddings/norm/bias",
@@ -322,7 +322,11 @@ def test_a_truncated_safetensors_file_is_named(tmp_path, kept):
 def test_parameters_of_bert_base_size_by_hand():
     config = ModelConfig(num_layers=12, width=768, num_heads=12, mlp_dim=3072, text_tokens=448)
     model = build_model(
-        config, PAPER, SimpleNamespace(num_patches=64, feature_size=2048, whole_image=False), 30522, mask_id=103
+        config,
+        PAPER,
+        SimpleNamespace(num_patches=64, feature_size=2048, whole_image=False, scales=(), num_variants=0),
+        30522,
+        mask_id=103,
     )
     inputs = jnp.ones((1, 448), jnp.int32), jnp.ones((1, 448), bool), jnp.ones((1, 64, 2048))
     shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"])

@@ -65,7 +65,7 @@ RELEASE = BOTH | {
 }
 
 
-PATCHES = SimpleNamespace(num_patches=64, feature_size=2048, whole_image=False)
+PATCHES = SimpleNamespace(num_patches=64, feature_size=2048, whole_image=False, scales=(), num_variants=0)
 
 
 def setting(config, name):

@@ -55,6 +55,11 @@ def read_pair(model: Model, text: str, image) -> Read:
     """`text` and `image` as `model.score` reads them: a text is padded to a multiple of `BUCKET` pieces."""
     run, framed = model.run, model.encode_text(text)
     patches = run.patches
+    if patches.scales:
+        raise ValueError(
+            f"patches.scales {patches.scales}: an explanation is drawn on the patches of one grid, and this "
+            "run has several (explain a run without patches.scales)"
+        )
     features = jax.jit(patches.apply)(model.variables["patches"], model.read_image(image)[None])
     names = run.vocabulary.words(text := clean_text(text))
     ((_, word_ids),) = run.vocabulary.pieces([text])

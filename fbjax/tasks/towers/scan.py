@@ -85,6 +85,11 @@ class Scan(Task):
                 "tasks.scan.positions asks where a region lies, which ready-made features (data.feature_size "
                 f"{config.data.feature_size}) do not say (set it to false)"
             )
+        if self.positions and config.patches.scales:
+            found.append(
+                f"tasks.scan.positions reads the cells of one grid, and patches.scales {config.patches.scales} are "
+                "several (set it to false)"
+            )
         return found
 
     def heads(self, model, spec):

@@ -258,7 +258,7 @@ def _queries(rng, config: Config) -> np.ndarray:
 
 
 def features(rng, count: tuple[int, ...], network: PatchNetwork) -> np.ndarray:
-    return rng.uniform(0, 3, (*count, network.num_patches, network.feature_size)).astype(np.float16)
+    return rng.uniform(0, 3, (*count, network.num_rows, network.feature_size)).astype(np.float16)
 
 
 def random_network(patches: PatchConfig) -> PatchNetwork:
