@@ -47,5 +47,8 @@ def variants(network: Callable[..., Output], images: jax.Array, key: jax.Array |
     those of the 4 x 4 cells of the grey image."""
     turned = [jnp.rot90(images, k, axes=(1, 2)) for k in range(1, 1 + NUM_TURNED)]
     grey = jnp.broadcast_to((images @ jnp.array(LUMINANCE))[..., None], images.shape)
-    *turned, grey = jnp.split(map_and_whole(network(jnp.concatenate([*turned, grey]), key))[0], NUM_TURNED + 1)
-    return jnp.concatenate([*(pyramid(one, (1,)) for one in turned), pyramid(grey, (GREY_SCALE,))], axis=1)
+    scales = [(1,)] * NUM_TURNED + [
+        (GREY_SCALE,)
+    ]  # each in a pass of its own, which costs nothing where it is not read
+    maps = (map_and_whole(network(image, key))[0] for image in (*turned, grey))
+    return jnp.concatenate([pyramid(*one) for one in zip(maps, scales, strict=True)], axis=1)
