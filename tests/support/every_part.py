@@ -23,7 +23,11 @@ SCALES = {  # what the tasks of Kaleido-BERT read
     "patches__image_size": 40,
     "patches__patch_size": 8,
 }
-BESIDE = {"distillation": ("tia",), "tower_distillation": ("itc",)}  # tasks whose heads another one reads
+BESIDE = {
+    "distillation": ("tia",),
+    "tower_distillation": ("itc",),
+    "tpa": ("tia",),
+}  # tasks whose heads another one reads
 
 
 def of_config(name: str, folder: Path) -> Config:
