@@ -21,6 +21,8 @@ from fbjax.training.loop import train
 from tests.support.runs import same, tiny_config, without_steps_after
 from tests.support.untrained import silent
 
+pytestmark = pytest.mark.slow  # whole trainings
+
 FEW = ("train.num_steps=4", "train.save_every=2", "train.warmup_steps=1", "model.num_layers=1")
 FEW += ("tasks=tia,itc", "tasks.itc.embedding_dim=16", "tasks.tia.head=cls+cosine", "train.keep_last=9")
 LORA = ("lora.layers=query,key,value,out,mlp_in,mlp_out", "lora.rank=2", "train.seed=5")

@@ -11,6 +11,8 @@ from fbjax.training.cross_fitting import check_towers, tower_vectors
 from fbjax.training.loop import train
 from tests.support.runs import same, tiny_config, without_steps_after
 
+pytestmark = pytest.mark.slow  # whole trainings
+
 FEW = ("train.num_steps=4", "train.save_every=2", "model.num_layers=1", "adaptive.method=fixed")
 FEW += ("tasks=itc", "tasks.itc.embedding_dim=16")
 LINEAR = "tasks.itc.branches=linear"

@@ -12,6 +12,8 @@ from fbjax.training.loop import train
 from tests.support.runs import same, tiny_config, without_steps_after
 from tests.support.untrained import write_untrained
 
+pytestmark = pytest.mark.slow  # whole trainings
+
 FEW = ("train.num_steps=4", "train.save_every=2", "train.warmup_steps=1", "adaptive.method=fixed")
 
 

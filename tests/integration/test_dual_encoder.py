@@ -30,6 +30,8 @@ from tests.support.tables import make_products  # noqa: E402
 from tests.support.untrained import silent  # noqa: E402
 from tests.unit.test_clip import MEANS  # noqa: E402
 
+pytestmark = pytest.mark.slow  # whole trainings
+
 PRODUCTS = make_products(6, seed=5)
 TEXTS = [f"{product['title']}, {product['caption']}" for product in PRODUCTS]
 OPEN_CLIP_CONFIG = {

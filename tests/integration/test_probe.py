@@ -14,6 +14,8 @@ from fbjax.evaluation.baselines.probe import fit, label_figures, pooled_pairs, p
 from fbjax.evaluation.recognition.classification import classification
 from tests.support.runs import train_towers_and_matcher
 
+pytestmark = pytest.mark.slow  # whole trainings
+
 
 @pytest.mark.filterwarnings("ignore:A single label was found", "ignore:y_pred contains classes not in y_true")
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))

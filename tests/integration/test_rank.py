@@ -14,6 +14,8 @@ from fbjax.training.loop import train
 from tests.support.runs import tiny_config
 from tests.support.tables import encode, make_products, write_csv
 
+pytestmark = pytest.mark.slow  # whole trainings
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

@@ -15,6 +15,8 @@ from tests.support.runs import same, tiny_config, without_steps_after
 from tests.support.tables import encode, make_products
 from tests.unit.test_scan import score_by_loops
 
+pytestmark = pytest.mark.slow  # whole trainings
+
 FEW = ("train.num_steps=8", "train.save_every=4", "model.num_layers=1", "adaptive.method=fixed")
 SCAN = ("tasks=scan", "tasks.scan.embedding_dim=16", "tasks.scan.positions=true", "tasks.scan.pooling=logsumexp")
 SCAN += ("tasks.scan.hardest_from=4",)

@@ -15,6 +15,8 @@ from fbjax.training.loop import train
 from tests.support.runs import tiny_config
 from tests.support.tables import encode, make_products
 
+pytestmark = pytest.mark.slow  # whole trainings
+
 FEW = ("train.num_steps=8", "train.save_every=4", "adaptive.method=fixed", "patches.whole_image=true")
 RUNS = {
     "vilbert": (

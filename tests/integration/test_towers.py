@@ -33,6 +33,8 @@ from tests.support.objectives import CONFIG, COSINE, MODEL, B, make_batch, make_
 from tests.support.runs import make_one_device_mesh, tiny_config
 from tests.support.tables import encode, make_products
 
+pytestmark = pytest.mark.slow  # whole trainings
+
 TOWERS = dataclasses.replace(MODEL, num_layers=1)
 ITC = make_tasks("itc", itc={"embedding_dim": 8})
 

@@ -19,6 +19,8 @@ from fbjax.runs.loaded import LoadedRun
 from fbjax.training.loop import train
 from tests.support.runs import same, tiny_config
 
+pytestmark = pytest.mark.slow  # whole trainings
+
 SETTINGS = ("mode=trained", "network=short_resnet", "geometry=feature_map", "image_size=32", "patch_size=32")
 SETTINGS += ("frozen_blocks=2", "augment.flip=true", "augment.crop=0.7", "augment.brightness=0.2")
 TEXT = "A red cotton dress"
