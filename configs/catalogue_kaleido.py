@@ -11,21 +11,15 @@ words are masked at random; fixed weights below 1 for all but matching; the laye
 network is MobileNetV1, and its features are cached.
 """
 
-from common import adam, dropout, easy_negatives_first, fashion_products, kaleido, minilm, mobilenet, steps
-
-from fbjax.config import defaults
+from catalogue_vlbert import get_config as vlbert
+from common import easy_negatives_first, kaleido, mobilenet
 
 
 def get_config():
-    c = defaults()
-    fashion_products(c)
+    c = vlbert()
     mobilenet(c, size=160, patch=32)
-    minilm(c, layers=2, tokens=48)
-    dropout(c, 0.0)
+    c.patches.whole_image = False
     kaleido(c, weight=0.1)
     c.tasks.mlm.weight, c.tasks.tia.weight = 0.1, 0.8
     easy_negatives_first(c, steps=1000)
-    steps(c, 5600, products=16, rate=2e-4, warmup=200, save_every=500, log_every=50)
-    adam(c)
-    c.train.evaluate_products = 512
     return c

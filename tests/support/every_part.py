@@ -23,11 +23,8 @@ SCALES = {  # what the tasks of Kaleido-BERT read
     "patches__image_size": 40,
     "patches__patch_size": 8,
 }
-BESIDE = {
-    "distillation": ("tia",),
-    "tower_distillation": ("itc",),
-    "tpa": ("tia",),
-}  # tasks whose heads another one reads
+# tasks whose heads or negatives another one reads
+BESIDE = {"distillation": ("tia",), "tower_distillation": ("itc",), "tpa": ("tia",)}
 
 
 def of_config(name: str, folder: Path) -> Config:
