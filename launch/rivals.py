@@ -5,7 +5,7 @@
 Each is a config, trained for as many steps as fit into the CPU minutes (of all cores together), which two short trials
 measure; patch features and the evaluation are not counted. Checkpoints are those of the last step. All read the same
 pictures by the same frozen network, a MobileNetV1. FashionBERT, ViLBERT and VL-BERT are trained by alignment and the
-towers' contrast; the last two rows by their own tasks alone. What is done already is not done again: another budget
+towers' contrast, Kaleido-BERT by both beside its own tasks; the last two rows by their own tasks alone. What is done already is not done again: another budget
 needs another --out.
 """
 
@@ -25,6 +25,7 @@ TRIALS = (10, 40)  # steps
 WEIGHTS = "../shared/weights/mobilenet_v1_0.75_224.npz"
 SAME_EYES = ("patches.network=mobilenet_v1", f"patches.weights={WEIGHTS}", "patches.levels=()")
 JOINT = ("train.batch_size=64", "tasks=itc,tia", "tasks.tia.head=cls+cosine")
+PICTURES = "rotation,jigsaw,camouflage,grey,blank"
 MODELS = {  # config and settings
     "n-grams": ("catalogue", SAME_EYES),
     "VSE++": ("catalogue_vsepp", ()),
@@ -34,7 +35,8 @@ MODELS = {  # config and settings
     "FashionBERT": ("catalogue_vlbert", ("model.architecture=fashionbert", *JOINT)),
     "ViLBERT": ("catalogue_vilbert", JOINT),
     "VL-BERT": ("catalogue_vlbert", JOINT),
-    "Kaleido-BERT": ("catalogue_kaleido", ()),
+    "Kaleido-BERT": ("catalogue_kaleido", (JOINT[0], f"tasks=itc,tia,mlm,{PICTURES}", JOINT[2])),
+    "Kaleido-BERT by its own tasks": ("catalogue_kaleido", ()),
     "FashionBERT by mlm + mpm + tia": ("catalogue_vlbert", ("model.architecture=fashionbert",)),
 }
 

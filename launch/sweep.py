@@ -2,6 +2,7 @@
 
     python launch/sweep.py weights,tasks,mismatched,layers,networks --rank 10 --lists lists.jsonl --out runs/sweep
     python launch/sweep.py patches --steps 100 --rank 10 --lists lists.jsonl --out runs/patches
+    python launch/sweep.py pictures --config configs/catalogue_kaleido_ablation.py --lists lists.jsonl --out runs/pictures
     python launch/sweep.py start --config catalogue_fashionbert --towers runs/towers --lists .. --out runs/start
 
 Every run is `fbjax train` and `fbjax evaluate` of a config for a few minutes. What is done already is not done again,
@@ -41,6 +42,8 @@ def tasks(**weights: float) -> tuple[str, ...]:
 
 
 ALL = tasks(mlm=0.1, mpm=0.1, tia=0.4, itc=0.4)
+NO_PICTURES = {"mlm": 0.1, "tia": 0.4, "itc": 0.4}
+PICTURES = ("rotation", "jigsaw", "camouflage", "grey", "blank")
 JOINT = ("model.cross_attention=joint",)
 SWEEPS = {  # the first variant of each is what the others are compared with; () is the config as it stands
     "tasks": {
@@ -77,6 +80,11 @@ SWEEPS = {  # the first variant of each is what the others are compared with; ()
     "categories": {
         "same sub-category": (),
         "any, then same": ("tasks.tia.random_negatives_start=1.0", "tasks.tia.random_negatives_steps=300"),
+    },
+    "pictures": {  # of a config of Kaleido-BERT
+        "mlm, tia, itc": tasks(**NO_PICTURES),
+        "all five beside": (),
+        **{f"{n} beside": tasks(**NO_PICTURES, **{n: 0.1}) for n in PICTURES},
     },
     "start": {
         "gated": (),

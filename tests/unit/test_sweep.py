@@ -28,7 +28,8 @@ def runs_of(*rates, num_queries=100):
 def test_every_variant_of_a_sweep_is_a_config(name, tmp_path):
     from_towers = name in sweep.FROM_TOWERS
     arguments = SimpleNamespace(towers=str(tmp_path) * from_towers, steps=600, settings=[])
-    config = CONFIGS / ("catalogue_fashionbert.py" if from_towers else "catalogue_ablation.py")
+    base = {"pictures": "catalogue_kaleido_ablation"}.get(name, "catalogue_ablation")
+    config = CONFIGS / f"{'catalogue_fashionbert' if from_towers else base}.py"
     loaded = [load_config(config, sweep.overrides_of(v, 1, arguments)) for v in sweep.SWEEPS[name].values()]
     assert len(set(map(repr, loaded))) == len(loaded)  # no two variants are the same run
 
