@@ -4,9 +4,10 @@
 
 Each is a config, trained for as many steps as fit into the CPU minutes (of all cores together), which two short trials
 measure; patch features and the evaluation are not counted. Checkpoints are those of the last step. All read the same
-pictures by the same frozen network, a MobileNetV1. FashionBERT, ViLBERT and VL-BERT are trained by alignment and the
-towers' contrast, Kaleido-BERT by both beside its own tasks; the last two rows by their own tasks alone. What is done already is not done again: another budget
-needs another --out.
+pictures by the same frozen network, a MobileNetV1. Encoders read 32 word pieces. SCAN and those that read pairs have 16
+cells and the whole image, Kaleido-BERT 55 cells of five scales. FashionBERT, ViLBERT and VL-BERT are trained by
+alignment and the towers' contrast, Kaleido-BERT by both beside its own tasks; the last two rows by their own tasks
+alone. What is done already is not done again: another budget needs another --out.
 """
 
 import argparse
@@ -24,20 +25,23 @@ FBJAX = [sys.executable, "-m", "fbjax"]
 TRIALS = (10, 40)  # steps
 WEIGHTS = "../shared/weights/mobilenet_v1_0.75_224.npz"
 SAME_EYES = ("patches.network=mobilenet_v1", f"patches.weights={WEIGHTS}", "patches.levels=()")
-JOINT = ("train.batch_size=64", "tasks=itc,tia", "tasks.tia.head=cls+cosine")
+SHORT = ("model.text_tokens=32", "model.text_bucket=32")
+SMALL = (*SHORT, "patches.image_size=256", "patches.patch_size=64")  # 16 cells, beside the whole image
+MANY, MATCH = "train.batch_size=64", "tasks.tia.head=cls+cosine"
+JOINT = (*SMALL, MANY, "tasks=itc,tia", MATCH)
 PICTURES = "rotation,jigsaw,camouflage,grey,blank"
 MODELS = {  # config and settings
     "n-grams": ("catalogue", SAME_EYES),
     "VSE++": ("catalogue_vsepp", ()),
-    "SCAN": ("catalogue_scan", ("patches.whole_image=true",)),
-    "PFAN": ("catalogue_scan", ("patches.whole_image=true", "tasks.scan.positions=true")),
+    "SCAN": ("catalogue_scan", (*SMALL, "patches.whole_image=true")),
+    "PFAN": ("catalogue_scan", (*SMALL, "patches.whole_image=true", "tasks.scan.positions=true")),
     "FashionBERT's towers": ("catalogue_towers", ()),
     "FashionBERT": ("catalogue_vlbert", ("model.architecture=fashionbert", *JOINT)),
     "ViLBERT": ("catalogue_vilbert", JOINT),
     "VL-BERT": ("catalogue_vlbert", JOINT),
-    "Kaleido-BERT": ("catalogue_kaleido", (JOINT[0], f"tasks=itc,tia,mlm,{PICTURES}", JOINT[2])),
-    "Kaleido-BERT by its own tasks": ("catalogue_kaleido", ()),
-    "FashionBERT by mlm + mpm + tia": ("catalogue_vlbert", ("model.architecture=fashionbert",)),
+    "Kaleido-BERT": ("catalogue_kaleido", (*SHORT, MANY, f"tasks=itc,tia,mlm,{PICTURES}", MATCH)),
+    "Kaleido-BERT by its own tasks": ("catalogue_kaleido", SHORT),
+    "FashionBERT by mlm + mpm + tia": ("catalogue_vlbert", (*SMALL, "model.architecture=fashionbert")),
 }
 
 

@@ -2,7 +2,7 @@
 
     python launch/sweep.py weights,tasks,mismatched,layers,networks --rank 10 --lists lists.jsonl --out runs/sweep
     python launch/sweep.py patches --steps 100 --rank 10 --lists lists.jsonl --out runs/patches
-    python launch/sweep.py pictures --config configs/catalogue_kaleido_ablation.py --lists lists.jsonl --out runs/pictures
+    python launch/sweep.py pictures --config configs/catalogue_kaleido_ablation.py --lists .. --out runs/pictures
     python launch/sweep.py start --config catalogue_fashionbert --towers runs/towers --lists .. --out runs/start
 
 Every run is `fbjax train` and `fbjax evaluate` of a config for a few minutes. What is done already is not done again,
