@@ -1,7 +1,7 @@
 """The base of Kaleido-BERT's ablation on a real catalogue: what each of its picture tasks is worth in a short run.
 
-    LISTS=../shared/data/catalogue/validation-101.jsonl
-    python launch/sweep.py pictures --config configs/catalogue_kaleido_ablation.py --rank 10 --lists $LISTS --out runs/pictures
+    CONFIG=configs/catalogue_kaleido_ablation.py LISTS=../shared/data/catalogue/validation-101.jsonl
+    python launch/sweep.py pictures --config $CONFIG --rank 10 --lists $LISTS --out runs/pictures
 
 `configs/catalogue_ablation.py` with Kaleido-BERT's patches and tasks in place of FashionBERT's. Not measured yet.
 
