@@ -22,6 +22,7 @@ from fbjax.inference.model import Model
 from fbjax.monitoring.logger import read_curves
 from fbjax.monitoring.telemetry import read_events
 from fbjax.report import charts, costs, examples
+from fbjax.report.attributes import attributes
 from fbjax.report.augmented import augmented
 from fbjax.report.explained import as_read, explained, weak
 from fbjax.report.page import percent, write_page
@@ -92,6 +93,7 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
         },
         explanations=explanations,
         alignments=alignments,
+        attributes=attributes(workdir, model, splits["validation"]),
         augmented=augmented(run, splits["train"]),
         weak=weak(run.scores_pairs),
         seen_together=run.config.patches.geometry == "feature_map",

@@ -1,6 +1,8 @@
 """A run that predicts attributes: trained, opened, evaluated and continued, from records and from arrays alone."""
 
+import collections
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +16,14 @@ from fbjax.data.batches.classes import Classes
 from fbjax.evaluation.recognition.attributes import attribute_figures, predictions_of
 from fbjax.export.package import export
 from fbjax.inference.attributes import attribute_probabilities
+from fbjax.report.attributes import draw
+from fbjax.report.page import percent
+from fbjax.report.report import write_report
 from fbjax.runs.loaded import LoadedRun
 from fbjax.runs.run import Run
+from fbjax.runs.stored_evaluation import read_attributes, write_attributes
 from fbjax.training.loop import train
+from tests.support.pages import Page, assert_self_contained
 from tests.support.runs import same, tiny_config
 
 FEW = ("train.num_steps=4", "train.save_every=4", "model.num_layers=1", "adaptive.method=fixed", "tasks=attributes,tia")
@@ -82,6 +89,51 @@ def test_probabilities_are_those_of_each_product_alone_and_of_what_is_read(runs,
         for ours, theirs in zip(together, alone, strict=True):
             np.testing.assert_allclose(ours[place], theirs[0], rtol=1e-4, atol=1e-6)
             assert ours[place].sum() == pytest.approx(1, rel=1e-5)
+
+
+def test_the_report_shows_the_figures_and_right_and_wrong_examples(runs, tmp_path, capsys):
+    workdir = shutil.copytree(runs / "image", tmp_path / "run")
+    (workdir / "attributes.json").unlink(missing_ok=True)
+    page = Page(write_report(workdir, num_queries=4))
+    assert "have not been evaluated yet" in capsys.readouterr().err
+    assert_self_contained(page)
+    stored = read_attributes(workdir)
+    predictions = stored["predictions"]["make"]
+    assert len(predictions) == 18 and "predicted from the picture alone" in page.text
+    section = unspaced(page.text[page.text.index("Attributes: what is it?") :])
+    for of in stored["figures"]["columns"].values():
+        for kind in ("accuracy", "macro_f1"):
+            low, high = (f"{100 * end:.1f}" for end in of[f"{kind}.ci"])
+            assert unspaced(f"{percent(of[kind])}{low}–{high}{percent(of['majority'][kind])}") in section
+    truth, told, _ = zip(*(row[1:] for row in predictions), strict=True)
+    (times, true, wrong), *_ = sorted(
+        ((-n, *pair) for pair, n in collections.Counter(zip(truth, told, strict=True)).items() if pair[0] != pair[1])
+    )
+    assert unspaced(f"{true}{wrong}{-times} of {truth.count(true)}") in section
+    shown = draw(predictions)
+    assert {row[1] == row[2] for row in shown} == {True, False} and len(shown) == 6
+    assert page.source.count('<li class="card right">') >= 3
+    for identity, true, predicted, probability in shown:
+        state = "right" if true == predicted else "wrong"
+        words = f"{state}{percent(probability)}{predicted}" + (f"is: {true}" if true != predicted else "")
+        assert unspaced(f"{words}{title_of(runs, identity)}") in section
+
+    write_attributes(workdir, stored | {"checkpoint_step": 1})  # of another checkpoint
+    write_report(workdir, num_queries=4)
+    assert "have not been evaluated yet" in capsys.readouterr().err
+    stored["figures"]["columns"]["make"]["confusions"] = [["<b>&", "{{ 7 * 7 }}", 1, 2]]
+    write_attributes(workdir, stored)
+    page = Page(write_report(workdir, num_queries=4))
+    assert "not been evaluated" not in capsys.readouterr().err and "<b>&{{7*7}}1of2" in unspaced(page.text)
+
+
+def unspaced(text):
+    return "".join(text.split())
+
+
+def title_of(folder, identity):
+    (row,) = pq.read_table(folder / "validation.parquet", filters=[("id", "==", identity)]).to_pylist()
+    return row["title"]
 
 
 def test_a_run_of_the_same_classes_starts_from_the_head_and_one_of_others_does_not(runs, capsys):

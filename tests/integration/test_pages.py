@@ -1,7 +1,6 @@
 """The pages for people: one file each, everything escaped, the figures those of the run's files."""
 
 import html
-import html.parser
 import json
 import re
 import shutil
@@ -22,45 +21,11 @@ from fbjax.report.page import percent
 from fbjax.report.ranking import write_ranking
 from fbjax.report.report import write_report
 from fbjax.training.loop import train
+from tests.support.pages import Page, assert_self_contained, spaced
 from tests.support.runs import tiny_config
 from tests.support.tables import SHAPES, encode, make_products, write_parquet
 
 HOSTILE = "<script>alert(1)</script> \"><img src=https://x.test/a.png onerror='alert(2)'> {{ 7 * 7 }} &amp;"
-
-
-class Page(html.parser.HTMLParser):
-    """What a browser would make of a page: its elements, and the text between them."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.elements, self.text = [], ""
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-        self.text = spaced(self.text)
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_data(self, data):
-        self.text += data
-
-    def attributes(self, name):
-        return [attributes[name] for _, attributes in self.elements if name in attributes]
-
-
-def spaced(text):
-    return " ".join(text.split())
-
-
-def assert_self_contained(page):
-    tags = {tag for tag, _ in page.elements}
-    assert tags.isdisjoint({"script", "link", "iframe", "object", "embed", "base"})
-    assert all(source.startswith("data:image/jpeg;base64,") for source in page.attributes("src"))
-    references = page.attributes("href") + page.attributes("xlink:href")
-    assert all(reference.startswith("#") for reference in references)
-    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page.source))
-    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
-    assert all(attributes.get("alt") for tag, attributes in page.elements if tag == "img")
 
 
 def hostile(products):
@@ -206,9 +171,11 @@ def test_an_explanation_is_one_file_with_the_words_and_cells(tmp_path, method):
 
 def test_no_card_and_no_page_scrolls_sideways_on_a_phone():
     """360 pixels: two cards stand side by side, and a table scrolls within its own box."""
-    css, page = (
-        (Path(report.__file__).parent / "templates" / name).read_text() for name in ("style.css", "report.html")
+    css, *pages = (
+        (Path(report.__file__).parent / "templates" / name).read_text()
+        for name in ("style.css", "report.html", "attributes.html")
     )
+    page = "".join(pages)
     rules = [(names.strip(), body) for names, body in re.findall(r"([^{}]+)\{([^{}]*)\}", css)]
     last = dict(rules)  # of rules of the same names the last one, for the narrowest screen
     assert not any("overflow-x" in body or "flex" in body for names, body in rules if names.startswith(".cards"))

@@ -65,6 +65,25 @@ RELEASE = BOTH | {
 }
 
 
+VLBERT = {
+    "model.architecture": "vlbert",
+    "model.num_layers": 12,
+    "model.width": 768,
+    "model.num_heads": 12,
+    "model.mlp_dim": 3072,
+    "model.hidden_dropout": 0.1,
+    "model.attention_dropout": 0.1,
+    "tasks.mlm.rate": 0.15,
+    "tasks.mpm.rate": 0.15,
+    "train.batch_size": 256,
+    "train.learning_rate": pytest.approx(2.56e-5),
+    "train.num_steps": 10_175,
+    "train.warmup_steps": 635,
+    "train.weight_decay": 1e-4,
+    "train.clip_norm": 10.0,
+}
+
+
 PATCHES = SimpleNamespace(num_patches=64, feature_size=2048, whole_image=False, scales=(), num_variants=0)
 
 
@@ -79,7 +98,9 @@ def test_every_config_loads_by_its_name(name):
     assert load_config(name) == load_config(FOLDER / f"{name}.py")
 
 
-@pytest.mark.parametrize("name, expected", [("fashiongen_paper", PAPER), ("fashiongen_release", RELEASE)])
+@pytest.mark.parametrize(
+    "name, expected", [("fashiongen_paper", PAPER), ("fashiongen_release", RELEASE), ("vlbert_paper", VLBERT)]
+)
 def test_the_configs_hold_what_paper_and_release_say(name, expected):
     config = load_config(FOLDER / f"{name}.py")
     assert {key: setting(config, key) for key in expected} == expected
