@@ -6,9 +6,9 @@
 Zhuge et al. 2021 (arXiv 2103.16110), small. Not measured yet. Texts, layers, negatives and the optimizer are those of
 `configs/catalogue_vlbert.py`, and so is the number of steps.
 
-Departs from the paper, beside what `fbjax/model/rivals/kaleido.py` says: no foreground box, the whole picture is cut;
-words are masked at random; fixed weights below 1 for all but matching; the layers are MiniLM's first two; the patch
-network is MobileNetV1, and its features are cached.
+Departs from the paper, beside what `fbjax/model/rivals/kaleido.py` says: words are masked at random; fixed weights
+below 1 for all but matching; the layers are MiniLM's first two; the patch network is MobileNetV1, and its features are
+cached.
 """
 
 from catalogue_vlbert import get_config as vlbert

@@ -131,9 +131,9 @@ def adam(c: ConfigDict, beta1: float = 0.9, beta2: float = 0.98, weight_decay: f
 
 
 def kaleido(c: ConfigDict, weight: float) -> None:
-    """Kaleido-BERT's five scales and seven tasks, those of pictures with this weight."""
+    """Kaleido-BERT's five scales of the foreground's box and seven tasks, those of pictures with this weight."""
     c.model.architecture = "kaleido"
-    c.patches.scales, c.patches.variants = (1, 2, 3, 4, 5), True
+    c.patches.scales, c.patches.variants, c.patches.fit = (1, 2, 3, 4, 5), True, "foreground"
     pictures = ("rotation", "jigsaw", "camouflage", "grey", "blank")
     c.tasks = {name: {"weight": weight} for name in pictures} | {"mlm": {"on_negatives": False}, "tia": {"head": "cls"}}
     c.adaptive.method = "fixed"

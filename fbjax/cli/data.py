@@ -140,11 +140,30 @@ def prepare(config, check, arrays, beam, beam_options) -> None:
         answer(f"skipped: {count:,} {reason}")
     answer(f"texts: {unknown_of(splits['train'], vocabulary)}")
     answer(f"{status}: {splits['train'].home}")
+    if config.patches.fit == "foreground":
+        _say_foregrounds(splits)
     if config.log.table:
         _check_log(config, splits, vocabulary)
     if arrays:
         status = "written" if write_arrays(config, splits, vocabulary, arrays, progress) else "reusing"
         answer(f"{status}: {arrays}; use it with --config.data.arrays={arrays}")
+
+
+def _say_foregrounds(splits) -> None:
+    """Says how many pictures have no foreground, and how large the others' boxes are."""
+    import numpy as np
+
+    from fbjax.data.records.pipeline import RECORDS_AT_ONCE
+
+    for name, split in splits.items():
+        if split.holds_features:
+            continue
+        batches, label = -(-len(split) // RECORDS_AT_ONCE), f"foregrounds of {name}, in batches"
+        shares = np.concatenate([*progress(split.foreground_shares(), batches, label)])
+        found = shares[shares > 0]
+        size = f"; the box of the others is {np.median(found):.0%} of the picture in the median" if len(found) else ""
+        none = len(shares) - len(found)
+        answer(f"{name}: no foreground in {none:,} of {len(shares):,} pictures, which are read whole{size}")
 
 
 def _check_log(config, splits, vocabulary) -> None:

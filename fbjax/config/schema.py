@@ -56,11 +56,12 @@ class PatchConfig:
         "per_patch", "per_patch: each patch alone (the paper); feature_map: cells of one pass over the whole image"
     )
     image_size: int = setting(256, "pixels; every image is resized to image_size x image_size", "[1, inf)")
-    fit: Literal["squash", "pad", "crop"] = setting(
+    fit: Literal["squash", "pad", "crop", "foreground"] = setting(
         "squash",
         "squash: an image's sides are both resized to image_size (the paper); pad: it keeps its proportions, its "
         "longer side is resized to image_size, and the rest is filled with white; crop: the square in its middle is "
-        "resized to image_size (CLIP)",
+        "resized to image_size (CLIP); foreground: both sides of the box of its largest region that differs from the "
+        "border's colour are resized to image_size (Kaleido-BERT)",
     )
     patch_size: int = setting(
         32, "pixels; P = (image_size / patch_size)^2; feature_map averages the cells that a patch touches", "[1, inf)"

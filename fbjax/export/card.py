@@ -15,6 +15,7 @@ FITTED = {
     "squash": "without keeping its aspect ratio",
     "pad": "so that its longer side is that long, in the middle of a white square",
     "crop": "from the square in its middle",
+    "foreground": 'from its foreground\'s box by fbjax.data.sources.images.read_pixels(image, size, "foreground")',
 }
 HIDDEN = ("pretrained", "vocabulary", "weights", "attention", "remat", "text_bucket", "mode")
 

@@ -23,8 +23,8 @@ def weak(scores_matches: bool) -> float:
 
 
 def as_read(model: Model, image) -> bytes:
-    """A picture whose patches lie where the model's do: the picture itself, or with the margins that it reads."""
-    return encode_array(model.read_image(image)) if model.run.config.patches.fit == "pad" else encoded(image)
+    """A picture whose patches lie where the model's do: the picture itself, or the square that the model reads."""
+    return encoded(image) if model.run.config.patches.fit == "squash" else encode_array(model.read_image(image))
 
 
 def write_explanation(text: str, image: bytes, explanation: Explanation, out: str | Path) -> Path:

@@ -73,10 +73,11 @@ def check_equal(batches, others):
             assert array.dtype == expected.dtype and type(array) is np.ndarray, name
 
 
-@pytest.mark.parametrize("fit, column_dropout", [("squash", 0.0), ("pad", 0.5)])
-def test_batches_from_arrays_are_those_from_records(prepared, fit, column_dropout):
+@pytest.mark.parametrize("fit, column_dropout", [("squash", 0.0), ("pad", 0.5), ("foreground", 0.0)])
+def test_batches_from_arrays_are_those_from_records(prepared, fit, column_dropout, capsys):
     arrays = prepared / f"arrays-{fit}"
     main(["prepare", "--config", str(prepared / "tiny.py"), "--arrays", str(arrays), f"--config.patches.fit={fit}"])
+    assert ("of 48 pictures, which are read whole" in capsys.readouterr().out) == (fit == "foreground")
     config = tiny_config(prepared, f"patches.fit={fit}", f"train.column_dropout={column_dropout}")
     vocabulary = make_vocabulary(config, print)
     named = dataclasses.replace(config, data=dataclasses.replace(config.data, arrays=str(arrays)))

@@ -205,10 +205,19 @@ def test_any_bytes_are_refused_or_decoded_in_training(raw, edits):
         plain = normalise_image(raw, 32)
     except ValueError:
         return
-    for fit in ("squash", "pad", "crop"):
+    for fit in ("squash", "pad", "crop", "foreground"):
         assert decode_image(plain, 16, fit).shape == (16, 16, 3)
     stored = decodable(plain)
     assert decodable(stored) is stored
+
+
+def test_prepared_pictures_without_a_foreground_are_counted(tmp_path, prepare_table):
+    flat, half = np.full((40, 50, 3), 255, np.uint8), np.full((40, 50, 3), 255, np.uint8)
+    half[:, 30:] = 0  # the margin is one pixel
+    rows = [row | {"image": Image.fromarray(x)} for row, x in zip(PRODUCTS, [flat, half, flat], strict=False)]
+    records = prepare_table(train=write_parquet(tmp_path / "table.parquet", rows))["train"]
+    (shares,) = records.foreground_shares()
+    np.testing.assert_allclose(shares, [0, 0.42, 0])
 
 
 @pytest.mark.parametrize("outside", [False, True])

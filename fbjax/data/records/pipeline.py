@@ -23,6 +23,7 @@ from fbjax.data.batches.batch import Batch
 from fbjax.data.batches.sampler import Sampler
 from fbjax.data.batches.split import REPORT, Split
 from fbjax.data.sources.base import Product
+from fbjax.data.sources.foreground import find_foreground, foreground_box
 from fbjax.data.sources.images import rewrite
 from fbjax.data.text.wordpiece import NO_WORD, Vocabulary
 
@@ -180,6 +181,27 @@ class Records(Split):
         with self._damage_named():
             yield from dataset.batch(batch_size).prefetch(PREFETCH).as_numpy_iterator()
 
+    def foreground_shares(self) -> Iterator[np.ndarray]:
+        """Of batches of all pictures in order: the share [B] of each that its foreground's box covers; 0: it has none.
+
+        Only of splits that hold images.
+        """
+        read = self.open()
+
+        def share(pixels):
+            box = find_foreground(pixels)
+            return np.float32(box.height * box.width / pixels[..., 0].size if box else 0)
+
+        def parse(serialized):
+            pixels = _pixels(self._deserialize(serialized)["image"], accurate=True)
+            return tf.ensure_shape(tf.numpy_function(share, [pixels], tf.float32, stateful=False), [])
+
+        for start in range(0, len(self), RECORDS_AT_ONCE):
+            serialized = np.array(read(range(start, min(start + RECORDS_AT_ONCE, len(self)))), object)
+            dataset = tf.data.Dataset.from_tensor_slices(serialized).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+            with self._damage_named():
+                yield next(dataset.batch(RECORDS_AT_ONCE).as_numpy_iterator())
+
     def _deserialize(self, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
         encoded = {"image": tfds.decode.SkipDecoding()} if "image" in self.features else None
         return self.features.deserialize_example(serialized, decoders=encoded)
@@ -224,14 +246,19 @@ def decodable(encoded: bytes) -> bytes:
         return rewrite(encoded)
 
 
-def _pixels(encoded: tf.Tensor) -> tf.Tensor:
-    """uint8 [H, W, 3]."""
+def _pixels(encoded: tf.Tensor, accurate: bool = False) -> tf.Tensor:
+    """uint8 [H, W, 3] of a JPEG or PNG; `accurate`: a JPEG's are those of Pillow, bit for bit."""
+    if accurate:
+        return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")  # reads PNG too
     return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
 
 def _decode(encoded: tf.Tensor, size: int, fit: str) -> tf.Tensor:
-    """Decodes to S x S, bilinear with antialiasing; "squash" changes the aspect ratio, as the paper does."""
-    image = _pixels(encoded)
+    """Decodes to S x S, bilinear with antialiasing; "squash" changes the aspect ratio, as the paper does.
+
+    A pixel at a threshold decides on a foreground, so that one is found in pixels that are the same without TensorFlow.
+    """
+    image = _pixels(encoded, accurate=fit == "foreground")
     image.set_shape([None, None, 3])
     new, (height, width) = [size, size], (tf.shape(image)[0], tf.shape(image)[1])
     if fit == "pad":
@@ -240,6 +267,10 @@ def _decode(encoded: tf.Tensor, size: int, fit: str) -> tf.Tensor:
         side = tf.minimum(height, width)
         top, left = (height - side) // 2, (width - side) // 2
         image = image[top : top + side, left : left + side]
+    elif fit == "foreground":
+        box = tf.numpy_function(lambda x: np.array(foreground_box(x), np.int32), [image], tf.int32, stateful=False)
+        top, left, height, width = tf.unstack(tf.ensure_shape(box, [4]))
+        image = image[top : top + height, left : left + width]
     image = tf.image.resize(image, new, antialias=True)
     image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
     if fit == "pad":

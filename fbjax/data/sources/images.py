@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fbjax.core import resampling
+from fbjax.data.sources.foreground import foreground_box
 from fbjax.data.sources.image_folder import read_image_file
 
 STORED_AS_IS = ("JPEG", "PNG")
@@ -157,8 +158,9 @@ def read_pixels(image, size: int, fit: str = "squash") -> np.ndarray:
     """uint8 [S, S, 3] of an argument of `encoded`, decoded and resized as in the pipelines, without TensorFlow.
 
     `fit`: "squash" resizes both sides to S; "pad" keeps the proportions and fills the rest with white; "crop" takes
-    the square in the middle. The values are the same except for rounding halves.
-    JPEGs differ by up to 4, since TensorFlow uses libjpeg's fast integer DCT and Pillow the accurate one.
+    the square in the middle; "foreground" takes the box of `foreground_box` and resizes its sides to S. The values are
+    the same except for rounding halves.
+    JPEGs of other fits differ by up to 4, since TensorFlow uses libjpeg's fast integer DCT and Pillow the accurate one.
     """
     try:
         plain = normalise_image(encoded(image), size)
@@ -170,6 +172,9 @@ def read_pixels(image, size: int, fit: str = "squash") -> np.ndarray:
         side = min(pixels.shape[:2])
         top, left = ((whole - side) // 2 for whole in pixels.shape[:2])
         pixels = pixels[top : top + side, left : left + side]
+    elif fit == "foreground":
+        top, left, height, width = foreground_box(pixels)
+        pixels = pixels[top : top + height, left : left + width]
     old = pixels.shape[:2]
     new = resampling.fitted(*old, size) if fit == "pad" else (size, size)
     if old != new:

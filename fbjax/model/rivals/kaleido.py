@@ -1,7 +1,8 @@
 """Kaleido-BERT (Zhuge et al. 2021, arXiv 2103.16110): FashionBERT over patches of several scales that know their place.
 
-Departs from the paper: patches are cells of one pass over the whole image, where the paper enlarges each patch of the
-foreground's box; coordinates are shares of the image (the release: pixels, whose areas would outweigh the features);
+Departs from the paper: patches are cells of one pass over the image, by `patches.fit = "foreground"` over its
+foreground's box, where the paper enlarges each patch; the box comes from a rule (`fbjax/data/sources/foreground.py`),
+not from a network; coordinates are shares of the image (the release: pixels, whose areas would outweigh the features);
 one projection and LayerNorm serve all scales (the release: one of each a scale); text alone is masked at random, as
 neither the captioner nor the alignment that guides the paper's masks is public.
 """
