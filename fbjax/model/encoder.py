@@ -129,7 +129,7 @@ def _normalised(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `queries` [B, R, D] over `keys` [B, L, D] where `mask` [B, L] or, for each query, [B, R, L].
+    """Multi-head attention of `queries` [B, R, D] over `keys` [B, L, D] where `mask`, [B, L] or [B, R, L].
 
     `crosses` [1 or B, R, L] says which of them are of unlike kind, for `ModelConfig.cross_attention` 'gated'.
     """

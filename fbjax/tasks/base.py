@@ -138,7 +138,9 @@ class Task:
     aligns_words: ClassVar[bool] = False  # `alignment` says how much of each word of a pair goes to each patch
     embeds: ClassVar[bool] = False  # `vector` of a `Reading` and `logit_scale` make vectors of texts and images
     augmentable: ClassVar[bool] = True  # targets stay true of a picture that is mirrored, cropped, brighter or darker
-    writes_captions: ClassVar[bool] = False  # `caption_logits` predicts the next piece of a text read from left to right
+    writes_captions: ClassVar[bool] = (
+        False  # `caption_logits` predicts the next piece of a text read from left to right
+    )
     predicts_at: ClassVar[str] = ""  # "text" or "image": `logits` predicts something at each of its positions
     reads_encoder: ClassVar[bool] = True  # whether the encoder's hidden states matter to it
     reads_alone: ClassVar[bool] = False  # whether it reads the encoder's mean over a text or an image alone

@@ -13,7 +13,17 @@ from fbjax.model.fashionbert import _prefix_mask
 from fbjax.parallel.mesh import make_mesh, put_batch
 from fbjax.runs.state import make_optimizer
 from fbjax.training.step import make_step, with_seed
-from tests.support.objectives import CONFIG, MODEL, PATCHES, TRAIN, B, make_batch, make_objective, make_state, make_tasks
+from tests.support.objectives import (
+    CONFIG,
+    MODEL,
+    PATCHES,
+    TRAIN,
+    B,
+    make_batch,
+    make_objective,
+    make_state,
+    make_tasks,
+)
 from tests.support.runs import make_one_device_mesh
 from tests.unit.test_objective import assert_same_step, losses_of
 
@@ -104,7 +114,9 @@ def test_the_head_is_that_of_mlm():
     params = make_state(both).params
     assert jax.tree.structure(params) == jax.tree.structure(make_state(mlm).params)
     assert jax.tree.structure(params) == jax.tree.structure(make_state(objective_of("caption", "tia")).params)
-    np.testing.assert_allclose(losses_of(both, params, make_batch())[1:], losses_of(mlm, params, make_batch()), rtol=1e-6)
+    np.testing.assert_allclose(
+        losses_of(both, params, make_batch())[1:], losses_of(mlm, params, make_batch()), rtol=1e-6
+    )
 
 
 def stepped(config, mesh=None):

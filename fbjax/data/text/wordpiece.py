@@ -127,7 +127,11 @@ class Vocabulary:
     @property
     def rows(self) -> list[str]:
         """The piece of every row."""
-        return [self._tokenizer.id_to_token(row) for row in range(self.size)]
+        return [self.piece(row) for row in range(self.size)]
+
+    def piece(self, row: int) -> str:
+        """The piece of one row."""
+        return self._tokenizer.id_to_token(row)
 
     def pieces(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """For each text its piece ids and their word numbers, without [CLS] and [SEP], of any length."""

@@ -5,8 +5,8 @@ forcing under the sequence-to-sequence mask of UniLM (Dong et al. 2019, arXiv 19
 image here. The head is that of mlm, and the same parameters where both tasks are trained.
 
 Departs from Kaleido-BERT (Zhuge et al. 2021, arXiv 2103.16110): its captioning masks all words and predicts them at
-once, by what its authors say; the code is not public. From UniLM: every piece is predicted from the one before it; UniLM
-masks some pieces of the text and predicts these.
+once, by what its authors say; the code is not public. From UniLM: each position predicts the next piece; UniLM masks
+some pieces of the text and predicts these.
 """
 
 import dataclasses
@@ -34,7 +34,8 @@ class Caption(Task):
         "Captioning (caption)",
         "the text of a product, piece by piece, from its picture",
         "Cross-entropy of each piece of a text, given the picture and the pieces before it. Blind guesses among the "
-        "vocabulary's {vocabulary_size:,} pieces would cost {log_vocabulary:.1f}. It should fall steeply, then flatten.",
+        "vocabulary's {vocabulary_size:,} pieces would cost {log_vocabulary:.1f}. It should fall steeply, then "
+        "flatten.",
     )
 
     @property
