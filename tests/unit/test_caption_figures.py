@@ -9,7 +9,7 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
 from fbjax.evaluation.captions.captioning import captioning_figures, print_figures
-from fbjax.evaluation.captions.figures import bleu, bleu_counts, caption_figures, counted_words
+from fbjax.evaluation.captions.figures import NAMES, bleu, bleu_counts, caption_figures, counted_words
 
 OWN = ["a red cotton dress with long sleeves", "blue running shoes for men", "a black bag", "red cotton dress"]
 WRITTEN = ["a red dress with long sleeves", "blue running shoes for men", "dress", "a red cotton skirt"]
@@ -32,10 +32,10 @@ def test_figures_are_those_of_the_usual_evaluation(capsys):
 
 def test_bleu_by_hand():
     """One caption of 5 words beside 6: 4 of 5 words, 2 of 4 pairs, 1 of 3 triples, 0 of 2 fours; then one that fits."""
-    counts = bleu_counts(split(["a red hat with bows", "one two three four"]), split(["a red hat has two bows", OWN[1]]))
+    counts = bleu_counts(split(["a red hat with bows"]), split(["a red hat has two bows"]))
     assert counts[0].tolist() == [5, 6, 5, 4, 3, 2, 4, 2, 1, 0]
     fitting = bleu_counts(split([OWN[0]]), split([OWN[0]]))
-    both = np.concatenate([counts[:1], fitting])
+    both = np.concatenate([counts, fitting])
     precisions = [(4 + 7) / (5 + 7), (2 + 6) / (4 + 6), (1 + 5) / (3 + 5), (0 + 4) / (2 + 4)]
     assert bleu(both) == pytest.approx(math.prod(precisions) ** 0.25 * math.exp(1 - 13 / 12), rel=1e-6)
 
@@ -55,7 +55,7 @@ def test_captions_without_words_and_products_without_text_have_sound_values():
     figures = captioning_figures(captions, own, [OWN[0].split()] * 6)
     assert (figures["products"], figures["without"], figures["empty"], figures["different"]) == (4, 2, 2, 3)
     assert figures["same"] == 0.25 and figures["words"] == {"caption": 1.0, "reference": 4.5}
-    assert all(math.isfinite(value) for name in ("bleu4", "meteor", "rouge_l", "cider") for value in figures[f"{name}.ci"])
+    assert all(math.isfinite(value) for name in NAMES for value in figures[f"{name}.ci"])
     said = []
     print_figures(figures | {"beams": 3}, said.append)
     assert "an empty caption, which counts 0: 2 products" in said[-2] and "no text: 2 products" in said[-1]
