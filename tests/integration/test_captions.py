@@ -14,6 +14,7 @@ from fbjax.config.schema import MeshConfig
 from fbjax.data.text.detokenise import as_text, written_words
 from fbjax.evaluation.captions.run import captions_of
 from fbjax.evaluation.evaluate import evaluate
+from fbjax.export.package import export
 from fbjax.inference.captions.captioner import Captioner
 from fbjax.parallel.mesh import make_mesh
 from fbjax.report.report import write_report
@@ -93,6 +94,8 @@ def test_what_cannot_be_captioned_is_refused_in_words(folder, tmp_path, monkeypa
             folder, *FEW, "model.architecture=vilbert", "patches.whole_image=true", "model.co_attention_blocks=1"
         )
     train(tiny_config(folder, *FEW[:-1], "tasks=tia"), folder / "without")
+    with pytest.raises(ValueError, match="--format hf: the head of tasks.caption has no PyTorch code"):
+        export(folder / "run", "hf", tmp_path / "hf", say=print)
     for asked in (["evaluate", "--protocol", "captioning"], ["caption", "--image", str(folder / "photo.png")]):
         assert main([asked[0], "--workdir", str(folder / "without"), *asked[1:]]) == 1
         assert "captions need a run that learned to write them: its tasks have no caption" in capsys.readouterr().err

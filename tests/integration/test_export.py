@@ -67,7 +67,7 @@ def copied(exported, tmp_path):
 
 QUICK = ("catalogue_stacked", "my_fashionbert")
 REFUSED = ("catalogue_attributes", "catalogue_kaleido", "catalogue_scan", "catalogue_triples", "catalogue_vilbert")
-REFUSED += ("catalogue_vlbert", "kaleido_paper")
+REFUSED += ("catalogue_caption", "catalogue_vlbert", "kaleido_paper")
 
 
 @pytest.mark.parametrize(
