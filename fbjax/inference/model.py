@@ -47,6 +47,7 @@ class Model(LoadedRun, TextImageModel):
     quiet: bool = False  # says nothing of words that it does not know
     _cache: Cache = dataclasses.field(init=False, repr=False)
     _scorers: dict = dataclasses.field(default_factory=dict, init=False, repr=False)  # by the size of a batch
+    _captioners: dict = dataclasses.field(default_factory=dict, init=False, repr=False)  # by beams and size of a batch
 
     def __post_init__(self):
         object.__setattr__(self, "_cache", Cache(self.cache_bytes))
@@ -97,7 +98,10 @@ class Model(LoadedRun, TextImageModel):
         images = listed(images, "images")
         if not images:
             return []
-        captioner = Captioner(self.run, self.mesh, beams, self.run.patches, len(images))
+        kind = beams, min(len(images), self._rows)
+        if kind not in self._captioners:
+            self._captioners[kind] = Captioner(self.run, self.mesh, beams, self.run.patches, kind[1])
+        captioner = self._captioners[kind]
         batches = self._read_batches(images, np.arange(len(images)), captioner.batch_size)
         ids, _ = captioner.write(self.variables, batches)
         return [as_text(written_words(self.run.vocabulary, row)) for row in ids]

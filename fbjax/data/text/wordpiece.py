@@ -39,7 +39,8 @@ class Vocabulary:
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         self.size = tokenizer.get_vocab_size()
-        self.unk_id, self.cls_id, self.sep_id, self.mask_id = (tokenizer.token_to_id(piece) for piece in SPECIAL[1:])
+        rows = tokenizer.get_vocab()
+        self.unk_id, self.cls_id, self.sep_id, self.mask_id = (rows[piece] for piece in SPECIAL[1:])
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Vocabulary":

@@ -1,7 +1,7 @@
 """Writes captions of pictures with a run that learned the task caption.
 
-Each step encodes the whole buffer anew, of which the last layer computes one position; keys and values of earlier
-positions are not kept. So a caption is computed exactly as training read it, at the cost of about T readings of a pair.
+Each step encodes the picture and what is written anew, padded to a multiple of 16; keys and values of earlier positions
+are not kept. So a caption is computed exactly as training read it, at the cost of up to T readings of a pair.
 """
 
 from collections.abc import Iterable

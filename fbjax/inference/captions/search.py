@@ -5,6 +5,7 @@ length normalisation of common decoders; power 0: none.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -35,21 +36,24 @@ def beam_search(
     cls_id: int,
     sep_id: int,
     power: float = 1.0,
+    chunk: int = 16,
 ) -> Found:
     """The best of all sequences that `num_beams` = W beams finish; with one beam this is greedy decoding.
 
-    ``log_probabilities(ids [N W, T], place) -> [N W, V]`` of the piece that follows `place`; -inf forbids one. At each
-    place the W likeliest continuations of all beams stay. One that ends in [SEP] is finished, and its score counts. The
-    search ends where no beam can beat the best finished sequence: then more steps would change nothing.
+    ``log_probabilities(ids [N W, t], place) -> [N W, V]`` of the piece that follows `place`; -inf forbids one. It is
+    given the first t pieces, `place` among them, where t is a multiple of `chunk` or T: what follows is padding.
+
+    At each place the W likeliest continuations of all beams stay. One that ends in [SEP] is finished, and its score
+    counts. The search ends where no beam can beat the best finished sequence: then more steps would change nothing.
     """
     n, w, last = num_products, num_beams, num_tokens - 1
 
-    def open_(beams: _Beams) -> jax.Array:
+    def open_(beams: _Beams, end: int) -> jax.Array:
         could_be = beams.logs.max(axis=1) / last**power  # log p only falls, and is divided by the length at most
-        return (beams.place < last) & (could_be > beams.best.scores).any()
+        return (beams.place < min(end, last)) & (could_be > beams.best.scores).any()
 
-    def step(beams: _Beams) -> _Beams:
-        logs = log_probabilities(beams.ids.reshape(n * w, -1), beams.place).reshape(n, w, -1)
+    def step(beams: _Beams, end: int) -> _Beams:
+        logs = log_probabilities(beams.ids[:, :, :end].reshape(n * w, -1), beams.place).reshape(n, w, -1)
         is_end, size = jnp.arange(logs.shape[-1]) == sep_id, logs.shape[-1]
         logs = jnp.where(is_end | (beams.place + 1 < last), logs, -jnp.inf)  # the last row is for [SEP]
         chosen, at = jax.lax.top_k((beams.logs[..., None] + logs).reshape(n, -1), w)
@@ -63,8 +67,10 @@ def beam_search(
 
     ids = jnp.full((n, w, num_tokens), PAD_ID, jnp.int32).at[:, :, 0].set(cls_id)
     logs = jnp.full((n, w), -jnp.inf).at[:, 0].set(0.0)
-    start = _Beams(jnp.int32(0), ids, logs, Found(ids[:, 0], jnp.full(n, -jnp.inf)))
-    return jax.lax.while_loop(open_, step, start).best
+    beams = _Beams(jnp.int32(0), ids, logs, Found(ids[:, 0], jnp.full(n, -jnp.inf)))
+    for end in [*range(chunk, num_tokens, chunk), num_tokens]:
+        beams = jax.lax.while_loop(partial(open_, end=end), partial(step, end=end), beams)
+    return beams.best
 
 
 def _better(best: Found, ids: jax.Array, scores: jax.Array) -> Found:
