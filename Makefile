@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 
 $(VENV)/.ready: $(VENV)/.installed
 	$(PIP) torch==2.13.0
-	$(PIP) -e '.[beam,excel,export,gcs,minilm,parity,test,tpu]'
+	$(PIP) -e '.[beam,caption,excel,export,gcs,minilm,parity,test,tpu]'
 	$(BIN)/pip check
 	touch $@
 

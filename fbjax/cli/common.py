@@ -138,9 +138,10 @@ WORKDIR = flag("--workdir", "folder of a trained run", required=True)
 STEP = whole_number("--step", "step of the checkpoint (default: the best on the validation sample)", at_least=0)
 DATA = flag("--data", "product table or glob (default: the run's validation split)")
 SPLITS = ["train", "validation"]
+BEAMS = "sequences that a caption's search keeps, 1 for greedy decoding (default: 3)"
 CANDIDATES = flag("--candidates", "file of candidate lists, JSONL (default: lists drawn from the data)")
 PROTOCOLS = "protocols with commas between: candidates, matching, draws, legacy, full, queries, mixed, marqo, log, "
-PROTOCOLS += "attributes, system"
+PROTOCOLS += "attributes, captioning, system"
 PROTOCOL = flag("--protocol", PROTOCOLS, dest="protocols", type=names, default="candidates,matching", metavar="NAME,..")
 MOST_QUERIES = "maximum number of queries in each direction"
 RELEVANT_FORM = (

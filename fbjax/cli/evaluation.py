@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fbjax.cli.common import (
+    BEAMS,
     CANDIDATES,
     CONFIG,
     INDEX_FORM,
@@ -49,6 +50,7 @@ HUBS = "protocols queries, mixed: also correct for hubs by at most N training te
     flag("--log", LOG, metavar="TABLE"),
     flag("--index", f"protocol system: {INDEX_FORM} (default: index)"),
     whole_number("--correct-hubs", HUBS, nargs="?", const=100_000, metavar="N"),
+    whole_number("--beams", f"protocol captioning: {BEAMS}", metavar="N"),
     STEP,
     OUT,
     examples=(
@@ -86,7 +88,7 @@ def _evaluate_release(release: str | None, direction: str | None, out: str | Non
 
     if not release:
         raise ValueError(f"--direction {direction} is for --release FILE")
-    for name in ("data", "candidates", "relevant", "num_queries", "towers", "rerank", "correct_hubs", "log"):
+    for name in ("data", "candidates", "relevant", "num_queries", "towers", "rerank", "correct_hubs", "log", "beams"):
         if request[name] is not None:
             flag = f"--{name.removeprefix('num_').replace('_', '-')}"
             raise ValueError(f"{flag} does not go with --release, whose file holds the pairs: leave it out")

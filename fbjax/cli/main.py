@@ -18,6 +18,7 @@ VERBS += (evaluation.evaluate, evaluation.compare, evaluation.baseline, evaluati
 VERBS += (
     search.rank,
     search.explain,
+    search.caption,
     search.embed,
     search.index,
     search.search,

@@ -1,10 +1,11 @@
-"""Verbs for search: rank products for a query, say why, embed a catalogue, index it, and search the index."""
+"""Verbs for search: rank products for a query, say why, caption, embed a catalogue, index it, and search the index."""
 
 import os
 import shutil
 from json import dumps
 
 from fbjax.cli.common import (
+    BEAMS,
     DATA,
     INDEX_FORM,
     INDEX_TOKEN,
@@ -93,6 +94,30 @@ def explain(html, json, **request) -> None:
     answer(dumps(found, indent=2, ensure_ascii=False) if json else "\n".join(format_table(explanation)))
     if html:
         (say if json else answer)(f"picture and text in colours: {html}")
+
+
+@verb(
+    "write captions of pictures (needs a run with the task caption)",
+    WORKDIR,
+    flag("--image", "image files", nargs="+", action="extend", required=True, metavar="FILE"),
+    whole_number("--beams", BEAMS, metavar="N"),
+    STEP,
+    JSON,
+    examples=(
+        "fbjax caption --workdir runs/captions --image photo.jpg",
+        "fbjax caption --workdir runs/captions --image photo.jpg photo.jpg --beams 1 --json",
+    ),
+)
+def caption(workdir, image, beams, step, json) -> None:
+    from fbjax.data.sources.images import encoded
+    from fbjax.inference.captions.captioner import BEAMS
+    from fbjax.inference.model import Model
+
+    for file in image:
+        encoded(file)  # a missing file is said before the model is read
+    captions = Model.load(workdir, step).caption(image, beams or BEAMS)
+    for file, text in zip(image, captions, strict=True):
+        answer(dumps({"image": file, "caption": text}, ensure_ascii=False) if json else text)
 
 
 OUT = "FILE.parquet or FILE.npz for ids and vectors, or a folder of .npy files"

@@ -13,12 +13,15 @@ from fbjax.core.console import duration, progress, say
 from fbjax.data.batches.halves import rows_of_half
 from fbjax.data.batches.split import Split
 from fbjax.evaluation.asked import asked_of, figures_of_scores, figures_of_vectors, wanted_log
+from fbjax.evaluation.captions.figures import check_installed
+from fbjax.evaluation.captions.run import captions_of
 from fbjax.evaluation.galleries import marqo, mixed, queries
 from fbjax.evaluation.galleries.gallery import choose_queries, full_figures
 from fbjax.evaluation.galleries.hubness import bank_rows, hub_penalties
 from fbjax.evaluation.protocols import OVER_LISTS, list_figures, read_request
 from fbjax.evaluation.recognition.attributes import attribute_figures, predictions_of
 from fbjax.inference.attributes import attribute_probabilities
+from fbjax.inference.captions.captioner import BEAMS, Captioner
 from fbjax.inference.catalogue.embed_catalogue import embed_records
 from fbjax.inference.embedder import make_embedder
 from fbjax.inference.model import Model
@@ -28,7 +31,7 @@ from fbjax.runs.feature_cache import image_inputs, text_inputs
 from fbjax.runs.halves import check_table, trained_half
 from fbjax.runs.loaded import LoadedRun
 from fbjax.runs.splits import attributes_of
-from fbjax.runs.stored_evaluation import write_attributes, write_evaluation, write_gallery, write_log
+from fbjax.runs.stored_evaluation import write_attributes, write_captions, write_evaluation, write_gallery, write_log
 
 RERANKED = 20  # of the nearest, if the run scores pairs
 BY_VECTORS = ("full", "queries", "mixed", "marqo", "log")  # protocols that rank a gallery by vectors
@@ -49,6 +52,7 @@ def evaluate(
     relevant: str | Path | None = None,
     correct_hubs: int | None = None,
     log: str | None = None,
+    beams: int | None = None,
 ) -> dict:
     """The figures of a workdir's best checkpoint, or that of `step`, in the form of ``metrics.json``.
 
@@ -57,17 +61,18 @@ def evaluate(
     "full" re-ranks the `rerank` nearest if the run scores pairs (default: 20). `relevant`: a file of queries for
     "queries", "mixed" and "marqo". `correct_hubs`: at most so many training texts measure how much each picture is a
     hub; the first two give their figures with this correction as well. `log`: a table for "log", with the columns of
-    the run's log, or "groups" (default: the run's log). The workdir stores figures and rankings over lists, and figures
-    and ranks over a whole gallery and of a log, until the next evaluation of the kind
-    (`fbjax.runs.stored_evaluation`).
+    the run's log, or "groups" (default: the run's log). `beams`: of "captioning" (default: 3). The workdir stores
+    figures and rankings over lists, figures and ranks over a whole gallery and of a log, attributes and captions, until
+    the next evaluation of the kind (`fbjax.runs.stored_evaluation`).
     """
     lists = read_request(protocols, candidates, num_queries)
     query_file = queries.read_request(protocols, relevant, num_queries)
-    _check_flags(protocols, data, towers, rerank, correct_hubs, log)
+    _check_flags(protocols, data, towers, rerank, correct_hubs, log, beams)
     loaded = LoadedRun.load(workdir, step)
     log_config = wanted_log(loaded.run.config, log) if "log" in protocols else None
     if "attributes" in protocols and loaded.run.classes is None:
         raise ValueError("protocol attributes needs a run that predicts some: its tasks have no attributes")
+    captioner = Captioner(loaded.run, loaded.mesh, beams or BEAMS) if "captioning" in protocols else None
     scores_matches = loaded.run.scores_pairs
     if rerank and not loaded.run.reranks:
         raise ValueError(f"--rerank {rerank} needs a run that scores pairs: its tasks have neither tia nor scan")
@@ -116,6 +121,10 @@ def evaluate(
         write_log(workdir, {"checkpoint_step": loaded.step, "figures": found, "ranks": ranks})
     if "attributes" in protocols:
         figures["attributes"] = _attribute_figures(loaded, records, data, num_queries)
+    if captioner:
+        found = captions_of(loaded, captioner, records, choose_queries(len(records), num_queries))
+        write_captions(workdir, found | {"checkpoint_step": loaded.step, "data": _absolute(data)})
+        figures["captioning"] = found["figures"]
     for name in {"queries", "mixed", "marqo", "log"} & set(protocols) if towers else ():
         figures[name] |= vectors.about
     if score.num_pairs:
@@ -125,7 +134,7 @@ def evaluate(
 
 
 def _check_flags(
-    protocols: tuple[str, ...], data, towers, rerank: int | None, correct_hubs: int | None, log: str | None
+    protocols: tuple[str, ...], data, towers, rerank: int | None, correct_hubs: int | None, log: str | None, beams
 ) -> None:
     """Raises ValueError if a flag would have no effect, or is out of range."""
     if "full" not in protocols and rerank is not None:
@@ -140,6 +149,10 @@ def _check_flags(
         raise ValueError(f"--correct-hubs {correct_hubs}: take at least 1 text")
     if log and "log" not in protocols:
         raise ValueError(f"--log {log}: add log to --protocol")
+    if beams and "captioning" not in protocols:
+        raise ValueError(f"--beams {beams}: add captioning to --protocol")
+    if "captioning" in protocols:
+        check_installed()
     for name in ("mixed", "log"):
         if data and name in protocols:
             raise ValueError(f"protocol {name} is about the run's own splits: leave --data out")

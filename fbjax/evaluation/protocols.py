@@ -12,6 +12,7 @@
 * ``marqo``: the benchmark of Marqo-FashionSigLIP, see `fbjax.evaluation.galleries.marqo`.
 * ``log``: the validation events of a log, see `fbjax.evaluation.galleries.log`.
 * ``attributes``: columns of the product table, see `fbjax.evaluation.recognition.attributes`.
+* ``captioning``: captions beside texts, see `fbjax.evaluation.captions.captioning`.
 * ``system``: text queries asked of a search index, see `fbjax.evaluation.galleries.system`.
 
 docs/reference/protocols.md says when to use which. `score` maps pairs [N, 2] of rows (text, image) of the records to
@@ -27,6 +28,7 @@ from fbjax.data.batches.halves import half_of
 from fbjax.data.batches.split import Split
 from fbjax.evaluation import metrics
 from fbjax.evaluation.candidates import DIRECTIONS, CandidateList, any_category_negatives, draw_lists, read_lists
+from fbjax.evaluation.captions import captioning
 from fbjax.evaluation.galleries import gallery, log, marqo, mixed, queries, system
 from fbjax.evaluation.matching.calibration import calibration, print_calibration
 from fbjax.evaluation.recognition import attributes
@@ -35,14 +37,14 @@ from fbjax.evaluation.released import legacy
 Score = Callable[[np.ndarray], np.ndarray]
 Lists = tuple[list[CandidateList], str]  # and their SHA-256
 OVER_LISTS = ("candidates", "matching")
-PROTOCOLS = (*OVER_LISTS, "draws", "legacy", "full", "queries", "mixed", "marqo", "log", "attributes")
-WITHOUT_LISTS = {"draws", "full", "queries", "mixed", "marqo", "log", "attributes"}
+PROTOCOLS = (*OVER_LISTS, "draws", "legacy", "full", "queries", "mixed", "marqo", "log", "attributes", "captioning")
+WITHOUT_LISTS = {"draws", "full", "queries", "mixed", "marqo", "log", "attributes", "captioning"}
 NUM_OTHERS, DRAWN_QUERIES = 100, 1000  # of lists drawn here, as in the paper
 DRAW_SEEDS = (0, 1, 2, 3, 4)
 LEGACY_SEED = 0  # of the order of the rows in batches
 TOP = 5
 BY_GALLERY = {"full": gallery, "queries": queries, "mixed": mixed, "marqo": marqo, "log": log, "system": system}
-PRINTED = BY_GALLERY | {"attributes": attributes}
+PRINTED = BY_GALLERY | {"attributes": attributes, "captioning": captioning}
 
 
 def read_request(protocols: tuple[str, ...], candidates: str | None, num_queries: int | None) -> Lists | None:

@@ -54,7 +54,7 @@ def _check_twin(config: Config) -> None:
     found = [f"model.architecture {config.model.architecture!r}"] * (config.model.architecture != "fashionbert")
     tasks = config.tasks.items()
     found += [f"tasks.{name}.head 'product'" for name, task in tasks if task.scores_pairs and task.reads_firsts]
-    found += [f"the head of tasks.{name}" for name, task in tasks if task.predicts_attributes]
+    found += [f"the head of tasks.{name}" for name, task in tasks if task.predicts_attributes or task.writes_captions]
     if found:
         named = " and ".join(found)
         raise ValueError(f"--format hf: {named} has no PyTorch code here (use --format stablehlo or onnx)")

@@ -20,8 +20,10 @@ from fbjax.core.console import say
 from fbjax.core.interface import TextImageModel, distinct, listed
 from fbjax.data.sources.cells import clean_text
 from fbjax.data.sources.images import encoded, is_image, normalise_image, read_pixels
+from fbjax.data.text.detokenise import as_text, written_words
 from fbjax.data.text.wordpiece import PAD_ID
 from fbjax.inference.cache import Cache, CacheInfo, content_key
+from fbjax.inference.captions.captioner import BEAMS, Captioner
 from fbjax.inference.embedder import Embedder, make_embedder
 from fbjax.inference.known_words import unknown_words
 from fbjax.inference.pair_scorer import PairScorer, make_scorer, match_probability
@@ -45,6 +47,7 @@ class Model(LoadedRun, TextImageModel):
     quiet: bool = False  # says nothing of words that it does not know
     _cache: Cache = dataclasses.field(init=False, repr=False)
     _scorers: dict = dataclasses.field(default_factory=dict, init=False, repr=False)  # by the size of a batch
+    _captioners: dict = dataclasses.field(default_factory=dict, init=False, repr=False)  # by beams and size of a batch
 
     def __post_init__(self):
         object.__setattr__(self, "_cache", Cache(self.cache_bytes))
@@ -89,6 +92,19 @@ class Model(LoadedRun, TextImageModel):
         from fbjax.inference.explain import explain
 
         return explain(self, text, image, method)
+
+    def caption(self, images: Sequence, beams: int = BEAMS) -> list[str]:
+        """A text for each image, by beam search with so many `beams`; 1: greedy. Needs a run with the task caption."""
+        images = listed(images, "images")
+        if not images:
+            return []
+        kind = beams, min(len(images), self._rows)
+        if kind not in self._captioners:
+            self._captioners[kind] = Captioner(self.run, self.mesh, beams, self.run.patches, kind[1])
+        captioner = self._captioners[kind]
+        batches = self._read_batches(images, np.arange(len(images)), captioner.batch_size)
+        ids, _ = captioner.write(self.variables, batches)
+        return [as_text(written_words(self.run.vocabulary, row)) for row in ids]
 
     @cached_property
     def _rows(self) -> int:

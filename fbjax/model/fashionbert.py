@@ -68,9 +68,11 @@ class FashionBert(nn.Module):
         self.text_embeddings = TextEmbeddings(self.spec.vocabulary_size, self.spec.text_tokens, self.config)
         self.image_embeddings = self.make_image_embeddings()
         self.encoder = self.make_encoder()
+        heads = {}
         for task in self.tasks:
-            for name, head in task.heads(self.config, self.spec).items():
-                setattr(self, name, head if isinstance(head, nn.Module) else head(self))
+            heads |= task.heads(self.config, self.spec)  # tasks may share one: it has a name once
+        for name, head in heads.items():
+            setattr(self, name, head if isinstance(head, nn.Module) else head(self))
 
     @nn.nowrap
     def make_image_embeddings(self) -> nn.Module:
@@ -123,9 +125,13 @@ class FashionBert(nn.Module):
         image: jax.Array,
         positions: jax.Array | None = None,
         deterministic: bool = True,
+        left_to_right: bool = False,
     ) -> jax.Array:
-        """``text [B, T, D], text_mask [B, T], image [B, P, D] -> [B, L, D]``, or `positions` [B, R] of it."""
-        mask = _whole_mask(text_mask, image)
+        """``text [B, T, D], text_mask [B, T], image [B, P, D] -> [B, L, D]``, or `positions` [B, R] of it.
+
+        `left_to_right`: under the mask of `_prefix_mask`.
+        """
+        mask = _prefix_mask(text_mask, image) if left_to_right else _whole_mask(text_mask, image)
         is_image = jax.lax.concatenate([jnp.zeros(text.shape[1], bool), jnp.ones(image.shape[1], bool)], 0)
         kinds = is_image if text.shape[1] and image.shape[1] else None
         return self.encoder(jax.lax.concatenate([text, image], 1), mask, positions, deterministic, kinds)
@@ -212,6 +218,16 @@ class FashionBert(nn.Module):
         image = None if features is None else self.embed_image(features, deterministic)
         return self.encode_alone(text, None if ids is None else ids != PAD_ID, image, deterministic)
 
+    def read_left_to_right(
+        self, ids: jax.Array, image: jax.Array, positions: jax.Array | None = None, deterministic: bool = True
+    ) -> jax.Array:
+        """``ids [B, T], image [B, P, D] -> [B, T, D]``, or `positions` [B, R] of the text: no position has seen a later
+        one of the text, and each has seen the whole image, which has seen no text."""
+        text = self.embed_text(ids, deterministic)
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+        return self.encode(text, ids != PAD_ID, image, positions, deterministic, left_to_right=True)
+
     def run_head(self, name: str, function: str, *arrays: jax.Array):
         """``task.function(model, *arrays)`` of the task `name`."""
         return getattr(self._task(lambda task: task.name == name), function)(self, *arrays)
@@ -267,6 +283,16 @@ def _whole_mask(text_mask: jax.Array, image: jax.Array) -> jax.Array:
     By `jax.lax.concatenate`: of jnp's, jax2onnx 0.13 takes the first part's length for that of the whole.
     """
     return jax.lax.concatenate([text_mask, jnp.ones(image.shape[:2], bool)], 1)
+
+
+def _prefix_mask(text_mask: jax.Array, image: jax.Array) -> jax.Array:
+    """``text_mask [B, T], image [B, P, D] -> [B, L, L]``, rows attend to columns: the image to itself, a text position
+    to the image and to the text up to itself (the sequence-to-sequence mask of UniLM, Dong et al. 2019, arXiv
+    1905.03197, with the image in place of the first segment)."""
+    place, num_text = jnp.arange(text_mask.shape[1] + image.shape[1]), text_mask.shape[1]
+    is_image = place >= num_text
+    allowed = is_image | (~is_image[:, None] & (place <= place[:, None]))
+    return allowed & _whole_mask(text_mask, image)[:, None]
 
 
 def _mean(hidden: jax.Array, mask: jax.Array) -> jax.Array:

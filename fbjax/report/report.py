@@ -24,6 +24,7 @@ from fbjax.monitoring.telemetry import read_events
 from fbjax.report import charts, costs, examples
 from fbjax.report.attributes import attributes
 from fbjax.report.augmented import augmented
+from fbjax.report.captions import captions
 from fbjax.report.explained import as_read, explained, weak
 from fbjax.report.page import percent, write_page
 from fbjax.runs.loaded import newest_step
@@ -95,6 +96,7 @@ def write_report(workdir: str | Path, out: str | Path | None = None, num_queries
         alignments=alignments,
         attributes=attributes(workdir, model, splits["validation"]),
         augmented=augmented(run, splits["train"]),
+        captions=captions(workdir, best, records),
         weak=weak(run.scores_pairs),
         seen_together=run.config.patches.geometry == "feature_map",
         panels=list(_panels(run, curves, best)),

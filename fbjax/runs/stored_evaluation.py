@@ -1,8 +1,8 @@
 """What the last evaluations have left in a workdir: figures, and the rank or ranking of each query.
 
 ``evaluation.json`` is of lists, ``gallery.json`` of a whole gallery, ``log.json`` of a log's queries,
-``attributes.json`` of attributes. Read by reports and comparisons, which answer at once: it imports neither models
-nor data.
+``attributes.json`` of attributes, ``captions.json`` of captions. Read by reports and comparisons, which answer at once:
+it imports neither models nor data.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from fbjax.core.paths import as_path, atomic_write
 
 EVALUATION, GALLERY, LOG, ATTRIBUTES = "evaluation.json", "gallery.json", "log.json", "attributes.json"
+CAPTIONS = "captions.json"
 
 
 def read_evaluation(workdir: str | Path) -> dict | None:
@@ -63,6 +64,16 @@ def read_attributes(workdir: str | Path) -> dict | None:
 
 def write_attributes(workdir: str | Path, content: dict) -> None:
     _write(workdir, ATTRIBUTES, content)
+
+
+def read_captions(workdir: str | Path) -> dict | None:
+    """The last evaluation of a run's captions, or None: {"checkpoint_step", "records_sha256", "data", "figures",
+    "captions": [[id, text, caption, its score], ..]}."""
+    return _read(workdir, CAPTIONS)
+
+
+def write_captions(workdir: str | Path, content: dict) -> None:
+    _write(workdir, CAPTIONS, content)
 
 
 def _read(workdir: str | Path, name: str) -> dict | None:

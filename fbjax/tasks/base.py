@@ -24,6 +24,7 @@ from fbjax.model.fashionbert import FashionBert, InputSpec
 PAIR, NEGATIVE_PAIR = "pair", "negative_pair"  # forward passes over a text and an image
 NEGATIVE_QUERY = "negative_query"  # over a product's own text and image, with another product's query
 TEXT, IMAGE, PRODUCT, QUERY = "text", "image", "product", "query"  # over one alone; a product is both, read together
+CAPTION = "caption"  # a text and its image, the text read from left to right
 PARTNER = "partner"  # the other product of an event, text and image read together
 Metrics = dict[str, jax.Array]
 
@@ -35,6 +36,7 @@ class Sides(NamedTuple):
     image: bool
     of_partner: bool = False
     is_query: bool = False
+    left_to_right: bool = False  # `FashionBert.read_left_to_right`
 
 
 READINGS = {  # in the order of a step
@@ -42,6 +44,7 @@ READINGS = {  # in the order of a step
     IMAGE: Sides(text=False, image=True),
     PRODUCT: Sides(text=True, image=True),
     QUERY: Sides(text=True, image=False, is_query=True),
+    CAPTION: Sides(text=True, image=True, left_to_right=True),
     PARTNER: Sides(text=True, image=True, of_partner=True),
 }
 
@@ -97,6 +100,7 @@ class Views(NamedTuple):
     product: Any = None
     query: Any = None
     partner: Any = None
+    caption: Any = None  # [B, T, D]: the text's hidden states, none of which has seen a later position
     match: Any = None  # images [B, k] of the batch -> the teacher's scores [B, k]
 
 
@@ -134,6 +138,9 @@ class Task:
     aligns_words: ClassVar[bool] = False  # `alignment` says how much of each word of a pair goes to each patch
     embeds: ClassVar[bool] = False  # `vector` of a `Reading` and `logit_scale` make vectors of texts and images
     augmentable: ClassVar[bool] = True  # targets stay true of a picture that is mirrored, cropped, brighter or darker
+    writes_captions: ClassVar[bool] = (
+        False  # `caption_logits` predicts the next piece of a text read from left to right
+    )
     predicts_at: ClassVar[str] = ""  # "text" or "image": `logits` predicts something at each of its positions
     reads_encoder: ClassVar[bool] = True  # whether the encoder's hidden states matter to it
     reads_alone: ClassVar[bool] = False  # whether it reads the encoder's mean over a text or an image alone

@@ -185,7 +185,7 @@ class Objective:
     def losses_of(self, frozen: Any, masked: MaskedBatch, key: jax.Array) -> Losses:
         """The losses of some examples; `frozen` holds what of the parameters is not trained."""
         passes = {views: partial(self._pair, frozen, masked, key, views) for views in self.pair_passes}
-        passes |= {(view,): partial(self._alone, frozen, masked, key, view) for view in self.readings}
+        passes |= {(view,): partial(self._read, frozen, masked.batch, key, view) for view in self.readings}
         names = list(passes)
 
         def head(task: Task) -> TaskHead:
@@ -262,13 +262,10 @@ class Objective:
         query = apply(ids, is_query=True, method="embed_text", rngs=rngs)
         return jnp.concatenate([text, query], 1), jnp.concatenate([masked.batch.text_mask, ids != PAD_ID], 1)
 
-    def _alone(self, frozen: Any, masked: MaskedBatch, key: jax.Array, view: str, params: Any) -> Reading:
-        """The `Reading` of a view of `READINGS`, nothing hidden."""
-        return self._read(frozen, masked.batch, key, view, params)
-
     def _read(
         self, frozen: Any, batch: Batch, key: jax.Array, view: str, params: Any, deterministic: bool = False
-    ) -> Reading:
+    ) -> Reading | jax.Array:
+        """What the model makes of a view of `READINGS`, nothing hidden."""
         params, trains, sides = {**frozen, **params}, "patches" in params and not deterministic, READINGS[view]
         key_drop, key_patches = jax.random.split(task_key(key, view))
         batch, ids, bag, features = batch.partner if sides.of_partner else batch, None, None, None
@@ -277,8 +274,11 @@ class Objective:
             bag = bag_of_ngrams(params["ngrams"], ids, self.model.most_ngrams) if self.model.reads_bags else None
         if sides.image:
             features = self._features(params, batch.image, trains, key_patches)
-        read = partial(self.model.apply, {"params": params["fashionbert"]}, method="read", rngs={"dropout": key_drop})
-        return read(ids, bag, features, deterministic, sides.is_query)
+        apply = partial(self.model.apply, {"params": params["fashionbert"]}, rngs={"dropout": key_drop})
+        if sides.left_to_right:
+            image = apply(features, deterministic, method="embed_image")
+            return apply(ids, image, None, deterministic, method="read_left_to_right")
+        return apply(ids, bag, features, deterministic, sides.is_query, method="read")
 
     def _features(self, params: Any, images: jax.Array, trains: bool, key: jax.Array) -> jax.Array:
         """Patch features [N, P, C] float32, of a network that trains as it behaves in training."""

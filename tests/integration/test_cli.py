@@ -42,6 +42,7 @@ RESULTS = {  # a pattern that shows on stdout, or a file that is there afterward
     "rank": ["ranking.html", r"best \d+ of \d+ products"],
     "explain": ["why.html", r"patches, from the top left, in hundredths", r"picture and text in colours: why.html"]
     + [r'"word_patches": \['],
+    "caption": [r'^.*\n\{"image": "photo.jpg", "caption": "'],
     "embed": ["vectors.npz", "vectors.parquet", "vectors-00000-of-00004/product.npy", r"vectors: vectors.parquet"],
     "index": ["index/milvus.db", r"96 products in the index at index"],
     "search": ["found.html", r"scores: sums of 1 / \(60 \+ rank\)", r"scores: cosines of vectors"],
@@ -94,6 +95,9 @@ def test_every_example_in_the_help_runs(verb, folder, monkeypatch, capsys):
     monkeypatch.setattr("uvicorn.Server.run", lambda server, sockets: None)
     if verb in ("compare", "interpolate"):
         shutil.copytree("runs/mine", "runs/other" if verb == "compare" else "runs/tuned")
+    if verb == "caption":
+        train = "train --config configs/my_catalogue.py --workdir runs/captions --config.data.train=products.csv"
+        assert main([*train.split(), "--config.tasks=caption,tia", "--config.model.num_layers=1"]) == 0
     for example in VERBS[verb].examples:
         assert example in shown
         assert main(shlex.split(example)[1:]) == 0, capsys.readouterr().err

@@ -256,7 +256,7 @@ def test_too_few_products_are_said_before_anything_is_compiled(tmp_path, capfd, 
         ("tasks.mlm.rate=0", "tasks.mlm.rate 0.0 must be in (0, 1)"),
         ("model.num_heads=5", "num_heads 5 does not divide model.width 32"),
         ("tasks=tia,itx", "no task 'itx'; did you mean 'itc'?"),
-        ("tasks=", "tasks is empty: name one or more of attributes, blank, camouflage, distillation, grey, itc, "),
+        ("tasks=", "tasks is empty: name one or more of attributes, blank, camouflage, caption, distillation, grey, "),
         (
             "tasks=mlm,mpm",
             "tasks mlm, mpm do not learn which text and image match: add itc or qpc or qta or scan or style or tia",

@@ -77,6 +77,8 @@ ONLY_IN = {
     "onnxruntime": ("export.onnx",),
     "cachetools": ("serve.search.kept",),
     "bm25s": ("evaluation.baselines.bm25",),
+    "nltk": ("evaluation.captions.figures",),
+    "pycocoevalcap": ("evaluation.captions.figures",),
     "fastapi": ("serve.web",),
     "prometheus_client": ("serve.web.metrics",),
     "uvicorn": ("serve.web.server",),

@@ -39,7 +39,8 @@ class Vocabulary:
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         self.size = tokenizer.get_vocab_size()
-        self.unk_id, self.cls_id, self.sep_id, self.mask_id = (tokenizer.token_to_id(piece) for piece in SPECIAL[1:])
+        rows = tokenizer.get_vocab()
+        self.unk_id, self.cls_id, self.sep_id, self.mask_id = (rows[piece] for piece in SPECIAL[1:])
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Vocabulary":
@@ -127,7 +128,11 @@ class Vocabulary:
     @property
     def rows(self) -> list[str]:
         """The piece of every row."""
-        return [self._tokenizer.id_to_token(row) for row in range(self.size)]
+        return [self.piece(row) for row in range(self.size)]
+
+    def piece(self, row: int) -> str:
+        """The piece of one row."""
+        return self._tokenizer.id_to_token(row)
 
     def pieces(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """For each text its piece ids and their word numbers, without [CLS] and [SEP], of any length."""

@@ -40,11 +40,12 @@ class VlBert(FashionBert):
         image: jax.Array,
         positions: jax.Array | None = None,
         deterministic: bool = True,
+        left_to_right: bool = False,
     ) -> jax.Array:
         if image.shape[1]:
             text, image = text + self.image_embeddings.of_words(image), self.image_embeddings.of_regions(image)
         text, image = (self.text_embeddings.finished(x, deterministic) for x in (text, image))
-        return super().encode(text, text_mask, image, positions, deterministic)
+        return super().encode(text, text_mask, image, positions, deterministic, left_to_right)
 
 
 class VisualEmbeddings(nn.Module):

@@ -1,0 +1,1 @@
+"""Captions that a run writes, beside the texts of their products."""
