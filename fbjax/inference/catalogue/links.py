@@ -42,6 +42,8 @@ def check_guide(run: Run, workdir: str | Path, mesh: Mesh) -> LoadedRun | None:
     theirs, found = loaded.run, []
     if not any(task.aligns_words for task in theirs.model.tasks):
         found.append("has no task that aligns words with patches (name a run that has tpa among its tasks)")
+    if theirs.config.patches.scales:
+        found.append(f"has patches of several scales, {theirs.config.patches.scales} (name a run of one grid)")
     if theirs.vocabulary.fingerprint != run.vocabulary.fingerprint:
         found.append("has another vocabulary: its words are other pieces (train one with this run's model.vocabulary)")
     if theirs.config.model.text_tokens != config.model.text_tokens:
