@@ -6,9 +6,16 @@
 Zhuge et al. 2021 (arXiv 2103.16110), small. Not measured yet. Texts, layers, negatives and the optimizer are those of
 `configs/catalogue_vlbert.py`, and so is the number of steps.
 
-Departs from the paper, beside what `fbjax/model/rivals/kaleido.py` says: words are masked at random; fixed weights
-below 1 for all but matching; the layers are MiniLM's first two; the patch network is MobileNetV1, and its features are
-cached.
+Masks that follow an alignment of words and patches, as the paper's do, need a run that has learned one:
+
+    fbjax train --config configs/catalogue_alignment.py --workdir runs/alignment \\
+        --config.patches.fit=foreground --config.model.vocabulary=used
+    fbjax train --config configs/catalogue_kaleido.py --workdir runs/kaleido_guided \\
+        --config.train.guided_masks=runs/alignment
+
+Departs from the paper, beside what `fbjax/model/rivals/kaleido.py` says: masks are random unless they are guided; fixed
+weights below 1 for all but matching; the layers are MiniLM's first two; the patch network is MobileNetV1, and its
+features are cached.
 """
 
 from catalogue_vlbert import get_config as vlbert

@@ -8,8 +8,8 @@ Not measured yet: Fashion-Gen is given out by its owners only. Batch, number of 
 a device on four, 25, a tenth of all steps); learning rate 2e-5 and weight decay 1e-4 are the paper's (the release: 1e-4
 and 0).
 
-Departs from the paper, beside what `fbjax/model/rivals/kaleido.py` says: words are masked at random; the picture tasks
-read true pairs alone.
+Departs from the paper, beside what `fbjax/model/rivals/kaleido.py` says: masks are random unless `train.guided_masks`
+names a run that aligns words and patches; the picture tasks read true pairs alone.
 """
 
 from common import adam, fashiongen, kaleido, steps

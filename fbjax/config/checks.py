@@ -224,6 +224,20 @@ def _training(config: Config) -> list[tuple]:
             f"{config.data.columns.text} (name others, or set it to 0)",
         ),
         (
+            train.guided_masks and not {"text", "image"} <= {task.guided for task in tasks.values()},
+            f"train.guided_masks {train.guided_masks} hides words or the patches that they go to, and tasks "
+            f"{', '.join(tasks)} do not hide both (add mlm, and mpm or Kaleido-BERT's picture tasks)",
+        ),
+        (
+            train.guided_masks and train.column_dropout,
+            f"train.guided_masks knows the words of whole texts, and train.column_dropout {train.column_dropout} reads "
+            "some as a column alone (set it to 0)",
+        ),
+        (
+            train.guided_masks and config.patches.scales and max(config.patches.scales) < 3,
+            f"train.guided_masks is of scales from 3, and patches.scales {config.patches.scales} has none (add one)",
+        ),
+        (
             adaptive.every > 1 and adaptive.method != "gradient",
             f"adaptive.every {adaptive.every} is for method 'gradient', not {adaptive.method!r} (leave it at 1)",
         ),

@@ -225,6 +225,12 @@ class TrainConfig:
         "more than one text column",
         "[0, 1]",
     )
+    guided_masks: str = setting(
+        "",
+        "workdir of a run with the task tpa: of a word and the patch that it goes to there, one is hidden first "
+        "(Kaleido-BERT); '': words and patches are hidden at random",
+        is_path=True,
+    )
     start_from: str = setting(
         "",
         "another run's workdir whose weights this one begins with, or several with + in between, of which later ones "

@@ -14,6 +14,7 @@ from fbjax.config.schema import Config, ParameterGroup, TrainConfig
 from fbjax.data.batches.batch import Batch
 from fbjax.model.lora import FACTORS, SCALE, flat_params, make_factors, merged
 from fbjax.parallel.mesh import replicated_params, shardings
+from fbjax.tasks.alignment.guide import num_grids
 
 TOWER_SIZE = 512  # of the vectors of towers, where none are opened: a plan, a benchmark
 LOWEST = ("patches", "fashionbert/text_embeddings", "fashionbert/image_embeddings")  # below the encoder's layers
@@ -212,6 +213,7 @@ def batch_shapes(config, patches, text_tokens: int, tower_size: int = TOWER_SIZE
         image = jax.ShapeDtypeStruct((b, size, size, 3), jnp.uint8)
     number = jax.ShapeDtypeStruct((b,), jnp.int32)
     towers = jax.ShapeDtypeStruct((b, 2, tower_size), jnp.float32) if config.towers else None
+    linked = (b, config.model.text_tokens, num_grids(config.patches.scales))
     query = jax.ShapeDtypeStruct((b, config.log.query_tokens), jnp.int32) if config.reads_queries else None
     product = Batch(number, number, text, text, image, None)
     return product._replace(
@@ -219,6 +221,7 @@ def batch_shapes(config, patches, text_tokens: int, tower_size: int = TOWER_SIZE
         label=number if config.reads_labels else None,
         negative=image if config.needs_negative else None,
         towers=towers,
+        links=jax.ShapeDtypeStruct(linked, jnp.int16) if config.train.guided_masks else None,
         attributes=jax.ShapeDtypeStruct((b, len(config.attributes)), jnp.int32) if config.attributes else None,
         query=query,
         partner=product if config.reads_partners else None,

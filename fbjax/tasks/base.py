@@ -67,6 +67,7 @@ class Example(NamedTuple):
     images: jax.Array  # [n, ..]: its image and, where a task needs one, a negative's; pixels or cached features
     hidden: jax.Array  # [n, P] bool: image tokens whose features become 0
     source: Any = None  # [n, P] int32: the row shown at each place, of its image's rows and then the other image's
+    guide: Any = None  # `fbjax.tasks.alignment.guide.Guide`: what is hidden first; None where all is drawn alike
 
 
 @flax.struct.dataclass
@@ -138,9 +139,8 @@ class Task:
     aligns_words: ClassVar[bool] = False  # `alignment` says how much of each word of a pair goes to each patch
     embeds: ClassVar[bool] = False  # `vector` of a `Reading` and `logit_scale` make vectors of texts and images
     augmentable: ClassVar[bool] = True  # targets stay true of a picture that is mirrored, cropped, brighter or darker
-    writes_captions: ClassVar[bool] = (
-        False  # `caption_logits` predicts the next piece of a text read from left to right
-    )
+    writes_captions: ClassVar[bool] = False  # `caption_logits` says the next piece of a text read from left to right
+    guided: ClassVar[str] = ""  # "text" or "image": what it hides of that follows `Example.guide`
     predicts_at: ClassVar[str] = ""  # "text" or "image": `logits` predicts something at each of its positions
     reads_encoder: ClassVar[bool] = True  # whether the encoder's hidden states matter to it
     reads_alone: ClassVar[bool] = False  # whether it reads the encoder's mean over a text or an image alone

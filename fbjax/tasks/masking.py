@@ -19,10 +19,11 @@ def num_masked_patches(num_patches: int, rate: float) -> int:
     return max(1, round(rate * num_patches))
 
 
-def choose_words(key: jax.Array, word_ids: jax.Array, rate: float) -> jax.Array:
+def choose_words(key: jax.Array, word_ids: jax.Array, rate: float, ranks: jax.Array | None = None) -> jax.Array:
     """Whole words worth about `rate` of the pieces: ``word_ids [T] -> mask [T]`` (BERT's whole-word masking).
 
-    Words in random order; one is taken where all its pieces still fit into ``round(rate * pieces)``, at least 1.
+    Words in random order, those of the lowest of `ranks` [T] first; one is taken where all its pieces still fit into
+    ``round(rate * pieces)``, at least 1.
     """
     num_tokens = len(word_ids)
     real = word_ids >= 0
@@ -30,7 +31,7 @@ def choose_words(key: jax.Array, word_ids: jax.Array, rate: float) -> jax.Array:
     limit = limits[real.sum()]  # float32 on the device would round 0.15 * 190 up, beyond the slots
     lengths = jnp.zeros(num_tokens, jnp.int32).at[jnp.where(real, word_ids, num_tokens)].add(1, mode="drop")
 
-    order = jnp.argsort(jax.random.uniform(key, (num_tokens,)))
+    order = by_rank(jnp.argsort(jax.random.uniform(key, (num_tokens,))), ranks)
     fits = take_in_order(lengths[order], limit)
     chosen = jnp.zeros(num_tokens, bool).at[order].set(fits)
     return real & chosen[word_ids]
@@ -57,15 +58,26 @@ def take_in_order(lengths: jax.Array, limit: jax.Array) -> jax.Array:
     return jax.lax.while_loop(lambda state: open_(state)[0].any(), take, start)[0]
 
 
+def by_rank(order: jax.Array, ranks: jax.Array | None) -> jax.Array:
+    """`order` with what has the lowest of `ranks` first, and else as it was."""
+    return order if ranks is None else order[jnp.argsort(ranks[order], stable=True)]
+
+
 def mask_text(
-    key: jax.Array, ids: jax.Array, word_ids: jax.Array, rate: float, mask_id: int, vocabulary_size: int
+    key: jax.Array,
+    ids: jax.Array,
+    word_ids: jax.Array,
+    rate: float,
+    mask_id: int,
+    vocabulary_size: int,
+    ranks: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Masked ids [T], and the masked positions [M] with their validity [M], M = `num_mlm_slots`.
 
     Of the chosen pieces 80 % become [MASK], 10 % a random piece, 10 % stay.
     """
     key_words, key_kind, key_random = jax.random.split(key, 3)
-    mask = choose_words(key_words, word_ids, rate)
+    mask = choose_words(key_words, word_ids, rate, ranks)
     kind = jax.random.uniform(key_kind, ids.shape)
     random_ids = jax.random.randint(key_random, ids.shape, 0, vocabulary_size)
     replaced = jnp.where(kind < KEEP_MASK, mask_id, jnp.where(kind < KEEP_RANDOM, random_ids, ids))
@@ -74,9 +86,10 @@ def mask_text(
     return jnp.where(mask, replaced, ids), positions, jnp.arange(num_slots) < mask.sum()
 
 
-def choose_patches(key: jax.Array, num_patches: int, rate: float) -> jax.Array:
-    """Distinct patches to hide, [num_masked_patches] in rising order."""
-    return jnp.sort(jax.random.permutation(key, num_patches)[: num_masked_patches(num_patches, rate)])
+def choose_patches(key: jax.Array, num_patches: int, rate: float, ranks: jax.Array | None = None) -> jax.Array:
+    """Distinct patches to hide, [num_masked_patches] in rising order, those of the lowest of `ranks` [P] first."""
+    order = by_rank(jax.random.permutation(key, num_patches), ranks)
+    return jnp.sort(order[: num_masked_patches(num_patches, rate)])
 
 
 def rearranged(features: jax.Array, source: jax.Array) -> jax.Array:

@@ -31,7 +31,7 @@ class MaskedLanguageModelling(Task):
     on_negatives: bool = setting(True, "predict on negative pairs too (the release does; the paper is silent)")
 
     owns = ("mlm",)
-    predicts_at = "text"
+    predicts_at = guided = "text"
     about = About(
         "Hidden words (mlm)",
         "hidden text pieces",
@@ -54,8 +54,9 @@ class MaskedLanguageModelling(Task):
         return model.mlm(hidden, model.text_embeddings.decode)
 
     def corrupt(self, key, example, spec):
+        ranks = example.guide and example.guide.words
         ids, positions, valid = masking.mask_text(
-            key, example.ids, example.word_ids, self.rate, spec.mask_id, spec.vocabulary_size
+            key, example.ids, example.word_ids, self.rate, spec.mask_id, spec.vocabulary_size, ranks
         )
         return example._replace(ids=ids), Pieces(positions, example.ids[positions], valid)
 

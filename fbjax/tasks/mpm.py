@@ -23,7 +23,7 @@ class MaskedPatchModelling(Task):
     on_negatives: bool = setting(True, "predict on negative pairs too (the release does; the paper is silent)")
 
     owns = ("mpm",)
-    predicts_at = "image"
+    predicts_at = guided = "image"
     about = About(
         "Hidden image patches (mpm)",
         "hidden patches",
@@ -48,7 +48,8 @@ class MaskedPatchModelling(Task):
     def corrupt(self, key, example, spec):
         keys = jax.random.split(key, len(example.images))
         first, count = spec.first_patch, spec.num_patches - spec.first_patch
-        chosen = first + jnp.stack([masking.choose_patches(k, count, self.rate) for k in keys])
+        ranks = example.guide and example.guide.patches[first:]
+        chosen = first + jnp.stack([masking.choose_patches(k, count, self.rate, ranks) for k in keys])
         hidden = jax.nn.one_hot(chosen, spec.num_patches, dtype=bool).any(axis=1)
         return example._replace(hidden=example.hidden | hidden), chosen
 

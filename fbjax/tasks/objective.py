@@ -20,6 +20,7 @@ from fbjax.model.augment import augment
 from fbjax.model.fashionbert import FashionBert, Reading
 from fbjax.model.ngrams import bag_of_ngrams
 from fbjax.model.patch_features import PatchNetwork
+from fbjax.tasks.alignment import guide
 from fbjax.tasks.base import (
     IMAGE,
     NEGATIVE_PAIR,
@@ -151,17 +152,18 @@ class Objective:
         spec, batch = self.model.spec, self.augmented(batch, key)
         images = [batch.image] if batch.negative is None else [batch.image, batch.negative]
 
-        def draw(index, ids, word_ids, images):
+        def draw(index, ids, word_ids, images, links):
             shape, targets = (len(images), spec.num_patches), {}
+            own = lambda name: jax.random.fold_in(task_key(key, name), index)  # noqa: E731
             source = jnp.broadcast_to(jnp.arange(spec.num_patches), shape) if self._rearranges else None
-            example = Example(ids, word_ids, images, jnp.zeros(shape, bool), source)
+            guided = guide.guide(own(guide.NAME), links, word_ids, spec.num_patches)
+            example = Example(ids, word_ids, images, jnp.zeros(shape, bool), source, guided)
             for task in self.tasks:
-                own = jax.random.fold_in(task_key(key, task.name), index)
-                example, targets[task.name] = task.corrupt(own, example, spec)
+                example, targets[task.name] = task.corrupt(own(task.name), example, spec)
             return example, targets
 
-        # stacked on axis 1, so that a shard of B stays one
-        examples, targets = jax.vmap(draw)(batch.index, batch.ids, batch.word_ids, jnp.stack(images, axis=1))
+        stacked = jnp.stack(images, axis=1)  # so that a shard of B stays one
+        examples, targets = jax.vmap(draw)(batch.index, batch.ids, batch.word_ids, stacked, batch.links)
         targets = {task.name: task.count(targets[task.name]) for task in self.tasks}
         weight, steps = jnp.full(len(batch.ids), 1.0 / len(batch.ids)), jnp.full(len(batch.ids), step, jnp.int32)
         return MaskedBatch(batch, examples, targets, weight, steps)

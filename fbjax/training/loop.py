@@ -18,6 +18,7 @@ from fbjax.core.console import say
 from fbjax.data.batches.sampler import Sampler
 from fbjax.data.batches.split import Split
 from fbjax.data.log.batches import train_batches
+from fbjax.inference.catalogue.links import check_guide, mask_links
 from fbjax.inference.pair_scorer import make_scorer
 from fbjax.monitoring.doubts import doubts
 from fbjax.monitoring.flops import step_work
@@ -59,7 +60,7 @@ def train(config: Config, workdir: str | Path, begun: float | None = None) -> Tr
 def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Telemetry) -> TrainState:
     config = run.config
     check_start(run, workdir, mesh)
-    towers = check_towers(run, mesh)
+    towers, guide = check_towers(run, mesh), check_guide(run, workdir, mesh)
     run, lessons = load_teacher(run, mesh)
     with telemetry.spent("records"):
         splits = run.splits()
@@ -76,6 +77,7 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
         features = features_of(run, records)
     describe_run(run, records, features, sampler)
     vectors = tower_vectors(towers, records, products)
+    links = mask_links(guide, run, records, products, workdir)
     images = put_images(config, records.stored if features is None else features, mesh)
 
     shape = abstract_state(objective, optimizer, config, mesh)
@@ -151,7 +153,7 @@ def _train(run: workdirs.Run, workdir: str | Path, mesh: Mesh, telemetry: Teleme
             if last:
                 break
             with log.waiting():
-                batch = next(batches).with_rows_of(towers=vectors, attributes=labels)
+                batch = next(batches).with_rows_of(towers=vectors, attributes=labels, links=links)
                 batch = put_batch(batch, mesh, share)._replace(pictures=images)
             state, metrics = train_step(state, constants, batch)
             log.add(step + 1, metrics, batch.ids.shape[1])

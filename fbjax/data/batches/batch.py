@@ -17,6 +17,7 @@ class Batch(NamedTuple):
     pictures: Array | None = None  # [N, ..]: the images of all products, on the devices
     towers: Array | None = None  # [B, 2, E]: text and image by towers that have not seen them; their product is a logit
     attributes: Any = None  # [B, A] int32: the class of each of A columns of the product table; -1: none
+    links: Any = None  # [B, most T, K] int16: the image tokens that each text token goes to, or -1, in each of K grids
     query: Any = None  # [B, Q] int32: [CLS] w1 .. wn [SEP] [PAD] .. of a query that led to the product
     negative_query: Any = None  # [B, Q]: another product's; all [PAD] where that one leads to this product as well
     label: Any = None  # [B] int32: 1 where query and product match

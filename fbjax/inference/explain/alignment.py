@@ -25,7 +25,7 @@ def alignment(model: Model, text: str, image) -> Explanation:
         )
     read = read_pair(model, text, image)
     params = model.variables["fashionbert"]
-    cost, plan, score = map(np.asarray, jax.device_get(_aligned(model.run.model, params, read.pair)))
+    cost, plan, score = (np.asarray(x)[0] for x in jax.device_get(aligned(model.run.model, params, read.pair)))
     pieces_of = (np.asarray(read.pair.words)[0] == np.arange(len(read.words))[:, None]).astype(np.float32)  # [W, T]
     whole = ((0, 0), (int(read.whole_image), 0))
     shares, agreement = (np.pad(pieces_of @ x, whole) for x in (plan, (1 - cost) * plan))  # [W, P]
@@ -37,12 +37,12 @@ def alignment(model: Model, text: str, image) -> Explanation:
 
 
 @partial(jax.jit, static_argnums=0)
-def _aligned(model: FashionBert, params: dict, pair: Pair) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(cost [T, P], plan [T, P], match score) of a pair, without the token of the whole image."""
+def aligned(model: FashionBert, params: dict, pair: Pair) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(cost [N, T, P], plan [N, T, P], match scores [N]) of N pairs, without the token of the whole image."""
     apply, first = partial(model.apply, {"params": params}), pair.ids.shape[1] + model.spec.first_patch
     text, image = apply(pair.ids, method="embed_text"), apply(pair.features, method="embed_image")
     hidden, means = apply(text, pair.ids != PAD_ID, image, method="encode_pair")
     name = next(task.name for task in model.tasks if task.aligns_words)
     parts = hidden[:, : pair.ids.shape[1]], pair.words != NO_WORD, hidden[:, first:]
     cost, plan = apply(name, "alignment", *parts, method="run_head")
-    return cost[0], plan[0], match_score(apply(hidden[:, 0], means, method="match_logits"))[0]
+    return cost, plan, match_score(apply(hidden[:, 0], means, method="match_logits"))

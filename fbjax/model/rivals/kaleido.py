@@ -3,8 +3,9 @@
 Departs from the paper: patches are cells of one pass over the image, by `patches.fit = "foreground"` over its
 foreground's box, where the paper enlarges each patch; the box comes from a rule (`fbjax/data/sources/foreground.py`),
 not from a network; coordinates are shares of the image (the release: pixels, whose areas would outweigh the features);
-one projection and LayerNorm serve all scales (the release: one of each a scale); text alone is masked at random, as
-neither the captioner nor the alignment that guides the paper's masks is public.
+one projection and LayerNorm serve all scales (the release: one of each a scale); masks are random, or follow the
+transport plans of a run with tpa (`train.guided_masks`), as neither the captioner nor the alignment that guides the
+paper's masks is public.
 """
 
 import flax.linen as nn

@@ -16,7 +16,7 @@ class Camouflage(Classification):
 
     scale, num_classes = 3, 9
     owns = ("camouflage",)
-    needs_negative = True
+    needs_negative, guided = True, "image"
     about = About(
         "The patch of another product (camouflage)",
         "which patch is another product's",
@@ -27,6 +27,11 @@ class Camouflage(Classification):
     def corrupt(self, key, example, spec):
         answers = jax.random.randint(key, (len(example.images),), 0, self.num_classes)
         places = self.places(spec)
+        if example.guide is not None:  # a place of the lowest rank, each as likely
+            ranks = example.guide.patches[places]
+            first, drawn = ranks == ranks.min(), jax.random.fold_in(key, 1)
+            among = jax.random.categorical(drawn, jnp.where(first, 0.0, -jnp.inf), shape=answers.shape)
+            answers = jnp.where(first[answers], answers, among)
         changed = places[answers][:, None]
         source = shown(example.source, changed, spec.num_rows + changed)
         return example._replace(source=source), Targets(jnp.broadcast_to(places, (len(answers), len(places))), answers)

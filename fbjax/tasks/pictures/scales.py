@@ -11,6 +11,7 @@ import optax
 from fbjax.model.encoder import dense
 from fbjax.model.grids.cells import first_cell
 from fbjax.tasks.base import PAIR, Task
+from fbjax.tasks.masking import by_rank
 from fbjax.tasks.mpm import patch_divergence
 
 
@@ -79,6 +80,8 @@ class Classification(PictureTask):
 class Restoration(PictureTask):
     """`patch_divergence` between the unchanged features of the changed places and a linear map of hidden states."""
 
+    guided = "image"
+
     def heads(self, model, spec):
         return {self.name: dense(model, spec.feature_size, ("embed", "feature"), use_bias=False, name=self.name)}
 
@@ -97,7 +100,8 @@ class Restoration(PictureTask):
     def drawn(self, key, example, spec, count: int) -> jax.Array:
         """`count` places of the scale for each image, [n, count] in rising order."""
         keys, places = jax.random.split(key, len(example.images)), self.places(spec)
-        return jnp.stack([jnp.sort(jax.random.permutation(k, places)[:count]) for k in keys])
+        ranks = example.guide and example.guide.patches
+        return jnp.stack([jnp.sort(by_rank(jax.random.permutation(k, places), ranks)[:count]) for k in keys])
 
 
 def shown(source: jax.Array, places: jax.Array, rows: jax.Array) -> jax.Array:
