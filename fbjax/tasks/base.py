@@ -133,6 +133,7 @@ class Task:
     late_interaction: ClassVar[bool] = False  # `words`, `regions` and `token_scores` of these score a pair
     aligns_words: ClassVar[bool] = False  # `alignment` says how much of each word of a pair goes to each patch
     embeds: ClassVar[bool] = False  # `vector` of a `Reading` and `logit_scale` make vectors of texts and images
+    several_images: ClassVar[bool] = False  # whether a product may have more than one picture (data.max_images)
     augmentable: ClassVar[bool] = True  # targets stay true of a picture that is mirrored, cropped, brighter or darker
     predicts_at: ClassVar[str] = ""  # "text" or "image": `logits` predicts something at each of its positions
     reads_encoder: ClassVar[bool] = True  # whether the encoder's hidden states matter to it
