@@ -21,8 +21,9 @@ import numpy as np
 
 from fbjax.config.schema import DataConfig, PatchConfig
 from fbjax.data.sources.image_folder import ImageFolder
+from fbjax.data.sources.pictures import image_bytes
 from fbjax.data.sources.readers.sampling import sample_rows
-from fbjax.data.sources.tables import Tables, image_bytes
+from fbjax.data.sources.tables import Tables
 from fbjax.model.backbones.registry import BACKBONES
 from fbjax.model.patch_features import PatchNetwork, build_patch_network, count_live_dimensions
 from fbjax.model.weights.files import write_npz

@@ -120,6 +120,9 @@ def prepare(config, check, arrays, beam, beam_options) -> None:
     from fbjax.data.sources.base import open_source
     from fbjax.runs.vocabulary import make_vocabulary, unknown_of
 
+    if config.data.max_images > 1 and (beam or arrays):
+        flag = "--beam" if beam else f"--arrays {arrays}"
+        raise ValueError(f"{flag} prepares one picture of a product: leave it out, or data.max_images at 1")
     builder = None
     if beam:
         from fbjax.data.records.beam import BeamBuilder, parse_options

@@ -9,7 +9,7 @@ def contradictions(config: Config) -> list[str]:
     """What is out of range or contradicts what, each with its values and the remedy. Each task checks itself."""
     if found := out_of_range(config):  # what follows computes with these values
         return found
-    sections = (_data, _log, _patches, _scales, _model, _rivals, _training, _lora)
+    sections = (_data, _several_images, _log, _patches, _scales, _model, _rivals, _training, _lora)
     found = [message for rules in sections for broken, message in rules(config) if broken]
     return found + [problem for task in config.tasks.values() for problem in task.check(config)]
 
@@ -48,6 +48,41 @@ def _data(config: Config) -> list[tuple]:
         (
             data.on_device and not data.arrays and patches.mode != "cached",
             "data.on_device true needs data.arrays, or patches.mode 'cached': pictures in records are encoded",
+        ),
+    ]
+
+
+def _several_images(config: Config) -> list[tuple]:
+    data, named = config.data, f"data.max_images {config.data.max_images}"
+    if data.max_images == 1:
+        return [
+            (
+                data.columns.more_images,
+                f"data.columns.more_images {data.columns.more_images} are a product's further pictures, and data."
+                "max_images 1 reads one (raise it)",
+            )
+        ]
+    others = [name for name, task in config.tasks.items() if not task.several_images]
+    return [
+        (
+            not all(data.columns.more_images),
+            f"data.columns.more_images {data.columns.more_images} must be names of columns",
+        ),
+        (
+            config.patches.mode != "cached",
+            f"{named} needs patches.mode 'cached', not {config.patches.mode!r}: features of all pictures are kept",
+        ),
+        (data.source != "tables", f"{named} is for data.source 'tables', not {data.source!r} (leave it at 1)"),
+        (data.arrays, f"{named} needs records: data.arrays {data.arrays!r} hold one picture of a product (leave one)"),
+        (
+            config.model.architecture != "fashionbert",
+            f"{named} is for model.architecture 'fashionbert', not {config.model.architecture!r} (leave it at 1)",
+        ),
+        (others, f"{named}: task {', '.join(others)} reads one picture of a product (leave it at 1)"),
+        (config.train.guided_masks, f"{named}: train.guided_masks is of one picture of a product (leave one)"),
+        (
+            any(task.reads_apart == "dual" for task in config.tasks.values()),
+            f"{named}: branches 'dual' read one picture of a product (leave it at 1)",
         ),
     ]
 

@@ -23,6 +23,9 @@ class Columns:
     )
     category: str = setting("category", "negatives and candidates come from the same value")
     group: str = setting("", "products never to be told apart (variants, duplicates); '': every product on its own")
+    more_images: tuple[str, ...] = setting(
+        (), "further columns of the same kind, for data.max_images above 1: a product's other pictures"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +67,12 @@ class DataConfig:
         may_change=True,
     )
     columns: Columns = Columns()
+    max_images: int = setting(
+        1,
+        "pictures of a product, at most: the first that can be read, of several rows, of several columns, or of a cell "
+        "that names several; each has its own patches among the image's",
+        "[1, inf)",
+    )
     num_patches: int = setting(0, "P of features that the source gives for images (the release: 64)", "[0, inf)")
     feature_size: int = setting(0, "C of them (the release: 2048); both 0: it gives images", "[0, inf)")
     prepared: str = setting(

@@ -55,12 +55,17 @@ def export(
 
 
 def _check_exportable(source: SourceModel) -> None:
-    """Raises ValueError where the encoder reads queries in a segment of their own, or pairs are scored by tokens: no
-    export has either."""
+    """Raises ValueError where the encoder reads queries in a segment of their own, pairs are scored by tokens, or a
+    product has several pictures: no export has any of these."""
     config = source.run.config
     if source.run.late_interaction:
         raise ValueError(
             "this run scores a pair by its tokens (task scan), which exports do not: use it from Python (fbjax.load)"
+        )
+    if config.data.max_images > 1:
+        raise ValueError(
+            f"this run reads up to {config.data.max_images} pictures of a product (data.max_images), and exports one: "
+            "use it from Python (fbjax.load)"
         )
     if config.reads_queries and config.reads_encoder:
         raise ValueError(

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from fbjax.config.schema import ModelConfig
 from fbjax.model.encoder import LayerNorm, dense, table
+from fbjax.model.grids.pictures import shown
 
 NUM_TEXT_SEGMENTS = 2  # rows of BERT's token-type table
 TEXT_SEGMENT, QUERY_SEGMENT = 0, 1  # "T" and "Q"; a query is BERT's second sentence
@@ -44,10 +45,15 @@ class TextEmbeddings(nn.Module):
 
 
 class ImageEmbeddings(nn.Module):
-    """``features [B, P, C] -> [B, P, D]``: dropout, bias-free projection + position + segment, LayerNorm, dropout."""
+    """``features [B, P, C] -> [B, P, D]``: dropout, bias-free projection + position + segment, LayerNorm, dropout.
+
+    With `num_images` above 1 each picture has `num_patches` of the P patches, the same positions, and from the second
+    on a vector of its own that starts at 0; what is NaN stays NaN.
+    """
 
     num_patches: int
     config: ModelConfig
+    num_images: int = 1
 
     @nn.compact
     def __call__(self, features: jax.Array, deterministic: bool) -> jax.Array:
@@ -55,6 +61,12 @@ class ImageEmbeddings(nn.Module):
         drop = nn.Dropout(self.config.hidden_dropout)
         position = self.param("position", table(self.config, (None, "embed")), (self.num_patches, width))
         segment = self.param("segment", table(self.config, (None, "embed")), (1, width))
+        if self.num_images > 1:
+            own = nn.with_logical_partitioning(nn.initializers.zeros, (None, "embed"))
+            numbers = jnp.pad(self.param("picture", own, (self.num_images - 1, width)), ((1, 0), (0, 0)))
+            position = (numbers[:, None] + position).reshape(-1, width)
+            features, there = shown(features)
         features = drop(features.astype(jnp.float32), deterministic)
         x = dense(self.config, width, ("feature", "embed"), use_bias=False, name="projection")(features)
-        return drop(LayerNorm(self.config.dtype, name="norm")(x + position + segment), deterministic)
+        x = drop(LayerNorm(self.config.dtype, name="norm")(x + position + segment), deterministic)
+        return x if self.num_images == 1 else jnp.where(there[..., None], x, jnp.nan)

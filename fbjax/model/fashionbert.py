@@ -16,6 +16,7 @@ from fbjax.core.registry import Registry
 from fbjax.data.text.wordpiece import PAD_ID
 from fbjax.model.embeddings import ImageEmbeddings, TextEmbeddings
 from fbjax.model.encoder import Encoder
+from fbjax.model.grids.pictures import are_there, mean_picture, shown
 from fbjax.model.ngrams import Bag
 from fbjax.model.patch_features import PatchNetwork
 
@@ -35,6 +36,7 @@ class InputSpec(NamedTuple):
     num_classes: tuple[int, ...] = ()  # of each attribute that a task predicts
     scales: tuple[int, ...] = ()  # cells a side of each scale of the image, coarse first; (): one grid
     num_variants: int = 0  # rows of features beside those of the patches, for tasks that show them
+    num_images: int = 1  # M, pictures of a product, one after another; P counts the tokens of all
 
     @property
     def num_rows(self) -> int:
@@ -77,7 +79,7 @@ class FashionBert(nn.Module):
     @nn.nowrap
     def make_image_embeddings(self) -> nn.Module:
         """What `embed_image` runs."""
-        return ImageEmbeddings(self.spec.num_patches, self.config)
+        return ImageEmbeddings(self.spec.num_patches // self.spec.num_images, self.config, self.spec.num_images)
 
     @nn.nowrap
     def make_encoder(self) -> nn.Module:
@@ -114,7 +116,10 @@ class FashionBert(nn.Module):
         return self.text_embeddings(ids, deterministic, is_query)
 
     def embed_image(self, features: jax.Array, deterministic: bool = True) -> jax.Array:
-        """``features [B, P, C] -> [B, P, D]``; rows of variants that follow the P are left out."""
+        """``features [B, P, C] -> [B, P, D]``; rows of variants that follow the P are left out.
+
+        With several pictures of a product NaN comes out for those that are not there (`fbjax.model.grids.pictures`).
+        """
         features = features[:, : self.spec.num_patches] if self.spec.num_variants else features
         return self.image_embeddings(features, deterministic)
 
@@ -131,7 +136,8 @@ class FashionBert(nn.Module):
 
         `left_to_right`: under the mask of `_prefix_mask`.
         """
-        mask = _prefix_mask(text_mask, image) if left_to_right else _whole_mask(text_mask, image)
+        image, mask = self._image_and_mask(text_mask, image)
+        mask = _prefix_mask(mask, image.shape[1]) if left_to_right else mask
         is_image = jax.lax.concatenate([jnp.zeros(text.shape[1], bool), jnp.ones(image.shape[1], bool)], 0)
         kinds = is_image if text.shape[1] and image.shape[1] else None
         return self.encoder(jax.lax.concatenate([text, image], 1), mask, positions, deterministic, kinds)
@@ -155,7 +161,10 @@ class FashionBert(nn.Module):
         if any(task.reads_firsts for task in self.tasks):
             means = jnp.stack([hidden[:, 0], hidden[:, t:][:, 0]], axis=1)
         else:
-            means = jnp.stack([_mean(hidden[:, :t], text_mask), hidden[:, t:].mean(axis=1)], axis=1)
+            of_image = hidden[:, t:].mean(axis=1)
+            if self.spec.num_images > 1:
+                of_image = _mean(hidden[:, t:], are_there(image))
+            means = jnp.stack([_mean(hidden[:, :t], text_mask), of_image], axis=1)
         return hidden if positions is None else jnp.take_along_axis(hidden, positions[..., None], axis=1), means
 
     def encode_alone(
@@ -170,7 +179,18 @@ class FashionBert(nn.Module):
         if image is None:
             image = text[:, :0]
         hidden = self.encode(text, text_mask, image, deterministic=deterministic)
-        return _mean(hidden, _whole_mask(text_mask, image))
+        return _mean(hidden, self._image_and_mask(text_mask, image)[1])
+
+    def _image_and_mask(self, text_mask: jax.Array, image: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """``text_mask [B, T], image [B, P, D]`` -> the image as the encoder takes it, and ``[B, L]``.
+
+        Every patch takes part, but those of pictures that are not there. By `jax.lax.concatenate`: of jnp's, jax2onnx
+        0.13 takes the first part's length for that of the whole.
+        """
+        there = jnp.ones(image.shape[:2], bool)
+        if self.spec.num_images > 1:
+            image, there = shown(image)
+        return image, jax.lax.concatenate([text_mask, there], 1)
 
     def read(
         self,
@@ -202,7 +222,8 @@ class FashionBert(nn.Module):
             return Reading(mean)
         branch, text = getattr(self, task.reads_apart), bag if task.reads_bags else ids
         parts = [] if text is None else [branch.text(text)]
-        parts += [] if features is None else [branch.image(features, deterministic)]
+        one = lambda: mean_picture(features, self.spec.num_images)  # noqa: E731
+        parts += [] if features is None else [branch.image(one(), deterministic)]
         return Reading(mean, branch.product(*parts) if len(parts) > 1 else parts[0])
 
     def mean_alone(
@@ -272,27 +293,19 @@ def build_model(
     """The model of these settings for texts of these pieces and n-grams, images of these patches, and attributes of
     these many classes."""
     sizes = (vocabulary_size, mask_id, config.text_tokens, patches.num_patches, patches.feature_size)
-    rows = patches.scales, patches.num_variants
+    rows = patches.scales, patches.num_variants, patches.num_images
     spec = InputSpec(*sizes, int(patches.whole_image), num_ngrams, num_classes, *rows)
     return MODELS[config.architecture](spec, config, tuple(tasks))
 
 
-def _whole_mask(text_mask: jax.Array, image: jax.Array) -> jax.Array:
-    """``text_mask [B, T], image [B, P, D] -> [B, L]``: every patch takes part.
-
-    By `jax.lax.concatenate`: of jnp's, jax2onnx 0.13 takes the first part's length for that of the whole.
-    """
-    return jax.lax.concatenate([text_mask, jnp.ones(image.shape[:2], bool)], 1)
-
-
-def _prefix_mask(text_mask: jax.Array, image: jax.Array) -> jax.Array:
-    """``text_mask [B, T], image [B, P, D] -> [B, L, L]``, rows attend to columns: the image to itself, a text position
-    to the image and to the text up to itself (the sequence-to-sequence mask of UniLM, Dong et al. 2019, arXiv
+def _prefix_mask(mask: jax.Array, num_patches: int) -> jax.Array:
+    """``mask [B, L] -> [B, L, L]``, rows attend to columns: the `num_patches` last positions to themselves, a text
+    position to them and to the text up to itself (the sequence-to-sequence mask of UniLM, Dong et al. 2019, arXiv
     1905.03197, with the image in place of the first segment)."""
-    place, num_text = jnp.arange(text_mask.shape[1] + image.shape[1]), text_mask.shape[1]
-    is_image = place >= num_text
+    place = jnp.arange(mask.shape[1])
+    is_image = place >= mask.shape[1] - num_patches
     allowed = is_image | (~is_image[:, None] & (place <= place[:, None]))
-    return allowed & _whole_mask(text_mask, image)[:, None]
+    return allowed & mask[:, None]
 
 
 def _mean(hidden: jax.Array, mask: jax.Array) -> jax.Array:

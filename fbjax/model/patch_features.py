@@ -104,6 +104,7 @@ class PatchNetwork:
     fixed: tuple[str, ...] = ()
     scales: tuple[int, ...] = ()
     num_variants: int = 0
+    num_images: int = 1  # of a product, see `fbjax.model.grids.pictures`; `num_patches` counts those of all
 
     @property
     def num_rows(self) -> int:
@@ -232,8 +233,7 @@ def _patch_network(config, network: nn.Module, arrays: dict[str, Any], digest: s
     """`network` with its parameters, or their shapes, and the config's geometry."""
     tree = flax.traverse_util.unflatten_dict(arrays, sep="/")
     backbone = BACKBONES[config.network]
-    fixed = backbone.first_blocks(network, config.frozen_blocks)
-    levels = backbone.block_modules(network, config.levels)
+    fixed, levels = backbone.first_blocks(network, config.frozen_blocks), backbone.block_modules(network, config.levels)
 
     def run(params, images, train=False, key=None) -> Output:
         rngs = None if key is None else {"dropout": key}

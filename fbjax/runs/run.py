@@ -23,6 +23,7 @@ from fbjax.data.batches.split import Split
 from fbjax.data.text.wordpiece import Vocabulary
 from fbjax.model import bert_weights
 from fbjax.model.fashionbert import FashionBert, build_model
+from fbjax.model.grids.pictures import several
 from fbjax.model.ngrams import Ngrams, make_ngrams, num_rows, piece_kinds
 from fbjax.model.patch_features import PatchNetwork, build_patch_network, given_features
 from fbjax.model.weights.files import write_npz
@@ -73,6 +74,7 @@ class Run:
         classes: Classes | None = None,
     ) -> "Run":
         patches = given_features(config.data) or build_patch_network(config.patches, patch_weights)
+        patches = several(patches, config.data.max_images)
         tasks, ngrams = config.tasks.values(), ngrams or {}
         sizes = vocabulary.size, vocabulary.mask_id, num_rows(ngrams), classes.sizes if classes else ()
         return cls(config, vocabulary, patches, build_model(config.model, tasks, patches, *sizes), ngrams, classes)

@@ -138,6 +138,7 @@ class Task:
     late_interaction: ClassVar[bool] = False  # `words`, `regions` and `token_scores` of these score a pair
     aligns_words: ClassVar[bool] = False  # `alignment` says how much of each word of a pair goes to each patch
     embeds: ClassVar[bool] = False  # `vector` of a `Reading` and `logit_scale` make vectors of texts and images
+    several_images: ClassVar[bool] = False  # whether a product may have more than one picture (data.max_images)
     augmentable: ClassVar[bool] = True  # targets stay true of a picture that is mirrored, cropped, brighter or darker
     writes_captions: ClassVar[bool] = False  # `caption_logits` says the next piece of a text read from left to right
     guided: ClassVar[str] = ""  # "text" or "image": what it hides of that follows `Example.guide`

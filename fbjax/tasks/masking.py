@@ -92,6 +92,17 @@ def choose_patches(key: jax.Array, num_patches: int, rate: float, ranks: jax.Arr
     return jnp.sort(order[: num_masked_patches(num_patches, rate)])
 
 
+def choose_of_there(key: jax.Array, there: jax.Array, rate: float) -> tuple[jax.Array, jax.Array]:
+    """Distinct patches to hide among those that are ``there [P]``, [`num_masked_patches`], and which slots count.
+
+    As many as `num_masked_patches` of those there are; a slot that does not count holds the first that does.
+    """
+    order = jnp.argsort(jnp.where(there, jax.random.uniform(key, there.shape), 2.0))
+    limits = jnp.array([num_masked_patches(n, rate) for n in range(len(there) + 1)])
+    counts = jnp.arange(num_masked_patches(len(there), rate)) < limits[there.sum()]
+    return jnp.where(counts, order[: len(counts)], order[0]), counts
+
+
 def rearranged(features: jax.Array, source: jax.Array) -> jax.Array:
     """``features [B, n, rows, C], source [B, n, P] -> [B, n, P, C]``, n at most 2: see `Example.source`."""
     rows = jnp.concatenate([features, features[:, ::-1]], axis=2)

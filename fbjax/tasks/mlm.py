@@ -32,6 +32,7 @@ class MaskedLanguageModelling(Task):
 
     owns = ("mlm",)
     predicts_at = guided = "text"
+    several_images = True
     about = About(
         "Hidden words (mlm)",
         "hidden text pieces",

@@ -28,6 +28,7 @@ class TextImageAlignment(Matching):
     random_negatives_end: float = setting(0.0, ".. which changes linearly to this ..", "[0, 1]")
     random_negatives_steps: int = setting(0, ".. over so many steps; the rest are of the same category", "[0, inf)")
 
+    several_images = True
     about = About(
         "Text-image alignment (tia)",
         "whether a text and an image match",

@@ -16,6 +16,7 @@ from fbjax.data.batches.split import Split
 from fbjax.inference.pair_scorer import PairScorer
 from fbjax.model import bert_weights
 from fbjax.model.embeddings import QUERY_SEGMENT, TEXT_SEGMENT
+from fbjax.model.grids.pictures import mean_picture
 from fbjax.model.linear import feature_roots
 from fbjax.model.lora import FACTORS, SCALE
 from fbjax.runs.feature_cache import image_inputs, text_inputs
@@ -111,7 +112,9 @@ def standardised(params: dict, run: Run, records: Split, rows: np.ndarray) -> di
     """`params` with the linear branch's moments, from the features of at most `STANDARDISED` of the images `rows`."""
     rows = np.sort(np.random.default_rng(run.config.train.seed).permutation(rows)[:STANDARDISED])
     patches = (run.frozen | params).get("patches", {})
-    roots = jax.jit(lambda patches, images: feature_roots(run.feature_input.apply(patches, images)))
+    network = run.feature_input
+    one = lambda patches, images: mean_picture(network.apply(patches, images), network.num_images)  # noqa: E731
+    roots = jax.jit(lambda patches, images: feature_roots(one(patches, images)))
     count, total, squares = 0, 0.0, 0.0
     for images in image_inputs(run, records, rows, IMAGES_AT_ONCE, "images to standardise"):
         found = np.asarray(roots(patches, images), np.float64)

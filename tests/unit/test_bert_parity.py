@@ -26,7 +26,7 @@ torch.set_num_threads(1)  # on a busy machine its threads wait for each other, f
 V, T, P, C = 99, 16, 3, 5
 PIECES = [*SPECIAL, *(f"piece{row}" for row in range(len(SPECIAL), V))]
 TINY = {"num_layers": 3, "width": 48, "num_heads": 4, "mlp_dim": 96, "text_tokens": T}
-PATCHES = SimpleNamespace(num_patches=P, feature_size=C, whole_image=False, scales=(), num_variants=0)
+PATCHES = SimpleNamespace(num_patches=P, feature_size=C, whole_image=False, scales=(), num_variants=0, num_images=1)
 PAPER = make_tasks().values()
 IMAGE_SIDE = {
     "image_embeddings/norm/bias",
@@ -324,7 +324,7 @@ def test_parameters_of_bert_base_size_by_hand():
     model = build_model(
         config,
         PAPER,
-        SimpleNamespace(num_patches=64, feature_size=2048, whole_image=False, scales=(), num_variants=0),
+        SimpleNamespace(num_patches=64, feature_size=2048, whole_image=False, scales=(), num_variants=0, num_images=1),
         30522,
         mask_id=103,
     )

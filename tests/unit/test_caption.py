@@ -44,10 +44,10 @@ def objective_of(*names, kind="fashionbert"):
 
 
 def test_the_mask_by_hand():
-    text_mask, image = jnp.array([[True, True, True], [True, True, False]]), jnp.zeros((2, 2, 1))
+    mask = jnp.array([[True, True, True, True, True], [True, True, False, True, True]])
     whole = [[1, 0, 0, 1, 1], [1, 1, 0, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 1, 1], [0, 0, 0, 1, 1]]
     padded = [[1, 0, 0, 1, 1], [1, 1, 0, 1, 1], [1, 1, 0, 1, 1], [0, 0, 0, 1, 1], [0, 0, 0, 1, 1]]
-    assert np.asarray(_prefix_mask(text_mask, image)).astype(int).tolist() == [whole, padded]
+    assert np.asarray(_prefix_mask(mask, 2)).astype(int).tolist() == [whole, padded]
 
 
 @pytest.mark.parametrize("kind", KINDS)

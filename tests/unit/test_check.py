@@ -23,10 +23,11 @@ from fbjax.data.sources import tables
 from fbjax.data.sources.base import Product, Skipped, hashed, open_source
 from fbjax.data.sources.image_folder import ImageFolder
 from fbjax.data.sources.images import normalise_image
+from fbjax.data.sources.pictures import image_bytes
 from fbjax.data.sources.readers import open_table
 from fbjax.data.sources.readers.encodings import find_encoding
 from fbjax.data.sources.readers.sampling import sample_rows
-from fbjax.data.sources.tables import Tables, image_bytes
+from fbjax.data.sources.tables import Tables
 from tests.support.tables import COLUMNS, encode, make_products, write_csv, write_jsonl, write_parquet
 
 PRODUCTS = make_products(60)

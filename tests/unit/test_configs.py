@@ -84,7 +84,7 @@ VLBERT = {
 }
 
 
-PATCHES = SimpleNamespace(num_patches=64, feature_size=2048, whole_image=False, scales=(), num_variants=0)
+PATCHES = SimpleNamespace(num_patches=64, feature_size=2048, whole_image=False, scales=(), num_variants=0, num_images=1)
 
 
 def setting(config, name):

@@ -30,7 +30,7 @@ V, T, P, C, D, H, F = 40, 9, 5, 7, 24, 4, 48
 SIZES = {"width": D, "num_heads": H, "mlp_dim": F, "text_tokens": T, "hidden_dropout": 0.0, "attention_dropout": 0.0}
 VILBERT = ModelConfig(architecture="vilbert", num_layers=3, co_attention_blocks=2, **SIZES)
 VLBERT = ModelConfig(architecture="vlbert", num_layers=2, **SIZES)
-TOKENS = SimpleNamespace(num_patches=P, feature_size=C, whole_image=True, scales=(), num_variants=0)
+TOKENS = SimpleNamespace(num_patches=P, feature_size=C, whole_image=True, scales=(), num_variants=0, num_images=1)
 LENGTHS = np.array([9, 5, 2])
 RNG = np.random.default_rng(0)
 FEATURES = RNG.normal(size=(3, P, C)).astype(np.float32)

@@ -115,6 +115,15 @@ class Split(abc.ABC):
         `fit`: how a picture becomes S x S (config.patches.fit).
         """
 
+    def several_images(
+        self, rows: np.ndarray, size: int, batch_size: int, fit: str, most: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Batches of `most` pictures of each of `rows`, uint8 [b, M, S, S, 3], and which of them are there, [b, M].
+
+        The first always is. Raises ValueError where the split holds one picture of a product.
+        """
+        raise ValueError(f"{self.home} holds one picture of a product: data.max_images needs records (leave it at 1)")
+
     @abc.abstractmethod
     def train_batches(
         self,

@@ -15,8 +15,8 @@ import numpy as np
 from fbjax.data.inspection.column_names import is_attribute, name_score
 from fbjax.data.sources.cells import clean_name, clean_text, plain_text
 from fbjax.data.sources.image_folder import ImageFolder
-from fbjax.data.sources.pictures import IMAGE_NAME, is_url, pictures_of
-from fbjax.data.sources.tables import MAX_NAME, image_bytes
+from fbjax.data.sources.pictures import IMAGE_NAME, image_bytes, is_url, pictures_of
+from fbjax.data.sources.tables import MAX_NAME
 from fbjax.data.text.scripts import num_words
 
 ROLES = ("id", "text", "category", "image", "group")

@@ -23,6 +23,7 @@ from fbjax.data.inspection.image_paths import path_by_id
 from fbjax.data.sources import tables
 from fbjax.data.sources.base import Skipped, hashed
 from fbjax.data.sources.image_folder import ImageFolder
+from fbjax.data.sources.pictures import NOTHING, image_bytes, with_image
 from fbjax.data.sources.readers.base import SURPLUS, Table
 from fbjax.data.sources.readers.sampling import sample_rows
 from fbjax.data.sources.readers.text import Text
@@ -244,7 +245,7 @@ def _describe_products(files: list[Path], data: DataConfig, num_rows: int) -> di
         shown += [described.text] * (len(texts) % every == 0 or len(shown) < 2)
         texts.append(hash(described.text))
         words.append(num_words(described.text))
-        num_empty_words += described.text in tables.NOTHING
+        num_empty_words += described.text in NOTHING
     places, owners, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     counts = np.bincount(categories, minlength=len(codes))
     named = zip(codes, counts.tolist(), _num_owners(np.array(categories), owners).tolist(), strict=True)
@@ -287,11 +288,11 @@ def _look(opened: list[Table], found: TableCheck) -> Pictures:
         tried += 1
         cell = tables.image_cell(row, columns)
         folder = tables.image_folder(table, data)
-        complete = tables.with_image(product, cell, folder, found.image_size)
+        complete = with_image(product, cell, folder, found.image_size)
         if isinstance(complete, Skipped):
             _note(skips, complete, cell)
             continue
-        with Image.open(io.BytesIO(tables.image_bytes(cell, folder))) as image:
+        with Image.open(io.BytesIO(image_bytes(cell, folder))) as image:
             kinds[f"{image.format} {image.mode}"] += 1
             sides.append(min(image.size))
     return Pictures(tried, tuple(kinds.most_common()), tuple(sorted(sides)), _listed(skips))

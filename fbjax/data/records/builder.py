@@ -2,7 +2,8 @@
 
 A record is {id, group, category, text, pieces, word_ids, column_ends, image}: WordPiece ids of the whole text, the word
 of each piece, the number of pieces up to the end of each text column, and the encoded image (or patch features
-instead). The same folder has an index (id, group, category of every row) and a report of the skipped rows.
+instead). With data.max_images above 1 it has more_images, the other encoded pictures. The same folder has an index (id,
+group, category of every row) and a report of the skipped rows.
 """
 
 import collections
@@ -115,7 +116,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description="A product catalogue as FashionBERT reads it.",
-            features=record_features(self._source.holds),
+            features=record_features(self._source.holds, self._source.data.max_images),
             disable_shuffling=True,  # everything else refers to row numbers
         )
 
@@ -128,7 +129,7 @@ class CatalogueBuilder(tfds.core.GeneratorBasedBuilder):
         wanted = lambda group: self._split_of(group, split) == split  # noqa: E731
         rows = source.products(files, self._vocabulary, wanted)
         rows = self._progress(rows, source.count(files), f"preparing {split}")
-        for _, example in encode_rows(enumerate(rows), self._vocabulary):
+        for _, example in encode_rows(enumerate(rows), self._vocabulary, self._source.data.max_images > 1):
             if not isinstance(example, Skipped):
                 self._enter(split, index_entry(example))
                 yield len(index["ids"]) - 1, example

@@ -202,6 +202,23 @@ class Records(Split):
             with self._damage_named():
                 yield next(dataset.batch(RECORDS_AT_ONCE).as_numpy_iterator())
 
+    def several_images(
+        self, rows: np.ndarray, size: int, batch_size: int, fit: str, most: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        read = self.open()
+        for start in range(0, len(rows), batch_size):
+            with self._damage_named():
+                serialized = read(rows[start : start + batch_size])
+            images = np.zeros((len(serialized), most, size, size, 3), np.uint8)
+            there = np.zeros((len(serialized), most), bool)
+            for place, record in enumerate(serialized):
+                example = self._deserialize(tf.constant(record))
+                encoded = [example["image"], *example.get("more_images", ())][:most]
+                for number, picture in enumerate(encoded):
+                    images[place, number] = _decode(picture, size, fit).numpy()
+                there[place, : len(encoded)] = True
+            yield images, there
+
     def _deserialize(self, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
         encoded = {"image": tfds.decode.SkipDecoding()} if "image" in self.features else None
         return self.features.deserialize_example(serialized, decoders=encoded)

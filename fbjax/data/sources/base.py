@@ -39,6 +39,8 @@ class Product:
     where: str  # file and row
     pieces: tuple[list[int], list[int]] | None = None  # the text's pieces and the word of each, if the source has them
     column_ends: tuple[int, ...] = ()  # characters of the text up to each column's end; (): one column, as with pieces
+    more_images: tuple[bytes, ...] = ()  # further pictures, as `image`
+    left_out: tuple[str, ...] = ()  # why other pictures of the product are not used, which has one that is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +184,9 @@ class DataSource(abc.ABC):
         stats = [(split, *contents(files, self.data.prepared)) for split, files in self.files().items()]
         settings = dataclasses.asdict(self.data) | {"holdout": self.holdout} | dict.fromkeys(LOCATIONS)
         settings = {name: value for name, value in settings.items() if name not in READING}
+        if self.data.max_images == 1:  # as before there was such a setting
+            settings["columns"] = {k: v for k, v in settings["columns"].items() if k != "more_images"}
+            del settings["max_images"]
         content = (stats, settings, self.version, self.image_size, vocabulary.fingerprint)
         return hashlib.sha256(repr(content).encode()).hexdigest()[:12]
 

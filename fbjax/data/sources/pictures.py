@@ -1,13 +1,16 @@
-"""The pictures that one cell names: none, one or several."""
+"""The pictures that one cell names, none, one or several, and a product with those that can be read."""
 
 import ast
 import contextlib
+import dataclasses
 import json
 import re
 
 import numpy as np
 
-from fbjax.data.sources.image_folder import ImageFolder
+from fbjax.data.sources.base import Product, Skipped
+from fbjax.data.sources.image_folder import ImageFolder, read_image_file
+from fbjax.data.sources.images import encode_array, normalise_image
 
 IMAGE_NAME = re.compile(r".*\.(jpe?g|jfif|png|gif|webp|bmp|tiff?|avif|jp2)$", re.IGNORECASE | re.DOTALL)
 BETWEEN = re.compile(r"\s*[|,;\n]\s*")
@@ -40,6 +43,57 @@ def first_picture(cell, folder: ImageFolder):
     pictures = pictures_of(cell)
     there = (picture for picture in pictures if not isinstance(picture, str) or _is_file(picture, folder))
     return next(there, pictures[0]) if len(pictures) > 1 else next(iter(pictures), None)
+
+
+def with_image(product: Product, cell, folder: ImageFolder, max_side: int) -> Product | Skipped:
+    """`product` with the image of its cell, or the reason for skipping it."""
+    try:
+        return dataclasses.replace(product, image=normalise_image(image_bytes(cell, folder), max_side))
+    except FileNotFoundError:
+        reason = "image file not found"
+    except OSError:
+        reason = "unreadable image file"
+    except ValueError as error:
+        reason = str(error)
+    return Skipped(product.where, product.id, reason, product.group)
+
+
+def with_images(product: Product, cell, folder: ImageFolder, max_side: int, most: int) -> Product | Skipped:
+    """`product` with the first `most` pictures of its cell that can be read, or the reason for skipping it.
+
+    `Product.left_out` says what is wrong with the others up to there.
+    """
+    pictures = pictures_of(cell)
+    if most == 1 or len(pictures) < 2:
+        return with_image(product, cell, folder, max_side)
+    there, broken = [], []
+    for picture in pictures:
+        found = with_image(product, picture, folder, max_side)
+        if isinstance(found, Skipped):
+            broken.append(found)
+            continue
+        there.append(found.image)
+        if len(there) == most:
+            break
+    if not there:
+        return broken[0]
+    left_out = tuple(skipped.reason for skipped in broken)
+    return dataclasses.replace(product, image=there[0], more_images=tuple(there[1:]), left_out=left_out)
+
+
+def image_bytes(cell, folder: ImageFolder) -> bytes:
+    """The encoded image of a cell: bytes, pixels, a path, a {bytes, path} struct, or the first of several."""
+    cell = first_picture(cell, folder)
+    if isinstance(cell, np.ndarray):
+        return encode_array(cell)
+    if isinstance(cell, bytes) and cell:
+        return cell
+    name = cell.strip() if isinstance(cell, str) else ""
+    if not name or name in NOTHING:
+        raise ValueError("missing image")
+    if is_url(name):
+        raise ValueError("image is a URL: it is not fetched")
+    return read_image_file(folder.find(name))
 
 
 def is_url(name: str) -> bool:

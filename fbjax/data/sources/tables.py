@@ -18,9 +18,8 @@ from fbjax.core.registry import meant
 from fbjax.data.sources import fashiongen, readers
 from fbjax.data.sources.base import DUPLICATE, SOURCES, DataSource, Described, Part, Product, Skipped
 from fbjax.data.sources.cells import clean_id, clean_name, clean_text, plain_text
-from fbjax.data.sources.image_folder import ImageFolder, read_image_file
-from fbjax.data.sources.images import encode_array, normalise_image
-from fbjax.data.sources.pictures import NOTHING, first_picture, is_url, pictures_of
+from fbjax.data.sources.image_folder import ImageFolder
+from fbjax.data.sources.pictures import is_url, pictures_of, with_images
 from fbjax.data.sources.readers.base import Reading, Table, listed
 from fbjax.data.text.wordpiece import Vocabulary
 
@@ -71,9 +70,9 @@ class Tables(DataSource):
     def image_names(self, file: Path) -> Iterator[str]:
         table, columns = self.open(file), self.data.columns
         folder = image_folder(table, self.data)
-        if columns.image in table.binary():
+        if {*columns_of_images(columns)} & {*table.binary()}:
             return
-        for row in table.rows({name for _, name, _ in image_parts(columns.image)}):
+        for row in table.rows(read_for_images(columns)):
             pictures = pictures_of(image_cell(row, columns)) if isinstance(row, dict) else []
             yield from (folder.named(name) for name in pictures if isinstance(name, str) and not is_url(name))
 
@@ -87,7 +86,7 @@ class Tables(DataSource):
 
     def cut(self, file: Path, vocabulary: Vocabulary) -> Iterator[Part]:
         table, columns, first = self.open(file), self.data.columns, 1
-        if columns.image in table.binary():
+        if {*columns_of_images(columns)} & {*table.binary()}:
             for block, length in enumerate(table.blocks()):
                 yield Part(file, first, block)
                 first += length
@@ -105,12 +104,15 @@ class Tables(DataSource):
     def described(self, part: Part, vocabulary: Vocabulary, images: bool = True) -> Iterator[Described]:
         columns, table = self.data.columns, self.open(part.file)
         folder = image_folder(table, self.data)
-        names = {*mapped_columns(columns)} - (set() if images else {columns.image})
+        names = {*mapped_columns(columns)} - (set() if images else {*columns_of_images(columns)})
         rows = table.read_block(part.rows, names) if isinstance(part.rows, int) else part.rows
+        most = self.data.max_images
         for number, row in enumerate(merged(rows, columns), start=part.first):
+            if most > 1 and isinstance(row, Further) and row.reason == FURTHER_PICTURE:
+                continue  # a picture of the product above
             found = describe(row, columns, f"{part.file.name} row {number}", row_id(part.file, number))
             cell = image_cell(row, columns) if isinstance(row, dict) else None
-            yield number, found, functools.partial(with_image, found, cell, folder, self.image_size)
+            yield number, found, functools.partial(with_images, found, cell, folder, self.image_size, most)
 
 
 def open_table(file: Path, data: DataConfig) -> Table:
@@ -131,8 +133,18 @@ def _check_columns(table: Table, names: Iterable[str], remedy: str = "") -> None
 
 
 def mapped_columns(columns: Columns) -> list[str]:
-    images = [name for _, name, _ in image_parts(columns.image)]
+    images = sorted(read_for_images(columns))
     return [name for name in (columns.id, *columns.text, *images, columns.category, columns.group) if name]
+
+
+def columns_of_images(columns: Columns) -> tuple[str, ...]:
+    """The columns of a product's pictures, or the paths that are made of columns."""
+    return (columns.image, *columns.more_images)
+
+
+def read_for_images(columns: Columns) -> set[str]:
+    """All columns that tell where a product's pictures are."""
+    return {name for image in columns_of_images(columns) for _, name, _ in image_parts(image) if name}
 
 
 def image_parts(image: str) -> list[tuple[str, str, str]]:
@@ -150,15 +162,24 @@ def image_parts(image: str) -> list[tuple[str, str, str]]:
 
 
 def image_cell(row: dict, columns: Columns):
-    """The cell of a row's image, or its path made of other cells; None where one of these is empty."""
-    if "{" not in columns.image or columns.image in row:
-        return row.get(columns.image)
-    parts = image_parts(columns.image)
+    """The cell of a row's image, or its path made of other cells; None where one of these is empty.
+
+    With `Columns.more_images` the list of those of all columns.
+    """
+    if not columns.more_images:
+        return _image_cell(row, columns.image)
+    return [_image_cell(row, image) for image in columns_of_images(columns)]
+
+
+def _image_cell(row: dict, image: str):
+    if "{" not in image or image in row:
+        return row.get(image)
+    parts = image_parts(image)
     cells = {name: clean_id(row.get(name)) for _, name, _ in parts if name}
     try:
         path = "".join(text + format(cells.get(name, ""), form) for text, name, form in parts)
     except ValueError as error:  # a format that is not for strings
-        raise ValueError(f"config.data.columns.image {columns.image!r}: {error}") from None
+        raise ValueError(f"config.data.columns.image {image!r}: {error}") from None
     return path if all(cells.values()) else None
 
 
@@ -168,7 +189,7 @@ def read_labels(files: list[Path], data: DataConfig, names: tuple[str, ...]) -> 
     Raises ValueError with the existing columns if one is missing.
     """
     labels: dict[str, tuple[str, ...]] = {}
-    wanted = {*mapped_columns(data.columns), *names} - {data.columns.image}
+    wanted = {*mapped_columns(data.columns), *names} - {*columns_of_images(data.columns)}
     for file in files:
         table = open_table(file, data)
         _check_columns(table, names)
@@ -246,7 +267,8 @@ def _as_one(product: dict | str, run: list, columns: Columns) -> Iterator[dict |
         repeats = all(clean_text(row.get(name)) == clean_text(product.get(name)) for name in words)
         reasons.append(FURTHER_PICTURE if new and pictures else DUPLICATE if repeats and not new else FURTHER_ROW)
         pictures += new
-    yield product if len(pictures) == len(own) else product | {columns.image: pictures}
+    several = dict.fromkeys(columns.more_images) | {columns.image: pictures}
+    yield product if len(pictures) == len(own) else product | several
     for row, reason in zip(run[1:], reasons, strict=True):
         yield Further(clean_id(row.get(columns.id)), reason)
 
@@ -272,34 +294,6 @@ def describe(row: dict | str | Further, columns: Columns, where: str, identity: 
         if len(name) > MAX_NAME:
             return Skipped(where, named["id"][:MAX_NAME], f"{role} of more than {MAX_NAME} characters")
     return Product(text=text, image=b"", where=where, column_ends=ends, **named)
-
-
-def with_image(product: Product, cell, folder: ImageFolder, max_side: int) -> Product | Skipped:
-    """`product` with the image of its cell, or the reason for skipping it."""
-    try:
-        return dataclasses.replace(product, image=normalise_image(image_bytes(cell, folder), max_side))
-    except FileNotFoundError:
-        reason = "image file not found"
-    except OSError:
-        reason = "unreadable image file"
-    except ValueError as error:
-        reason = str(error)
-    return Skipped(product.where, product.id, reason, product.group)
-
-
-def image_bytes(cell, folder: ImageFolder) -> bytes:
-    """The encoded image of a cell: bytes, pixels, a path, a {bytes, path} struct, or the first of several."""
-    cell = first_picture(cell, folder)
-    if isinstance(cell, np.ndarray):
-        return encode_array(cell)
-    if isinstance(cell, bytes) and cell:
-        return cell
-    name = cell.strip() if isinstance(cell, str) else ""
-    if not name or name in NOTHING:
-        raise ValueError("missing image")
-    if is_url(name):
-        raise ValueError("image is a URL: it is not fetched")
-    return read_image_file(folder.find(name))
 
 
 def _joined(row: dict, columns: Columns) -> tuple[str, tuple[int, ...]]:

@@ -9,6 +9,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from fbjax.data.batches.split import Split
+from fbjax.model.grids.pictures import mean_picture
 from fbjax.runs.feature_cache import image_inputs
 from fbjax.runs.run import Run
 
@@ -30,7 +31,7 @@ class Map:
 def whole_images(run: Run, records: Split) -> np.ndarray:
     """Feature vectors, float32 [N, C]: signed square roots of the whole-image token, or of the mean over patches."""
     patches, vectors = run.feature_input, []
-    apply = jax.jit(patches.apply)
+    apply = jax.jit(lambda params, images: mean_picture(patches.apply(params, images), patches.num_images))
     for batch in image_inputs(run, records, np.arange(len(records)), IMAGES_AT_ONCE, "images"):
         features = np.asarray(apply(patches.params, batch), np.float32)
         vectors.append(features[:, 0] if patches.whole_image else features.mean(axis=1))

@@ -23,11 +23,13 @@ def explain(model: Model, text: str, image, method: str = "gradient") -> Explana
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown (use {', '.join(METHODS)})")
     if not can_explain(model.run):
-        raise ValueError(f"no method explains {model.workdir}: it is a dual encoder (CLIP, SigLIP), or reads features")
+        why = "it is a dual encoder (CLIP, SigLIP), reads features, or several pictures of a product (data.max_images)"
+        raise ValueError(f"no method explains {model.workdir}: {why}")
     return METHODS[method](model, text, image)
 
 
 def can_explain(run: Run) -> bool:
-    """Whether words and patches can be hidden: not from a dual encoder, nor where a run reads ready-made features."""
+    """Whether words and patches can be hidden: not from a dual encoder, nor where a run reads ready-made features or
+    several pictures of a product."""
     apart = any(task.reads_apart == "dual" for task in run.model.tasks)
-    return not apart and not run.config.data.feature_size
+    return not apart and not run.config.data.feature_size and run.config.data.max_images == 1

@@ -41,6 +41,7 @@ class Attributes(Task):
 
     owns = ("attributes",)
     predicts_attributes = True
+    several_images = True
     about = About(
         "Attributes (attributes)",
         "attributes such as the category",

@@ -138,7 +138,7 @@ class Embedding(Task):
         if self.reads_encoder:
             found["projection"] = dense(model, self.embedding_dim, ("embed", None), use_bias=False, name="projection")
         if self.reads_bags:
-            num_cells = spec.num_patches * spec.feature_size
+            num_cells = spec.num_patches // spec.num_images * spec.feature_size
             sizes = spec.num_ngrams, num_cells, self.embedding_dim
             found["linear"] = LinearBranch(*sizes, self.feature_dropout, self.image_weight)
         if self.branches == "dual":
@@ -160,7 +160,7 @@ class Embedding(Task):
     def initialise(self, model, text, image, means):
         if self.reads_encoder:
             model.projection(text[:, 0])
-        features = jnp.zeros((1, model.spec.num_patches, model.spec.feature_size))
+        features = jnp.zeros((1, model.spec.num_patches // model.spec.num_images, model.spec.feature_size))
         if self.reads_bags:
             model.linear.image(features)
         if self.branches == "dual":
@@ -180,7 +180,8 @@ class Embedding(Task):
             return encoder
         share = jnp.exp(model.log_share)
         both = [unit(reading.apart), jnp.sqrt(share) * encoder]
-        return jax.lax.concatenate(both, encoder.ndim - 1) / jnp.sqrt(1 + share)  # jnp's: see fashionbert._whole_mask
+        both = jax.lax.concatenate(both, encoder.ndim - 1)  # jnp's: see `FashionBert._image_and_mask`
+        return both / jnp.sqrt(1 + share)
 
     def logit_scale(self, model) -> jax.Array:
         """What cosines are multiplied by before the softmax over a batch."""

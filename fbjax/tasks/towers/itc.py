@@ -34,7 +34,7 @@ class ImageTextContrast(Embedding):
         "those of the encoder, which learns what they lack; '': none",
         is_path=True,
     )
-
+    several_images = True
     about = About(
         "Contrast of texts and images (itc)",
         "vectors of texts, images and products, for a search index",

@@ -44,6 +44,10 @@ class Ours:
     def __init__(self, config_json: str):
         config = config_from_json(config_json)
         check_fit(config, make_mesh(config.mesh))
+        if config.data.max_images > 1:
+            raise ValueError(
+                f"fbjax bench times one picture of a product: data.max_images {config.data.max_images} (1)"
+            )
         network = given_features(config.data) or workloads.random_network(config.patches)
         self._workload = workloads.make_workload(config, network)
         self._variants = {name: replace(config.adaptive, **settings) for name, settings in VARIANTS.items()}

@@ -12,6 +12,7 @@ from fbjax.config.schema import PAPER_TASKS, TASKS, AdaptiveConfig, Augment, Con
 from fbjax.data.batches.batch import Batch
 from fbjax.inference.pair_scorer import PairScorer, match_logits
 from fbjax.model.fashionbert import FashionBert, build_model
+from fbjax.model.grids.pictures import several
 from fbjax.model.lora import merged
 from fbjax.model.ngrams import Ngrams, num_rows, random_ngrams
 from fbjax.model.patch_features import PatchNetwork, abstract_patch_network
@@ -70,6 +71,7 @@ class Workload:
 
 def make_workload(config: Config, network: PatchNetwork, devices: Sequence[jax.Device] | None = None) -> Workload:
     """`config` on `devices`, by default all of them."""
+    network = several(network, config.data.max_images)
     patches = network.feature_input(config.patches.mode)
     size = vocabulary_size(config)
     tasks = tuple(config.tasks.values())
