@@ -87,7 +87,7 @@ def explain(html, json, **request) -> None:
         **{name: value for name, value in request.items() if value is not None}
     )
     if html:
-        from fbjax.report.explained import as_read, write_explanation
+        from fbjax.report.sections.explained import as_read, write_explanation
 
         write_explanation(text, as_read(model, image), explanation, html)
     found = {"text": text} | explanation.as_json()

@@ -21,12 +21,13 @@ from fbjax.inference.explain import can_explain, explain
 from fbjax.inference.model import Model
 from fbjax.monitoring.logger import read_curves
 from fbjax.monitoring.telemetry import read_events
-from fbjax.report import charts, costs, examples
-from fbjax.report.attributes import attributes
-from fbjax.report.augmented import augmented
-from fbjax.report.captions import captions
-from fbjax.report.explained import as_read, explained, weak
+from fbjax.report import charts, costs
 from fbjax.report.page import percent, write_page
+from fbjax.report.sections import examples
+from fbjax.report.sections.attributes import attributes
+from fbjax.report.sections.augmented import augmented
+from fbjax.report.sections.captions import captions
+from fbjax.report.sections.explained import as_read, explained, weak
 from fbjax.runs.loaded import newest_step
 from fbjax.runs.run import Run
 from fbjax.runs.stored_evaluation import read_evaluation

@@ -16,9 +16,9 @@ from fbjax.data.batches.classes import Classes
 from fbjax.evaluation.recognition.attributes import attribute_figures, predictions_of
 from fbjax.export.package import export
 from fbjax.inference.attributes import attribute_probabilities
-from fbjax.report.attributes import draw
 from fbjax.report.page import percent
 from fbjax.report.report import write_report
+from fbjax.report.sections.attributes import draw
 from fbjax.runs.loaded import LoadedRun
 from fbjax.runs.run import Run
 from fbjax.runs.stored_evaluation import read_attributes, write_attributes

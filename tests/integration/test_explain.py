@@ -12,7 +12,7 @@ import fbjax
 from fbjax.inference.explain import METHODS, explain
 from fbjax.inference.explain.attention import rollout
 from fbjax.inference.explain.request import explain_request
-from fbjax.report.explained import write_explanation
+from fbjax.report.sections.explained import write_explanation
 from tests.support.tables import encode, make_products
 from tests.support.untrained import randomised, tiny, write_untrained
 

@@ -16,10 +16,10 @@ from fbjax.inference.rank import Ranking
 from fbjax.monitoring.goodput import split
 from fbjax.monitoring.telemetry import read_events
 from fbjax.report import report
-from fbjax.report.explained import write_explanation
 from fbjax.report.page import percent
 from fbjax.report.ranking import write_ranking
 from fbjax.report.report import write_report
+from fbjax.report.sections.explained import write_explanation
 from fbjax.training.loop import train
 from tests.support.pages import Page, assert_self_contained, spaced
 from tests.support.runs import tiny_config

@@ -14,7 +14,7 @@ from fbjax.export.package import export
 from fbjax.inference.explain import explain
 from fbjax.model.backbones.registry import BACKBONES, shapes_of
 from fbjax.model.backbones.resnet import ResNet
-from fbjax.report.augmented import augmented
+from fbjax.report.sections.augmented import augmented
 from fbjax.runs.loaded import LoadedRun
 from fbjax.training.loop import train
 from tests.support.runs import same, tiny_config

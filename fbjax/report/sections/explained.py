@@ -8,8 +8,8 @@ import numpy as np
 from fbjax.data.sources.images import encode_array, encoded
 from fbjax.inference.explain import Explanation
 from fbjax.inference.model import Model
-from fbjax.report.aligned import aligned
 from fbjax.report.page import picture, write_page
+from fbjax.report.sections.aligned import aligned
 
 FAINT = 0.08  # share of the strongest value, below which a word or patch has no colour
 WEAK_LOGIT, WEAK_COSINE = 0.1, 0.02  # if all values are smaller, their colours are pale
