@@ -65,7 +65,7 @@ def copied(exported, tmp_path):
     return shutil.copytree(exported, tmp_path / "copied")
 
 
-QUICK = ("catalogue_stacked", "my_fashionbert")
+QUICK = ("my_fashionbert",)
 REFUSED = ("catalogue_attributes", "catalogue_caption", "catalogue_kaleido", "catalogue_kaleido_ablation")
 REFUSED += ("catalogue_scan", "catalogue_triples", "catalogue_vilbert", "catalogue_vlbert", "kaleido_paper")
 REFUSED += ("vlbert_paper",)

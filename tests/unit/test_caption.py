@@ -18,7 +18,7 @@ from tests.support.objectives import (
     MODEL,
     PATCHES,
     TRAIN,
-    B,
+    T,
     make_batch,
     make_objective,
     make_state,
@@ -91,20 +91,25 @@ def test_the_image_sees_no_text(kind):
 
 
 def test_the_loss_is_that_of_every_prefix_read_alone():
-    """By the first t pieces of one product and its image, whatever other tasks hide; mean over pieces."""
+    """By the first t pieces of one product, all others padding, and its image, whatever other tasks hide."""
     objective, batch = objective_of("caption", "mlm", "mpm", "tia"), make_batch()
     params = make_state(objective).params
     apply = partial(objective.model.apply, {"params": params["fashionbert"]})
-    features, losses, right = objective.patches.apply({}, batch.image), [], []
-    for b in range(B):
-        image = apply(features[b : b + 1], method="embed_image")
-        for end in range(1, int((batch.ids[b] != 0).sum())):
-            hidden = apply(batch.ids[b : b + 1, :end], image, method="read_left_to_right")[:, -1]
-            logits = np.asarray(apply("mlm", "logits", hidden, method="run_head"))[0]
-            losses.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[batch.ids[b, end]])
-            right.append(logits.argmax() == batch.ids[b, end])
-    assert losses_of(objective, params, batch)[0] == pytest.approx(np.mean(losses), rel=1e-4)
-    _, metrics = objective.losses(params, {"patches": {}}, batch, jax.random.key(3))
+    images = apply(objective.patches.apply({}, batch.image), method="embed_image")
+
+    @jax.jit
+    def next_piece(ids, image):
+        hidden = apply(ids[None], image[None], method="read_left_to_right")[0]
+        return jax.nn.log_softmax(apply("mlm", "logits", hidden, method="run_head"))
+
+    losses, right = [], []
+    for ids, image in zip(batch.ids, images, strict=True):
+        for end in range(1, int((ids != 0).sum())):
+            said = np.asarray(next_piece(np.where(np.arange(T) < end, ids, 0), image))[end - 1]
+            losses.append(-said[ids[end]])
+            right.append(said.argmax() == ids[end])
+    found, metrics = jax.jit(objective.losses)(params, {"patches": {}}, batch, jax.random.key(3))
+    assert found[0] == pytest.approx(np.mean(losses), rel=1e-4)
     assert float(metrics["caption_right"]) == pytest.approx(np.mean(right))
 
 

@@ -43,6 +43,7 @@ def settings_of(config: Config) -> dict:
     """{dotted name: value} of the settings that determine the content of the arrays, beside the tables."""
     data, patches = config.data, config.patches
     columns = {f"data.columns.{name}": value for name, value in vars(data.columns).items()}
+    del columns["data.columns.more_images"]  # arrays hold one picture of a product
     columns["data.columns.text"] = list(data.columns.text)
     sizes = {f"data.{name}": getattr(data, name) for name in ("num_patches", "feature_size")}
     pictures = {f"patches.{name}": getattr(patches, name) for name in ("image_size", "fit")}
