@@ -115,7 +115,7 @@ def test_the_plan_is_held_constant_and_the_whole_encoder_learns():
     objective, batch = make_objective(tasks=TASKS), make_batch()
     params = make_state(objective).params
     loss = lambda p: objective.losses(p, {"patches": {}}, batch, jax.random.key(3))[0][1]  # noqa: E731
-    found = jax.tree.map(lambda x: float(np.abs(x).max()), jax.grad(loss)(params)["fashionbert"])
+    found = jax.tree.map(lambda x: float(np.abs(x).max()), jax.jit(jax.grad(loss))(params)["fashionbert"])
     assert all(np.isfinite(jax.tree.leaves(found)))
     assert found["image_embeddings"]["projection"]["kernel"] > 0 and found["tia"]["kernel"] == 0
 
@@ -126,7 +126,7 @@ def test_a_text_without_words_has_a_finite_loss_and_gradient():
     ids[0], word_ids[0] = [2, 3, *[0] * (ids.shape[1] - 2)], -1
     batch, params = batch._replace(ids=ids, word_ids=word_ids), make_state(objective).params
     loss = lambda p: objective.losses(p, {"patches": {}}, batch, jax.random.key(3))[0][1]  # noqa: E731
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.value_and_grad(loss)(params)))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.jit(jax.value_and_grad(loss))(params)))
 
 
 def test_padding_changes_no_loss():

@@ -83,7 +83,7 @@ def test_the_loss_is_scikit_learns_over_the_products_that_have_the_attribute(rea
 def test_metrics_count_what_is_right_and_what_is_there():
     objective, batch = make_attribute_objective(), labelled_batch()
     params = make_state(objective, config_of()).params
-    _, metrics = objective.losses(params, {"patches": {}}, batch, jax.random.key(3))
+    _, metrics = jax.jit(objective.losses)(params, {"patches": {}}, batch, jax.random.key(3))
     assert float(metrics["attributes_there"]) == pytest.approx(29 / 32)
     (task,) = objective.tasks
     assert task.note({"attributes_right": 0.4, "attributes_there": 0.8}).startswith("At the end 50.0%")
@@ -94,7 +94,8 @@ def test_products_without_any_attribute_teach_nothing():
     objective = make_attribute_objective()
     params = make_state(objective, config_of()).params
     batch = labelled_batch()._replace(attributes=np.full((B, 2), -1, np.int32))
-    gradient = jax.grad(lambda p: objective.losses(p, {"patches": {}}, batch, jax.random.key(3))[0][0])(params)
+    loss = lambda p: objective.losses(p, {"patches": {}}, batch, jax.random.key(3))[0][0]  # noqa: E731
+    gradient = jax.jit(jax.grad(loss))(params)
     assert max(float(np.abs(x).max()) for x in jax.tree.leaves(gradient)) == 0
 
 

@@ -44,15 +44,18 @@ def losses_of(objective, params, batch):
 
 def logits_of(objective, params, ids, text_mask, features):
     """What mlm says at every piece, mpm at every patch, and tia, from the encoder's whole sequence."""
-    apply = partial(objective.model.apply, {"params": params["fashionbert"]})
-    embedded = apply(ids, method="embed_text"), text_mask, apply(features, method="embed_image")
-    hidden, means = apply(*embedded, method="encode_pair")
-    reads = {"mlm": ("logits", hidden[:, : ids.shape[1]]), "mpm": ("logits", hidden[:, ids.shape[1] :])}
-    reads["tia"] = ("match_logits", hidden[:, 0], means)
-    heads = {
-        name: np.asarray(apply(name, *reads[name], method="run_head")) for name in objective.names if name in reads
-    }
-    return [heads.get(name) for name in ("mlm", "mpm", "tia")]
+
+    @jax.jit
+    def heads(params, ids, text_mask, features):
+        apply = partial(objective.model.apply, {"params": params["fashionbert"]})
+        embedded = apply(ids, method="embed_text"), text_mask, apply(features, method="embed_image")
+        hidden, means = apply(*embedded, method="encode_pair")
+        reads = {"mlm": ("logits", hidden[:, : ids.shape[1]]), "mpm": ("logits", hidden[:, ids.shape[1] :])}
+        reads["tia"] = ("match_logits", hidden[:, 0], means)
+        return {name: apply(name, *reads[name], method="run_head") for name in objective.names if name in reads}
+
+    found = jax.device_get(heads(params, ids, text_mask, features))
+    return [found.get(name) for name in ("mlm", "mpm", "tia")]
 
 
 def test_patch_divergence_by_hand():
