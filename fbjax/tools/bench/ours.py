@@ -46,7 +46,7 @@ class Ours:
         check_fit(config, make_mesh(config.mesh))
         if config.data.max_images > 1:
             raise ValueError(
-                f"fbjax bench times one picture of a product: data.max_images {config.data.max_images} (1)"
+                f"fbjax bench times one picture of a product: data.max_images {config.data.max_images} (leave it at 1)"
             )
         network = given_features(config.data) or workloads.random_network(config.patches)
         self._workload = workloads.make_workload(config, network)
