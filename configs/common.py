@@ -42,6 +42,14 @@ def fashiongen(c: ConfigDict) -> None:
     c.data.columns.category, c.data.columns.group = "input_subcategory", "input_productID"
 
 
+def fashiongen_cells(c: ConfigDict) -> None:
+    """Fashion-Gen for BERT-base with 64 word pieces and 8 x 8 cells of ResNet-50's map of 256 pixels, kept on disk."""
+    fashiongen(c)
+    c.patches.network, c.patches.weights = "resnet50", "weights/resnet50.pth"
+    c.patches.geometry, c.patches.mode, c.patches.image_size = "feature_map", "cached", 256
+    c.model.pretrained, c.model.text_tokens = "bert-base-uncased", 64
+
+
 def mobilenet(c: ConfigDict, size: int, patch: int) -> None:
     """Patches of `patch` pixels cut from MobileNetV1's map of one pass over `size` pixels, kept on disk."""
     c.patches.network, c.patches.weights = "mobilenet_v1", "../shared/weights/mobilenet_v1_0.75_224.npz"

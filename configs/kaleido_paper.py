@@ -12,7 +12,7 @@ Departs from the paper, beside what `fbjax/model/rivals/kaleido.py` says: masks 
 names a run that aligns words and patches; the picture tasks read true pairs alone.
 """
 
-from common import adam, fashiongen, kaleido, steps
+from common import adam, fashiongen_cells, kaleido, steps
 
 from fbjax.config import defaults
 
@@ -21,10 +21,7 @@ PHOTOS, EPOCHS, PRODUCTS = 260_480, 25, 256
 
 def get_config():
     c = defaults()
-    fashiongen(c)
-    c.patches.network, c.patches.weights = "resnet50", "weights/resnet50.pth"
-    c.patches.geometry, c.patches.mode, c.patches.image_size = "feature_map", "cached", 256
-    c.model.pretrained, c.model.text_tokens = "bert-base-uncased", 64
+    fashiongen_cells(c)
     kaleido(c, weight=1.0)
     c.train.micro_batches = 4
     num_steps = PHOTOS * EPOCHS // PRODUCTS

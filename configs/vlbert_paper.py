@@ -12,11 +12,10 @@ warm-up are a sixteenth of ten epochs of Conceptual Captions, and so it is a six
 Departs from the paper, beside what `fbjax/model/rivals/vlbert.py` says: 64 cells of a ResNet-50's map and the whole
 image stand in for a detector's boxes and their ResNet-101; a hidden patch's features, made a distribution, for its
 classes; a matching task, which the paper leaves out of pretraining, is trained from the start on [CLS]; masks take
-whole words; no batch is text of books and Wikipedia; pictures are
-not mirrored.
+whole words; no batch is text of books and Wikipedia; pictures are not mirrored.
 """
 
-from common import adam, fashiongen, paper_tasks, steps
+from common import adam, fashiongen_cells, paper_tasks, steps
 
 from fbjax.config import defaults
 
@@ -25,12 +24,8 @@ PHOTOS, EPOCHS, PRODUCTS = 260_480, 10, 256
 
 def get_config():
     c = defaults()
-    fashiongen(c)
-    c.patches.network, c.patches.weights = "resnet50", "weights/resnet50.pth"
-    c.patches.geometry, c.patches.mode, c.patches.image_size = "feature_map", "cached", 256
-    c.patches.whole_image = True
-    c.model.pretrained, c.model.text_tokens = "bert-base-uncased", 64
-    c.model.architecture = "vlbert"
+    fashiongen_cells(c)
+    c.model.architecture, c.patches.whole_image = "vlbert", True
     paper_tasks(c, weights=(1.0, 1.0, 1.0))
     c.tasks.mpm.rate = 0.15
     c.train.micro_batches = 4

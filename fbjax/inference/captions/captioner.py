@@ -35,7 +35,6 @@ class Captioner:
         beams: int = BEAMS,
         patches: PatchNetwork | None = None,
         rows: int | None = None,
-        power: float = 1.0,
     ):
         """`patches`: the network that reads the inputs (default: `run.feature_input`). `rows`: of a batch, at most.
 
@@ -64,14 +63,14 @@ class Captioner:
                 return jax.nn.log_softmax(logits).at[:, never].set(-jnp.inf)
 
             sequences = self.num_tokens, vocabulary.cls_id, vocabulary.sep_id
-            return beam_search(log_probabilities, len(images), beams, *sequences, power)
+            return beam_search(log_probabilities, len(images), beams, *sequences)
 
         self._write = jax.jit(write, in_shardings=(None, by_example(mesh)), out_shardings=replicated(mesh))
 
     def write(self, variables: Any, batches: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Framed piece ids [N, T] int32 and scores [N] of batches of at most `batch_size` images or cached features.
 
-        A score is the mean log probability of a piece, at a length `power` of 1.
+        A score is the mean log probability of a piece.
         """
         ids, scores = [np.empty((0, self.num_tokens), np.int32)], [np.empty(0, np.float32)]
         for images in batches:
